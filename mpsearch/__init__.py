@@ -1,0 +1,5 @@
+"""mpsearch."""
+
+from .predict import Executor
+
+__all__ = ["Executor"]

@@ -1,0 +1,187 @@
+"""Runs nodes: fetches what a node takes, runs its op in a numerics profile, control flow included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cache import ByteCache
+from ..errors import UnsupportedOpError
+from ..numerics import Profile, narrow
+from .graph import Block, Constant, Form, Node, Ref, Source
+from .ops import OPS
+
+Precision = Callable[[int], bool]  # candidate index -> True for FP32
+Env = dict[int, Any]
+
+#: Bytes of derived weight forms (FP16 copies, decompressed weights, copies on a device) to keep.
+DEFAULT_WEIGHT_BYTES = 2 << 30
+
+
+def _always_fp32(_: int) -> bool:
+    return True
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of a tensor, or of a list of tensors."""
+    if isinstance(value, Tensor):
+        return value.element_size() * value.numel()
+    return sum(map(tensor_bytes, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _to_tensor(value: Any) -> Any:
+    """A MIL constant as a tensor that shares its memory where numpy and torch allow it."""
+    array = np.asarray(value)
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    elif array.dtype.kind in "iu" and array.dtype != np.int32:
+        array = array.astype(np.int32)
+    elif array.dtype.kind in "US":
+        return value
+    if not array.flags.writeable or not array.flags.c_contiguous:
+        with_memory = array.view() if array.flags.c_contiguous else np.ascontiguousarray(array)
+        array = with_memory
+    return torch.from_numpy(array) if array.flags.writeable else _read_only(array)
+
+
+def _read_only(array: np.ndarray) -> Tensor:
+    # torch warns of tensors over read-only memory; ops here never write to their inputs.
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _to_python(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_to_python(v) for v in value]
+    return value
+
+
+class Runtime:
+    """Runs the nodes of one function on ``device`` in ``profile``.
+
+    Parameters
+    ----------
+    profile
+        The numerics profile for ops typed FP16.
+    device
+        A torch device; constants are copied to it when first used.
+    weight_bytes
+        Limit for derived forms of constants; the originals are shared, not copied.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        device: str | torch.device = "cpu",
+        weight_bytes: int = DEFAULT_WEIGHT_BYTES,
+    ) -> None:
+        self.profile = profile
+        self.device = torch.device(device)
+        self.executions = 0
+        self._weights: ByteCache[Any] = ByteCache(weight_bytes, tensor_bytes)
+        self._python: dict[Constant, Any] = {}
+
+    # -- what a node takes ---------------------------------------------------------------------
+
+    def _constant(self, constant: Constant) -> Any:
+        found = self._weights.get(constant)
+        if found is None:
+            found = _to_tensor(constant.load())
+            if isinstance(found, Tensor):
+                found = narrow(found) if constant.narrow else found
+                found = found.to(self.device)
+            self._weights.put(constant, found)
+        return found
+
+    def _tensor(self, source: Source, env: Mapping[int, Any]) -> Any:
+        if isinstance(source, Ref):
+            value = env[source.slot]
+            return narrow(value) if source.narrow else value
+        if isinstance(source, Constant):
+            return self._constant(source)
+        return None if source is None else [self._tensor(item, env) for item in source]
+
+    def _value(self, source: Source, env: Mapping[int, Any]) -> Any:
+        if isinstance(source, Constant):
+            if source not in self._python:
+                value = source.load()
+                rounded = np.float16(value) if source.narrow else value
+                self._python[source] = _to_python(rounded)
+            return self._python[source]
+        if isinstance(source, Ref):
+            return _to_python(self._tensor(source, env))
+        return None if source is None else [self._value(item, env) for item in source]
+
+    # -- running -------------------------------------------------------------------------------
+
+    def run(
+        self, node: Node, env: Mapping[int, Any], is_fp32: Precision = _always_fp32
+    ) -> tuple[Any, ...]:
+        """The results of one node.
+
+        ``is_fp32`` decides for candidate ops; ops without an FP16 form run as they are typed.
+
+        Raises
+        ------
+        UnsupportedOpError
+            If the executor has no such op, or the op cannot take these arguments.
+        """
+        if node.blocks:
+            return self._control(node, env, is_fp32)
+        op = OPS.get(node.op_type)
+        if op is None:
+            raise UnsupportedOpError(f"the executor has no {node}")
+        cast = node.fp16 is not None and node.candidate is not None and not is_fp32(node.candidate)
+        form: Form = node.fp16 if cast and node.fp16 is not None else node.fp32
+        arguments = {
+            name: self._tensor(source, env) if name in op.tensors else self._value(source, env)
+            for name, source in form.inputs.items()
+        }
+        self.executions += 1
+        fp16 = cast or "fp16" in form.out_dtypes
+        try:
+            results = self.profile.run(
+                node.op_type, op.function, arguments, form.out_dtypes, fp16
+            )
+        except (NotImplementedError, TypeError) as error:
+            raise UnsupportedOpError(f"the executor cannot run {node}: {error}") from error
+        if self.device.type != "cpu":
+            return tuple(r.to(self.device) if isinstance(r, Tensor) else r for r in results)
+        return results
+
+    def run_block(
+        self, block: Block, arguments: list[Any], env: Mapping[int, Any], is_fp32: Precision
+    ) -> list[Any]:
+        """Run a nested block on a copy of the surrounding values."""
+        inner = dict(env)
+        inner.update(zip(block.inputs, arguments, strict=True))
+        for node in block.nodes:
+            inner.update(zip(node.outputs, self.run(node, inner, is_fp32), strict=True))
+        return [self._tensor(source, inner) for source in block.outputs]
+
+    def _control(
+        self, node: Node, env: Mapping[int, Any], is_fp32: Precision
+    ) -> tuple[Any, ...]:
+        if node.op_type == "cond":
+            taken = node.blocks[0 if bool(self._tensor(node.fp32.inputs["pred"], env)) else 1]
+            return tuple(self.run_block(taken, [], env, is_fp32))
+        condition, body = node.blocks
+        values = self._tensor(node.fp32.inputs["loop_vars"], env)
+        while bool(self.run_block(condition, values, env, is_fp32)[0]):
+            values = self.run_block(body, values, env, is_fp32)
+        return tuple(values)
+
+    def source(self, source: Source, env: Mapping[int, Any]) -> Any:
+        """The value of a function output."""
+        return self._tensor(source, env)

@@ -1,0 +1,481 @@
+"""The numerics profiles: the one place that knows how FP16 rounds.
+
+A profile says what an op typed FP16 computes. Ops themselves are written once, in FP32, and do
+not know in which profile they run.
+
+``ieee``
+    Every float input is rounded to FP16 (nearest even, overflow to infinity, subnormals kept),
+    the op computes in FP32, its result is rounded to FP16. This is what coremltools' "Typed
+    Execution" guide promises, and what a GPU does that accumulates in FP32, which Core ML does
+    unless ``allowLowPrecisionAccumulationOnGPU`` is set.
+``ane``
+    ``ieee`` with what has been observed of the Neural Engine: results of matmul, linear and
+    convolutions with more than one tap overflow at 32768; inf - inf, 0 * inf, sqrt(-1) and
+    log(-1) give 0; a NaN that comes in counts as +inf; softplus and log-sum-exp are computed
+    without the usual stabilisation. Sources: ane-guide.readthedocs.io, part 1, "Numerics";
+    arXiv 2606.22283; coremltools issues #2687 and #2690. Reverse-engineered, not documented
+    by Apple.
+``strict``
+    ``ieee`` with every inner step of a composite op rounded to FP16, and sums and dot products
+    accumulated in FP16. A worst case: how BNNS and MPSGraph accumulate, and what l2_norm,
+    reduce_mean and scaled_dot_product_attention do inside, is not public.
+``wide``
+    FP16 only as storage of constants and of the model's inputs and outputs; everything computed
+    and passed on in FP32. Typed execution allows it, and Core ML does it on the CPU wherever it
+    has no FP16 kernel. For checking a conversion, not for choosing precisions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+#: Ops that move or select values and compute nothing: they run on FP16 storage as it is.
+_MOVES = frozenset(
+    """batch_to_space concat crop depth_to_space expand_dims flatten2d gather gather_along_axis
+    gather_nd identity list_gather list_read list_scatter list_write make_list maximum minimum
+    pixel_shuffle pixel_unshuffle relu reshape reshape_like reverse reverse_sequence select
+    slice_by_index slice_by_size slice_update sliding_windows space_to_batch space_to_depth split
+    squeeze stack tile transpose read_state coreml_update_state""".split()
+)
+
+#: Elementwise ops whose FP16 kernels in torch compute in FP32 and round once, so that they give
+#: ``ieee``'s bits without a conversion before and after.
+_ROUND_ONCE = frozenset({"add", "mul", "sub", "real_div"})
+
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bool": torch.bool}
+
+
+def narrow(x: Any) -> Any:
+    """Round a float tensor, or each of a list of them, to FP16; others pass."""
+    if isinstance(x, Tensor):
+        return x.to(torch.float16) if x.dtype is torch.float32 else x
+    return [narrow(item) for item in x] if isinstance(x, list) else x
+
+
+def _widen(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.to(torch.float32) if x.dtype is torch.float16 else x
+    return [_widen(item) for item in x] if isinstance(x, list) else x
+
+
+def _typed(x: Any, dtype: str) -> Any:
+    """Give a result the dtype that the program declares for it (integers are kept as int32)."""
+    if not isinstance(x, Tensor):
+        return narrow(x) if dtype == "fp16" else x
+    wanted = _DTYPES.get(dtype, torch.int32)
+    return x if x.dtype is wanted else x.to(wanted)
+
+
+class Profile:
+    """How an op typed FP16 computes. This base class is the profile ``ieee``."""
+
+    name = "ieee"
+
+    def treats(self, op_type: str) -> str:
+        """What this profile does differently from ``ieee`` for an op, empty where nothing."""
+        return ""
+
+    def run(
+        self,
+        op_type: str,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
+        out_dtypes: tuple[str, ...],
+        fp16: bool,
+    ) -> tuple[Any, ...]:
+        """Run one op and give its results the dtypes ``out_dtypes``.
+
+        ``fp16`` says whether the op is typed FP16; its float inputs are then already rounded.
+        """
+        if op_type not in _MOVES and not (fp16 and self._native(op_type, arguments)):
+            arguments = {k: _widen(v) for k, v in arguments.items()}
+        elif op_type in _MOVES and not fp16:
+            arguments = {k: _widen(v) for k, v in arguments.items()}
+        out = self._compute(op_type, function, arguments) if fp16 else function(**arguments)
+        results = out if isinstance(out, tuple) else (out,)
+        return tuple(map(_typed, results, out_dtypes))
+
+    def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
+        """Whether torch's own FP16 kernel gives this op's result bit for bit."""
+        return op_type in _ROUND_ONCE and all(
+            not isinstance(v, Tensor) or v.dtype is torch.float16 for v in arguments.values()
+        )
+
+    def _compute(
+        self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        return function(**arguments)
+
+
+class _Replaced(TorchFunctionMode):
+    """Run an op's function with some torch functions replaced and every result passed on."""
+
+    def __init__(
+        self,
+        replacements: dict[Any, Callable[..., Any]],
+        after: Callable[[Any], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._replacements = replacements
+        self._after = after
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        replacement = self._replacements.get(func)
+        if replacement is not None:
+            with self:  # the replacement's own steps are seen as well
+                return replacement(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        return out if self._after is None else self._after(out)
+
+
+class Wide(Profile):
+    """Everything in FP32 (see the module's docstring)."""
+
+    name = "wide"
+
+    def run(
+        self,
+        op_type: str,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
+        out_dtypes: tuple[str, ...],
+        fp16: bool,
+    ) -> tuple[Any, ...]:
+        out = function(**{k: _widen(v) for k, v in arguments.items()})
+        results = _widen(list(out) if isinstance(out, tuple) else [out])
+        wide = ("fp32" if dtype == "fp16" else dtype for dtype in out_dtypes)
+        return tuple(map(_typed, results, wide))
+
+
+# --- ane -------------------------------------------------------------------------------------
+
+_ANE_LIMIT = 32768.0
+
+
+def _ane_saturate(x: Tensor) -> Tensor:
+    return torch.where(x.abs() >= _ANE_LIMIT, torch.copysign(torch.full_like(x, math.inf), x), x)
+
+
+def _ane_exp(x: Tensor) -> Tensor:
+    return _ane_saturate(torch.exp(x))
+
+
+def _ane_softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    return torch.log(1 + _ane_exp(x))
+
+
+def _ane_logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return torch.log(torch.sum(_ane_exp(x), dim=dim, keepdim=keepdim))
+
+
+class Ane(Profile):
+    """The Neural Engine as far as it has been observed (see the module's docstring)."""
+
+    name = "ane"
+    _PRODUCTS = frozenset({"matmul", "linear", "einsum", "conv", "conv_quantized"})
+    _UNSTABLE = {
+        F.softplus: _ane_softplus,
+        torch.logsumexp: _ane_logsumexp,
+    }
+    _UNSTABLE_OPS = frozenset({"softplus", "softplus_parametric", "reduce_log_sum_exp"})
+
+    def treats(self, op_type: str) -> str:
+        if op_type in self._PRODUCTS:
+            taps = " with more than one tap" if op_type.startswith("conv") else ""
+            return f"results{taps} of magnitude 32768 and more become infinite"
+        if op_type in self._UNSTABLE_OPS:
+            return "computed without stabilisation, exp overflows at 32768"
+        return ""
+
+    def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
+        return False
+
+    def _compute(
+        self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        if op_type in _MOVES:
+            return function(**arguments)
+        clean = {
+            k: torch.where(v.isnan(), math.inf, v)
+            if isinstance(v, Tensor) and v.is_floating_point()
+            else v
+            for k, v in arguments.items()
+        }
+        if op_type in self._UNSTABLE_OPS:
+            with _Replaced(self._UNSTABLE):
+                out = function(**clean)
+        else:
+            out = function(**clean)
+        if op_type in self._PRODUCTS and self._taps(op_type, clean) > 1:
+            out = _ane_saturate(out)
+        return tuple(map(self._no_nan, out)) if isinstance(out, tuple) else self._no_nan(out)
+
+    @staticmethod
+    def _taps(op_type: str, arguments: dict[str, Any]) -> int:
+        if not op_type.startswith("conv"):
+            return 2
+        weight: Tensor = arguments["weight"]
+        return weight[0, 0].numel()
+
+    @staticmethod
+    def _no_nan(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return torch.where(x.isnan(), 0.0, x)
+        return x
+
+
+# --- strict ----------------------------------------------------------------------------------
+
+
+def _round(out: Any) -> Any:
+    """Round a float result to FP16, kept in FP32 storage for the next step."""
+    if isinstance(out, Tensor):
+        return out.half().float() if out.dtype is torch.float32 else out
+    return tuple(map(_round, out)) if isinstance(out, tuple) else out
+
+
+def _sum_over(x: Tensor) -> Tensor:
+    """Sum over the last axis, one FP16 addition after the other."""
+    total = torch.zeros(x.shape[:-1], dtype=torch.float16, device=x.device)
+    for column in x.half().unbind(-1):
+        total = total + column
+    return total.float()
+
+
+def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    if not x.is_floating_point():
+        with torch._C.DisableTorchFunction():
+            return torch.sum(x, dim=dim, keepdim=keepdim)
+    dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    reduced = sorted(d % x.dim() for d in dims)
+    with torch._C.DisableTorchFunction():
+        kept = [d for d in range(x.dim()) if d not in reduced]
+        flat = x.permute(kept + reduced).reshape([x.shape[d] for d in kept] + [-1])
+        out = _sum_over(flat)
+        return out.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)]) if keepdim else out
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    total = _sum(x, dim, keepdim)
+    return torch.div(total, x.numel() // max(total.numel(), 1))
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        if not x.is_floating_point():
+            return torch.matmul(x, y)
+        row, column = x.dim() == 1, y.dim() == 1
+        a = x.unsqueeze(0) if row else x
+        b = y.unsqueeze(-1) if column else y
+        a16, b16 = a.half(), b.half()
+        total = torch.zeros((), dtype=torch.float16, device=x.device)
+        for k in range(a16.shape[-1]):
+            total = total + a16[..., :, k : k + 1] * b16[..., k : k + 1, :]
+        out = total.float()
+        out = out.squeeze(-2) if row else out
+        return out.squeeze(-1) if column else out
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    out = _matmul(x, weight.T)
+    return out if bias is None else torch.add(out, bias)
+
+
+def _conv(rank: int) -> Callable[..., Tensor]:
+    def conv(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            per_axis = [v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)]
+            strides, dilations = per_axis
+            pads = padding if isinstance(padding, (list, tuple)) else [padding] * rank
+            x = F.pad(x, [p for p in reversed(pads) for _ in range(2)])
+            kernel = weight.shape[2:]
+            windows = x
+            for d in range(rank):
+                span = (kernel[d] - 1) * dilations[d] + 1
+                windows = windows.unfold(2 + d, span, strides[d])[..., :: dilations[d]]
+            n, c = x.shape[:2]
+            out_size = windows.shape[2 : 2 + rank]
+            columns = windows.reshape(n, groups, c // groups, math.prod(out_size), -1)
+            columns = columns.permute(0, 1, 3, 2, 4).flatten(3)
+            taps = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+            out = _matmul(columns, taps.unsqueeze(0))
+            out = out.transpose(2, 3).reshape(n, weight.shape[0], *out_size)
+        return out if bias is None else torch.add(out, bias.reshape((-1,) + (1,) * rank))
+
+    return conv
+
+
+def _softmax(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
+    e = torch.exp(torch.sub(x, torch.amax(x, dim=dim, keepdim=True)))
+    return torch.div(e, _sum(e, dim, True))
+
+
+def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return torch.log(_sum(torch.exp(x), dim, keepdim))
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        inner = torch.mul(0.044715, torch.mul(torch.mul(x, x), x))
+        gate = torch.tanh(torch.mul(math.sqrt(2 / math.pi), torch.add(x, inner)))
+    else:
+        gate = torch.erf(torch.mul(x, math.sqrt(0.5)))
+    return torch.mul(torch.mul(0.5, x), torch.add(1, gate))
+
+
+def _silu(x: Tensor) -> Tensor:
+    return torch.mul(x, torch.sigmoid(x))
+
+
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    return torch.log(torch.add(1, torch.exp(x)))
+
+
+def _normalise(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    centred = torch.sub(x, _mean(x, dims, True))
+    variance = _mean(torch.mul(centred, centred), dims, True)
+    return torch.div(centred, torch.sqrt(torch.add(variance, eps)))
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    out = _normalise(x, list(range(-len(normalized_shape), 0)), eps)
+    out = out if weight is None else torch.mul(out, weight)
+    return out if bias is None else torch.add(out, bias)
+
+
+def _instance_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    shape = (-1,) + (1,) * (x.dim() - 2)
+    out = _normalise(x, list(range(2, x.dim())), eps)
+    out = out if weight is None else torch.mul(out, weight.reshape(shape))
+    return out if bias is None else torch.add(out, bias.reshape(shape))
+
+
+def _batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    shape = (-1,) + (1,) * (x.dim() - 2)
+    centred = torch.sub(x, mean.reshape(shape))
+    out = torch.div(centred, torch.sqrt(torch.add(variance.reshape(shape), eps)))
+    out = out if weight is None else torch.mul(out, weight.reshape(shape))
+    return out if bias is None else torch.add(out, bias.reshape(shape))
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+) -> Tensor:
+    scaled = torch.mul(query, 1 / math.sqrt(query.shape[-1]))
+    logits = _matmul(scaled, key.transpose(-1, -2))
+    if attn_mask is not None:
+        if attn_mask.dtype is torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, -math.inf)
+        logits = torch.add(logits, attn_mask)
+    return _matmul(_softmax(logits), value)
+
+
+_STEPS: dict[Any, Callable[..., Any]] = {
+    torch.sum: _sum,
+    torch.mean: _mean,
+    torch.matmul: _matmul,
+    F.linear: _linear,
+    F.conv1d: _conv(1),
+    F.conv2d: _conv(2),
+    F.conv3d: _conv(3),
+    F.softmax: _softmax,
+    torch.logsumexp: _logsumexp,
+    F.gelu: _gelu,
+    F.silu: _silu,
+    F.softplus: _softplus,
+    F.layer_norm: _layer_norm,
+    F.instance_norm: _instance_norm,
+    F.batch_norm: _batch_norm,
+    F.scaled_dot_product_attention: _attention,
+}
+
+
+class Strict(Profile):
+    """Every step rounded, every sum accumulated in FP16 (see the module's docstring)."""
+
+    name = "strict"
+    _ACCUMULATES = frozenset(
+        """matmul linear conv conv_quantized reduce_sum reduce_mean reduce_l1_norm reduce_l2_norm
+        reduce_log_sum reduce_sum_square""".split()
+    )
+    _COMPOSITE = frozenset(
+        """batch_norm elu gelu gru instance_norm inverse l2_norm l2_pool layer_norm leaky_relu
+        linear_activation log lstm prelu reduce_log_sum_exp resize_bilinear rnn rsqrt
+        scaled_dot_product_attention scaled_tanh sigmoid_hard silu softmax softplus
+        softplus_parametric softsign upsample_bilinear resample affine resize crop_resize
+        clamped_relu""".split()
+    )
+
+    def treats(self, op_type: str) -> str:
+        if op_type in self._ACCUMULATES:
+            return "accumulates in FP16"
+        return "every inner step rounded to FP16" if op_type in self._COMPOSITE else ""
+
+    def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
+        return False
+
+    def _compute(
+        self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        if not self.treats(op_type):
+            return function(**arguments)
+        with _Replaced(_STEPS, after=_round):
+            return function(**arguments)
+
+
+PROFILES: dict[str, Profile] = {p.name: p for p in (Profile(), Ane(), Strict(), Wide())}
+
+
+def profiles(names: str) -> list[Profile]:
+    """The profiles named in a comma-separated list.
+
+    Raises
+    ------
+    ValueError
+        If a name is not one of :data:`PROFILES`.
+    """
+    out = []
+    for name in names.split(","):
+        if name.strip() not in PROFILES:
+            raise ValueError(
+                f"numerics {name.strip()!r} is not known; choose from {', '.join(PROFILES)}, "
+                "or several with commas between them"
+            )
+        out.append(PROFILES[name.strip()])
+    return out
