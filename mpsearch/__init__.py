@@ -1,5 +1,32 @@
-"""mpsearch."""
+"""Find the fewest ops that must stay FP32 for a PyTorch model to work in Core ML's FP16.
 
+>>> import mpsearch
+>>> result = mpsearch.optimize(model, samples, budget=1e-3)  # doctest: +SKIP
+>>> result.save("model-mixed")  # doctest: +SKIP
+"""
+
+from .api import optimize
+from .errors import (
+    InfeasibleError,
+    InputError,
+    MpsearchError,
+    UnsupportedOpError,
+    VerificationError,
+)
 from .predict import Executor
+from .result import Result
+from .stored import Report, apply, check
 
-__all__ = ["Executor"]
+__all__ = [
+    "Executor",
+    "InfeasibleError",
+    "InputError",
+    "MpsearchError",
+    "Report",
+    "Result",
+    "UnsupportedOpError",
+    "VerificationError",
+    "apply",
+    "check",
+    "optimize",
+]

@@ -265,7 +265,11 @@ def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
         kept = [d for d in range(x.dim()) if d not in reduced]
         flat = x.permute(kept + reduced).reshape([x.shape[d] for d in kept] + [-1])
         out = _sum_over(flat)
-        return out.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)]) if keepdim else out
+        return (
+            out.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)])
+            if keepdim
+            else out
+        )
 
 
 def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
@@ -305,7 +309,9 @@ def _conv(rank: int) -> Callable[..., Tensor]:
         groups: int = 1,
     ) -> Tensor:
         with torch._C.DisableTorchFunction():
-            per_axis = [v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)]
+            per_axis = [
+                v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
+            ]
             strides, dilations = per_axis
             pads = padding if isinstance(padding, (list, tuple)) else [padding] * rank
             x = F.pad(x, [p for p in reversed(pads) for _ in range(2)])

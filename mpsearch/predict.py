@@ -42,9 +42,7 @@ class State:
         """Set the state ``name``; the shape must be the state's own."""
         held = self._get(name)
         if np.shape(value) != held.shape:
-            raise InputError(
-                f"state {name!r} has shape {np.shape(value)}, expected {held.shape}"
-            )
+            raise InputError(f"state {name!r} has shape {np.shape(value)}, expected {held.shape}")
         held[...] = value
 
 
@@ -93,7 +91,7 @@ class Executor:
         program, name = self._open(source, function_name)
         self._signature = program.functions[name]
         self._declared = {
-            v.name: _NUMPY.get(_program._dtype(v), np.int32) for v in self._signature.outputs
+            v.name: _NUMPY.get(_program.dtype_of(v), np.int32) for v in self._signature.outputs
         }
         self._function: Function = _program.lower(program, name)
         self._runtime = Runtime(profile, device)
@@ -155,9 +153,7 @@ class Executor:
             arrays[name] = np.zeros(wrapped.get_shape(), _NUMPY.get(dtype, np.int32))
         return State(arrays)
 
-    def predict(
-        self, data: Any, state: State | None = None
-    ) -> Any:
+    def predict(self, data: Any, state: State | None = None) -> Any:
         """Predict, with the conventions of ``MLModel.predict``.
 
         Parameters
@@ -185,7 +181,10 @@ class Executor:
             raise InputError(
                 f"predict takes a dict of inputs or a list of dicts, got {type(data).__name__}"
             )
-        env = self._bind(dict(data))
+        env = {
+            self._function.inputs[name]: value.to(self._runtime.device)
+            for name, value in self.bind(data).items()
+        }
         for name, slot in self._function.states.items():
             if state is None:
                 raise InputError(f"state {name!r} is missing; pass state=executor.make_state()")
@@ -207,30 +206,35 @@ class Executor:
 
     # -- inputs --------------------------------------------------------------------------------
 
-    def _bind(self, data: dict[str, Any]) -> dict[int, Any]:
-        described = {} if self._description is None else {
-            i.name: i for i in self._description.input
-        }
+    def bind(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inputs as the program takes them, checked and with defaults filled in."""
+        described = (
+            {} if self._description is None else {i.name: i for i in self._description.input}
+        )
         unknown = sorted(set(data) - set(self._function.inputs))
         if unknown:
             raise InputError(
                 f"input {unknown[0]!r} is not known; the model takes "
                 + ", ".join(self._function.inputs)
             )
-        env: dict[int, Any] = {}
-        for name, slot in self._function.inputs.items():
+        bound = {}
+        for name in self._function.inputs:
             value = data.get(name)
             if value is None:
                 value = _default(described.get(name))
             if value is None:
                 raise InputError(f"input {name!r} is missing; expected {self._expected(name)}")
-            env[slot] = self._convert(name, value, described.get(name)).to(self._runtime.device)
-        return env
+            bound[name] = self._convert(name, value, described.get(name))
+        return bound
+
+    def input_ranks(self) -> dict[str, int]:
+        """The rank of every input."""
+        return {n: len(self._signature.inputs[n].shape) for n in self._function.inputs}
 
     def _expected(self, name: str) -> str:
         var = self._signature.inputs[name]
         shape = tuple(int(s) if isinstance(s, (int, np.integer)) else "?" for s in var.shape)
-        return f"{_program._dtype(var)} of shape {shape}"
+        return f"{_program.dtype_of(var)} of shape {shape}"
 
     def _convert(self, name: str, value: Any, feature: Any) -> Tensor:
         var = self._signature.inputs[name]
@@ -258,7 +262,7 @@ class Executor:
             raise InputError(
                 f"input {name!r} has shape {array.shape}, expected {self._expected(name)}"
             )
-        dtype = _NUMPY.get(_program._dtype(var), np.int32)
+        dtype = _NUMPY.get(_program.dtype_of(var), np.int32)
         return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
     @staticmethod
@@ -280,9 +284,9 @@ class Executor:
     # -- outputs -------------------------------------------------------------------------------
 
     def _present(self, values: dict[str, Any]) -> dict[str, Any]:
-        described = {} if self._description is None else {
-            o.name: o for o in self._description.output
-        }
+        described = (
+            {} if self._description is None else {o.name: o for o in self._description.output}
+        )
         out: dict[str, Any] = {}
         for name, value in values.items():
             feature = described.get(name)

@@ -61,7 +61,7 @@ def copy_program(program: Program) -> Program:
     """A copy that may be changed by passes; arrays are shared with the original."""
     shared: dict[int, Any] = {}
     for function in program.functions.values():
-        for op in _all_ops(function):
+        for op in all_ops(function):
             if op.op_type == "const" and isinstance(op.val.val, np.ndarray):
                 shared[id(op.val.val)] = op.val.val
     out: list[Program] = []
@@ -70,7 +70,7 @@ def copy_program(program: Program) -> Program:
         out.append(copy.deepcopy(program, shared))
 
     # deepcopy follows the linked list of ops: its depth grows with the length of the program.
-    count = sum(1 for f in program.functions.values() for _ in _all_ops(f))
+    count = sum(1 for f in program.functions.values() for _ in all_ops(f))
     limit = sys.getrecursionlimit()
     stack = threading.stack_size(min(1 << 30, (16 << 20) + 40_000 * count))
     sys.setrecursionlimit(limit + 100 * count)
@@ -109,15 +109,17 @@ def load_program(spec: Any, weights_dir: str) -> Program:
 
 
 def _all_blocks(block: MilBlock) -> list[MilBlock]:
-    return [block] + [b for op in block.operations for child in op.blocks for b in _all_blocks(child)]
+    return [block] + [
+        b for op in block.operations for child in op.blocks for b in _all_blocks(child)
+    ]
 
 
-def _all_ops(block: MilBlock) -> list[Operation]:
+def all_ops(block: MilBlock) -> list[Operation]:
     """Every op of a block, those of nested blocks before the op that owns them."""
     out = []
     for op in block.operations:
         for child in op.blocks:
-            out.extend(_all_ops(child))
+            out.extend(all_ops(child))
         out.append(op)
     return out
 
@@ -135,7 +137,7 @@ class _Recorder(FP16ComputePrecision):
     def _get_casted_outputs(self, op: Operation, casted_inputs: dict[str, Any]) -> Any:
         out = super()._get_casted_outputs(op, casted_inputs)
         results = out if isinstance(out, (list, tuple)) else [out]
-        dtypes = tuple(_dtype(v) for v in results)
+        dtypes = tuple(dtype_of(v) for v in results)
         self.cast[op.name] = (casted_inputs, dtypes)
         return out
 
@@ -148,7 +150,7 @@ def _record_casts(program: Program) -> dict[str, tuple[dict[str, Any], tuple[str
     return recorder.cast
 
 
-def _dtype(var: Var) -> str:
+def dtype_of(var: Var) -> str:
     """The element type of a value as MIL writes it; ``list`` for a list."""
     return "list" if types.is_list(var.sym_type) else types.builtin_to_string(var.dtype)
 
@@ -156,9 +158,7 @@ def _dtype(var: Var) -> str:
 # --- lowering --------------------------------------------------------------------------------
 
 
-def lower(
-    program: Program, function: str = "main", layer_of: LayerOf | None = None
-) -> Function:
+def lower(program: Program, function: str = "main", layer_of: LayerOf | None = None) -> Function:
     """A function of a MIL program in the executor's terms, run as it is typed.
 
     Raises
@@ -255,7 +255,7 @@ class _Lowering:
         names = [n for n in op.input_spec.input_types if not n.startswith("_")]
         given = {n: op.inputs.get(n, getattr(op, n, None)) for n in names}
         inputs = {n: self._source(v) for n, v in given.items() if v is not None}
-        fp32 = Form(inputs, tuple(_dtype(v) for v in op.outputs))
+        fp32 = Form(inputs, tuple(dtype_of(v) for v in op.outputs))
         node = Node(
             op.op_type,
             op.name,
@@ -286,9 +286,7 @@ class _Lowering:
             for v in values
             if v is not None and isinstance(v.val, np.ndarray) and v.val.dtype == np.float32
         )
-        return CandidateOp(
-            len(self.candidates), op.name, op.op_type, node.layer, shapes, weights
-        )
+        return CandidateOp(len(self.candidates), op.name, op.op_type, node.layer, shapes, weights)
 
     def _block(self, block: MilBlock) -> Block:
         self._depth += 1
@@ -311,7 +309,7 @@ class _Lowering:
 
 def _narrowed(source: Source, var: Any) -> Source:
     """The FP16 form of an input, given what the cast pass put in its place."""
-    if not isinstance(var, Var) or _dtype(var) != "fp16":
+    if not isinstance(var, Var) or dtype_of(var) != "fp16":
         return source
     if isinstance(source, Ref):
         return Ref(source.slot, narrow=True)

@@ -173,17 +173,13 @@ def crop_resize(
         picked = x[sources]
         outside = (gy < 0) | (gy > h - 1) | (gx < 0) | (gx > w - 1)
         n = len(sources)
-        sampled = _sample(
-            picked, gx.expand(n, -1, -1), gy.expand(n, -1, -1), False, "border", 0.0
-        )
+        sampled = _sample(picked, gx.expand(n, -1, -1), gy.expand(n, -1, -1), False, "border", 0.0)
         crops.append(torch.where(outside, pad_value, sampled))
     out = torch.stack(crops)
     return out if roi is not None else out.squeeze(1)
 
 
-def _box_positions(
-    start: float, end: float, out: int, mode: str, device: torch.device
-) -> Tensor:
+def _box_positions(start: float, end: float, out: int, mode: str, device: torch.device) -> Tensor:
     i = torch.arange(out, dtype=torch.float32, device=device)
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
         if out == 1:

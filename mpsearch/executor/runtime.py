@@ -92,6 +92,11 @@ class Runtime:
         self._weights: ByteCache[Any] = ByteCache(weight_bytes, tensor_bytes)
         self._python: dict[Constant, Any] = {}
 
+    def share_weights(self, other: Runtime) -> None:
+        """Use another runtime's forms of constants: they do not depend on the profile."""
+        self._weights = other._weights
+        self._python = other._python
+
     # -- what a node takes ---------------------------------------------------------------------
 
     def _constant(self, constant: Constant) -> Any:
@@ -151,9 +156,7 @@ class Runtime:
         self.executions += 1
         fp16 = cast or "fp16" in form.out_dtypes
         try:
-            results = self.profile.run(
-                node.op_type, op.function, arguments, form.out_dtypes, fp16
-            )
+            results = self.profile.run(node.op_type, op.function, arguments, form.out_dtypes, fp16)
         except (NotImplementedError, TypeError) as error:
             raise UnsupportedOpError(f"the executor cannot run {node}: {error}") from error
         if self.device.type != "cpu":
@@ -170,9 +173,7 @@ class Runtime:
             inner.update(zip(node.outputs, self.run(node, inner, is_fp32), strict=True))
         return [self._tensor(source, inner) for source in block.outputs]
 
-    def _control(
-        self, node: Node, env: Mapping[int, Any], is_fp32: Precision
-    ) -> tuple[Any, ...]:
+    def _control(self, node: Node, env: Mapping[int, Any], is_fp32: Precision) -> tuple[Any, ...]:
         if node.op_type == "cond":
             taken = node.blocks[0 if bool(self._tensor(node.fp32.inputs["pred"], env)) else 1]
             return tuple(self.run_block(taken, [], env, is_fp32))

@@ -123,7 +123,9 @@ def _merge(
         product = torch.ones_like(data).reshape(-1)
         product = product.scatter_reduce(0, linear.reshape(-1), values, "prod")
         quotient = torch.div(
-            out, product.reshape(out.shape), rounding_mode=None if out.is_floating_point() else "trunc"
+            out,
+            product.reshape(out.shape),
+            rounding_mode=None if out.is_floating_point() else "trunc",
         )
         return quotient.to(data.dtype)
     flat = out.reshape(-1).scatter_reduce(0, linear.reshape(-1), values, reduce)

@@ -85,9 +85,7 @@ def _expected_failures() -> list[tuple[re.Pattern[str], str]]:
     for line in (HERE / "expected_failures.txt").read_text().splitlines():
         if line.strip() and not line.startswith("#"):
             pattern, _, reason = line.partition("  # ")
-            out.append(
-                (re.compile(".*".join(map(re.escape, pattern.strip().split("*")))), reason)
-            )
+            out.append((re.compile(".*".join(map(re.escape, pattern.strip().split("*")))), reason))
     return out
 
 
@@ -102,7 +100,11 @@ def pytest_configure(config: pytest.Config) -> None:
     # One seed for all workers of pytest-xdist, or each would collect other tests.
     seed = config.getoption("--sample-seed")
     if seed is None:
-        seed = int(os.environ.setdefault("MPSEARCH_SAMPLE_SEED", str(random.SystemRandom().randrange(10**6))))
+        seed = int(
+            os.environ.setdefault(
+                "MPSEARCH_SAMPLE_SEED", str(random.SystemRandom().randrange(10**6))
+            )
+        )
     config.stash[_SEED] = seed
 
 
@@ -110,7 +112,9 @@ _SEED = pytest.StashKey[int]()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"conformance: sample {config.getoption('--sample') or 'all'}, seed {config.stash[_SEED]}"
+    return (
+        f"conformance: sample {config.getoption('--sample') or 'all'}, seed {config.stash[_SEED]}"
+    )
 
 
 def _is_neural_network(item: pytest.Item) -> bool:

@@ -1,0 +1,143 @@
+"""The flow: source -> pre-cast program -> search -> package -> read back -> result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import pins, search
+from .errors import InputError
+from .metrics import Metric
+from .outcome import finish, infeasible
+from .prepare import check_device, prepare
+from .problem import Problem
+from .progress import Progress
+from .result import Result
+
+DEFAULT_TRIALS = 300
+
+
+def optimize(
+    model: Any,
+    inputs: Any,
+    budget: float,
+    metric: str | Callable[..., float] = "rel_l2",
+    *,
+    strategy: str = "greedy-optuna",
+    numerics: str = "ieee",
+    target: str = "iOS17",
+    trials: int | None = None,
+    timeout: float | None = None,
+    seed: int = 0,
+    keep_fp32: Iterable[str] = (),
+    keep_fp16: Iterable[str] = (),
+    by: str = "op",
+    heldout: float = 0.25,
+    io_dtype: str | None = None,
+    device: str = "cpu",
+    cache_bytes: int | None = None,
+    progress: bool | None = None,
+    name: str | None = None,
+) -> Result:
+    """Find the fewest ops that must stay FP32 for a model to meet an accuracy budget in Core ML.
+
+    Parameters
+    ----------
+    model
+        An ``nn.Module``, ``ScriptModule``, ``ExportedProgram`` or FP32 ``MLModel``, or a path as
+        :func:`mpsearch.loading.load_model` takes it.
+    inputs
+        Calibration data: one sample (a tensor, a tuple, a dict), a list of samples, a DataLoader,
+        or :class:`mpsearch.data.Data`.
+    budget
+        The largest error allowed (the smallest value, in dB, for ``psnr`` and ``snr``; the
+        largest drop for a task metric).
+    metric
+        See :func:`mpsearch.metrics.resolve`.
+    strategy
+        A name in the entry-point group ``mpsearch.strategies``.
+    numerics
+        ``ieee``, ``ane``, ``strict``, or several with commas between them: the worst counts.
+    target
+        ``minimum_deployment_target``: ``iOS15`` to ``iOS18``.
+    trials, timeout
+        Limits: evaluations (default 300) and seconds.
+    seed
+        For everything random.
+    keep_fp32, keep_fp16
+        Pins: ``type:softmax``, ``layer:encoder.3.*``, ``op:name*``.
+    by
+        ``op`` or ``layer``: what is decided as a whole.
+    heldout
+        The share of the samples that the search never sees.
+    io_dtype
+        ``fp32`` or ``fp16`` for float inputs and outputs; default: as the model has them.
+    device
+        A torch device for the executor.
+    cache_bytes
+        Limit for remembered results; default a quarter of the memory.
+    progress
+        Whether to show a progress bar; default: where stderr is a terminal.
+    name
+        What to call the model in the files written; default: its path or class.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+
+    Examples
+    --------
+    >>> result = mpsearch.optimize(model, samples, budget=1e-3)  # doctest: +SKIP
+    >>> result.save("model-mixed")  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    if timeout is not None and timeout <= 0:
+        raise InputError(f"timeout is {timeout}, expected seconds above 0")
+    if trials is not None and trials < 1:
+        raise InputError(f"trials is {trials}, expected 1 or more")
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    run_strategy = search.find_strategy(strategy)
+    check_device(device)
+    bar = Progress(progress)
+    try:
+        bar.stage("converting")
+        prepared = prepare(model, inputs, metric, numerics, target, heldout, io_dtype)
+        prepared.source = name or prepared.source
+        limit = _loss_budget(budget, prepared.metric)
+        ops = prepared.ops
+        fp32 = pins.resolve(keep_fp32, ops, "--keep-fp32")
+        fp16 = pins.resolve(keep_fp16, ops, "--keep-fp16")
+        if fp32 & fp16:
+            raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
+        problem = Problem(
+            search.units(ops, [i for i in range(len(ops)) if i not in fp32 | fp16], by),
+            ops,
+            limit,
+            prepared.evaluator(device, cache_bytes),
+            seed=seed,
+            trials=trials or DEFAULT_TRIALS,
+            deadline=deadline,
+            always=frozenset(fp32),
+            watch=bar.trial,
+        )
+        bar.stage("measuring all-FP32 and all-FP16")
+        floor, all_fp16 = problem.ends()
+        if floor > limit or not problem.admit(problem.everything).met:
+            return infeasible(prepared, problem, started)
+        finished = problem.admit(frozenset()).met or search.run(run_strategy, problem)
+        return finish(prepared, problem, run_strategy, started, bar, interrupted=not finished)
+    finally:
+        bar.close()
+
+
+def _loss_budget(budget: float, metric: Metric) -> float:
+    if not math.isfinite(budget) or (budget <= 0 and not metric.larger_is_better):
+        raise InputError(f"budget is {budget}, expected a number above 0")
+    return metric.loss_of(budget)

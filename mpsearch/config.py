@@ -1,0 +1,148 @@
+"""``precision.json``: the stored outcome of a search, versioned and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+VERSION = 1
+
+_NUMBER = {"type": ["number", "null"]}
+_SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "mpsearch precision config",
+    "type": "object",
+    "required": [
+        "version",
+        "source",
+        "fingerprint",
+        "versions",
+        "target",
+        "io_dtype",
+        "metric",
+        "budget",
+        "errors",
+        "numerics",
+        "seed",
+        "inputs",
+        "fp32_ops",
+    ],
+    "additionalProperties": False,
+    "properties": {
+        "version": {"const": VERSION},
+        "source": {"type": "string"},
+        "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+        "target": {"enum": ["iOS15", "iOS16", "iOS17", "iOS18"]},
+        "io_dtype": {"enum": ["fp16", "fp32"]},
+        "metric": {"type": "string"},
+        "budget": {"type": "number"},
+        "errors": {"type": "object", "additionalProperties": _NUMBER},
+        "numerics": {"type": "string"},
+        "seed": {"type": "integer"},
+        "inputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "dtype", "shape"],
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string"},
+                    "dtype": {"type": "string"},
+                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+                },
+            },
+        },
+        "fp32_ops": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "type", "layer", "sensitivity"],
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string"},
+                    "type": {"type": "string"},
+                    "layer": {"type": "string"},
+                    "sensitivity": _NUMBER,
+                },
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOp:
+    """An op kept in FP32.
+
+    ``sensitivity`` is the error when this op alone is FP16; None where it was not measured or is
+    infinite.
+    """
+
+    name: str
+    type: str
+    layer: str
+    sensitivity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What :func:`mpsearch.apply` and :func:`mpsearch.check` need to know.
+
+    ``inputs`` are the model's inputs as the first sample gave them: name, torch dtype, shape.
+    """
+
+    source: str
+    fingerprint: str
+    versions: dict[str, str]
+    target: str
+    io_dtype: str
+    metric: str
+    budget: float
+    errors: dict[str, float | None]
+    numerics: str
+    seed: int
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    fp32_ops: list[KeptOp] = field(default_factory=list)
+    version: int = VERSION
+
+    def write(self, path: Path) -> None:
+        """Write the config as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+
+
+def read(path: str | Path) -> Config:
+    """Read a config, or the one in a directory that ``optimize`` wrote.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no JSON, or does not fit the schema.
+    """
+    import jsonschema
+
+    file = Path(path)
+    if file.is_dir():
+        file = file / "precision.json"
+    if not file.exists():
+        raise InputError(f"{file} does not exist; give a precision.json or its directory")
+    try:
+        raw = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no JSON: {error}") from error
+    found = raw.get("version") if isinstance(raw, dict) else None
+    if found != VERSION:
+        raise InputError(
+            f"{file} has version {found!r}, expected {VERSION}; run optimize again with this mpsearch"
+        )
+    try:
+        jsonschema.validate(raw, _SCHEMA)
+    except jsonschema.ValidationError as error:
+        where = "/".join(map(str, error.absolute_path)) or "top level"
+        raise InputError(f"{file} is no precision config: {where}: {error.message}") from error
+    raw["fp32_ops"] = [KeptOp(**op) for op in raw["fp32_ops"]]
+    return Config(**raw)

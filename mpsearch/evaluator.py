@@ -1,0 +1,373 @@
+"""From a precision vector to its error: incremental, memoised execution.
+
+Two neighbouring vectors differ in few ops. Every result gets an identity made of its op, its
+precision and the identities of its inputs, so what lies upstream of a difference, or beside it,
+is looked up instead of run. Results that come out bit for bit equal share one identity, which
+stops a difference from spreading any further.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from .cache import ByteCache
+from .errors import InputError
+from .executor.graph import Function, Node, Ref, Source, slots_read, walk
+from .executor.runtime import Runtime, tensor_bytes
+from .metrics import Metric, Outputs
+from .numerics import Profile
+
+Vector = tuple[bool, ...]
+Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What evaluating a precision vector gave.
+
+    ``exact`` is False where evaluation stopped at the first sample that broke the budget; the
+    loss is then a lower bound.
+    """
+
+    loss: float
+    exact: bool
+    executions: int
+    seconds: float
+
+
+def default_cache_bytes() -> int:
+    """A quarter of the machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total) // 4
+
+
+@dataclass(slots=True)
+class _Recipe:
+    """How a result was made: enough to make it again after it left the cache."""
+
+    node: Node
+    kept: frozenset[int]
+    slots: dict[int, Where]  # slot read -> its value
+    sample: int
+    profile: int
+
+
+class _Identities:
+    """Identities of results and the tensors behind them."""
+
+    def __init__(self, limit: int) -> None:
+        self.tensors: ByteCache[tuple[Any, ...]] = ByteCache(limit, tensor_bytes)
+        self.by_key: dict[tuple[Any, ...], int] = {}
+        self.by_content: dict[tuple[Any, ...], int] = {}
+        self.recipes: dict[int, _Recipe] = {}
+        self.count = 0
+
+    def new(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def _digest(values: tuple[Any, ...]) -> bytes:
+    digest = xxhash.xxh3_128()
+    _feed(digest, values)
+    return digest.digest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        data = value.detach().cpu().contiguous()
+        if data.numel():
+            digest.update(data.view(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, (list, tuple)):
+        digest.update(str(len(value)).encode())
+        for item in value:
+            _feed(digest, item)
+    else:
+        digest.update(repr(value).encode())
+
+
+@dataclass(slots=True)
+class _Step:
+    """A node with what evaluation asks of it again and again."""
+
+    index: int
+    node: Node
+    reads: list[int]
+    bits: list[int]  # candidate indices inside the node, its own included
+
+
+@dataclass(slots=True)
+class Counters:
+    """What evaluation has cost so far."""
+
+    evaluations: int = 0
+    executions: int = 0
+    seconds: float = 0.0
+    work: float = 0.0  # measured op time of what was executed, in forwards
+
+
+class Evaluator:
+    """Evaluates precision vectors on samples against references.
+
+    Parameters
+    ----------
+    function
+        The lowered pre-cast program.
+    candidates
+        Length of the precision vector.
+    samples
+        Per sample, input name to tensor.
+    references
+        Per sample, output name to tensor: the PyTorch model in FP32.
+    metric, targets
+        The error measure, and what a task metric compares with.
+    profiles
+        Numerics profiles; the loss is the worst over them.
+    device, cache_bytes
+        Where to run, and how many bytes of results to remember.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        candidates: int,
+        samples: Sequence[Mapping[str, Tensor]],
+        references: Sequence[Outputs],
+        metric: Metric,
+        profiles: Sequence[Profile],
+        targets: Sequence[Any] = (),
+        device: str = "cpu",
+        cache_bytes: int | None = None,
+    ) -> None:
+        self.metric = metric
+        self.counters = Counters()
+        self._function = function
+        self._candidates = candidates
+        self._references = list(references)
+        self._targets = list(targets)
+        self._runtimes = [Runtime(p, device) for p in profiles]
+        # FP32 ops do the same in every profile: one runtime holds the weights for all of them.
+        for runtime in self._runtimes[1:]:
+            runtime.share_weights(self._runtimes[0])
+        limit = default_cache_bytes() if cache_bytes is None else cache_bytes
+        self._memory = _Identities(limit)
+        self._steps = [
+            _Step(
+                i,
+                node,
+                slots_read(node),
+                [n.candidate for n in walk([node]) if n.candidate is not None],
+            )
+            for i, node in enumerate(_needed(function))
+        ]
+        self._times: dict[int, float] = {}
+        self._held: list[dict[int, Any]] = []
+        self._inputs = [self._bind(i, sample) for i, sample in enumerate(samples)]
+        self._order = list(range(len(samples)))
+
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def evaluate(self, fp32: Vector, limit: float = math.inf) -> Measured:
+        """The loss of a precision vector (True = FP32).
+
+        ``limit`` stops at the first sample that brings the loss above it.
+        """
+        started, executed = time.perf_counter(), self.counters.executions
+        kept = frozenset(i for i, bit in enumerate(fp32) if bit)
+        worst, exact = -math.inf, True
+        profiles = range(len(self._runtimes)) if len(kept) < self._candidates else range(1)
+        for profile in profiles:
+            loss, complete = self._in_profile(kept, profile, limit)
+            worst, exact = max(worst, loss), exact and complete
+            if worst > limit:
+                break
+        seconds = time.perf_counter() - started
+        self.counters.evaluations += 1
+        self.counters.seconds += seconds
+        return Measured(worst, exact, self.counters.executions - executed, seconds)
+
+    def _in_profile(self, kept: frozenset[int], profile: int, limit: float) -> tuple[float, bool]:
+        if self.metric.combine == "task":
+            outputs = [self.outputs(kept, s, profile) for s in range(len(self._inputs))]
+            return self.metric.whole(self._references, outputs, self._targets), True
+        parts: dict[int, tuple[float, float]] = {}
+        assert self.metric.parts is not None
+        for position, sample in enumerate(self._order):
+            outputs_ = self.outputs(kept, sample, profile)
+            parts[sample] = self.metric.parts(self._references[sample], outputs_)
+            if self.metric.combine == "max" and parts[sample][0] > limit:
+                # What broke the budget now is likeliest to break it for the next vector.
+                self._order.insert(0, self._order.pop(position))
+                return self.metric.combined(list(parts.values())), len(parts) == len(self._order)
+        return self.metric.combined(list(parts.values())), True
+
+    def outputs(self, kept: frozenset[int], sample: int, profile: int = 0) -> dict[str, Tensor]:
+        """The outputs for one sample when the ops in ``kept`` are FP32 and the others FP16."""
+        with torch.inference_mode():
+            identities = self._identities(kept, sample, profile)
+            return {
+                name: self._output(source, identities)
+                for name, source in self._function.outputs.items()
+            }
+
+    def trace(
+        self,
+        kept: frozenset[int],
+        sample: int,
+        see: Callable[[Node, tuple[Any, ...]], None],
+        profile: int = 0,
+    ) -> None:
+        """Show ``see`` every node of the outer block and its results, in order."""
+        with torch.inference_mode():
+            identities = self._identities(kept, sample, profile)
+            for step in self._steps:
+                see(step.node, self._fetch(identities[step.node.outputs[0]][0]))
+
+    # -- identities ----------------------------------------------------------------------------
+
+    def _identities(self, kept: frozenset[int], sample: int, profile: int) -> dict[int, Where]:
+        """Slot -> (identity of the result, place in the result's tuple)."""
+        memory = self._memory
+        found = dict(self._inputs[sample])
+        for step in self._steps:
+            inside = frozenset(b for b in step.bits if b in kept)
+            rounds = len(inside) < len(step.bits) or _typed_fp16(step.node)
+            reads = tuple(found[s] for s in step.reads)
+            key = (step.index, inside, reads, profile if rounds else -1, sample)
+            identity = memory.by_key.get(key)
+            if identity is None:
+                slots = {s: found[s] for s in step.reads}
+                recipe = _Recipe(step.node, inside, slots, sample, profile)
+                results = self._execute(recipe, step.index)
+                content = (step.index, sample, _digest(results))
+                identity = memory.by_content.get(content)
+                if identity is None:
+                    identity = memory.by_content[content] = memory.new()
+                    memory.recipes[identity] = recipe
+                memory.tensors.put(identity, results)
+                memory.by_key[key] = identity
+            for place, slot in enumerate(step.node.outputs):
+                found[slot] = (identity, place)
+        return found
+
+    def _execute(self, recipe: _Recipe, index: int | None = None) -> tuple[Any, ...]:
+        env = {slot: self._value(where) for slot, where in recipe.slots.items()}
+        runtime = self._runtimes[recipe.profile]
+        before = runtime.executions
+        started = time.perf_counter()
+        results = runtime.run(recipe.node, env, recipe.kept.__contains__)
+        seconds = time.perf_counter() - started
+        self.counters.executions += runtime.executions - before
+        key = id(recipe.node)
+        self._times.setdefault(key, seconds)
+        self.counters.work += self._times[key]
+        return results
+
+    def _fetch(self, identity: int) -> tuple[Any, ...]:
+        """A result from the cache, or made again from its recipe."""
+        results = self._memory.tensors.get(identity)
+        if results is not None:
+            return results
+        # Deep chains are unrolled, since a result may rest on thousands of dropped ones.
+        pending = [identity]
+        made: dict[int, tuple[Any, ...]] = {}
+        while pending:
+            top = pending[-1]
+            if top in made:
+                pending.pop()
+                continue
+            recipe = self._memory.recipes[top]
+            missing = []
+            for where in recipe.slots.values():
+                source = where[0]
+                if source in made or source < 0:
+                    continue
+                held = self._memory.tensors.get(source)
+                if held is None:
+                    missing.append(source)
+                else:
+                    made[source] = held
+            if missing:
+                pending.extend(missing)
+                continue
+            env = {
+                slot: self._input_value(w) if w[0] < 0 else made[w[0]][w[1]]
+                for slot, w in recipe.slots.items()
+            }
+            runtime = self._runtimes[recipe.profile]
+            before = runtime.executions
+            made[top] = runtime.run(recipe.node, env, recipe.kept.__contains__)
+            self.counters.executions += runtime.executions - before
+            self.counters.work += self._times.get(id(recipe.node), 0.0)
+            self._memory.tensors.put(top, made[top])
+            pending.pop()
+        return made[identity]
+
+    def _value(self, where: Where) -> Any:
+        return self._input_value(where) if where[0] < 0 else self._fetch(where[0])[where[1]]
+
+    # -- inputs and outputs --------------------------------------------------------------------
+
+    def _bind(self, sample: int, values: Mapping[str, Tensor]) -> dict[int, Where]:
+        """Inputs have negative identities: -1 - sample, and the slot as place."""
+        device = self._runtimes[0].device
+        held = {}
+        for name, slot in self._function.inputs.items():
+            if name not in values:
+                raise InputError(
+                    f"sample {sample} has no input {name!r}; the model takes "
+                    + ", ".join(self._function.inputs)
+                )
+            held[slot] = values[name].to(device)
+        for name, slot in self._function.states.items():
+            held[slot] = values[name].to(device)
+        self._held.append(held)
+        return {slot: (-1 - sample, slot) for slot in held}
+
+    def _input_value(self, where: Where) -> Any:
+        return self._held[-1 - where[0]][where[1]]
+
+    def _output(self, source: Source, identities: dict[int, Where]) -> Tensor:
+        if isinstance(source, Ref):
+            value = self._value(identities[source.slot])
+        else:
+            value = self._runtimes[0].source(source, {})
+        out: Tensor = value
+        return out.to("cpu")
+
+    # -- cost ----------------------------------------------------------------------------------
+
+    @property
+    def forward_equivalents(self) -> float:
+        """Measured op time of everything executed, over that of one forward of all samples."""
+        once = sum(self._times.values()) * len(self._inputs)
+        return self.counters.work / once if once else 0.0
+
+
+def _typed_fp16(node: Node) -> bool:
+    """Whether a node computes in FP16 whatever the vector says."""
+    return any("fp16" in n.fp32.out_dtypes for n in walk([node]))
+
+
+def _needed(function: Function) -> list[Node]:
+    """The nodes that some output depends on."""
+    wanted: set[int] = set()
+    for source in function.outputs.values():
+        if isinstance(source, Ref):
+            wanted.add(source.slot)
+    nodes = []
+    for node in reversed(function.nodes):
+        if wanted.intersection(node.outputs):
+            nodes.append(node)
+            wanted.update(slots_read(node))
+    return nodes[::-1]

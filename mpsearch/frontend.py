@@ -1,0 +1,492 @@
+"""PyTorch and Core ML sources: any of them -> the pre-cast program and the reference.
+
+The *pre-cast program* is the MIL program just before ``common::add_fp16_cast``, all in FP32; its
+op names are the names that ``op_selector`` is called with in a full conversion.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from . import program as _program
+from ._ct import ct, quiet
+from .data import argument_names
+from .errors import InputError
+from .flat import Flat, flatten
+
+with quiet():
+    from coremltools.converters.mil.mil import Operation, Program, types
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+Sample = Mapping[str, Any]
+
+_CAST_PASS = "common::add_fp16_cast"
+TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def passes_before_cast() -> list[str]:
+    """coremltools' default passes up to, but not including, the cast to FP16."""
+    passes = list(PassPipeline().passes)
+    return passes[: passes.index(_CAST_PASS)]
+
+
+def passes_from_cast() -> list[str]:
+    """The rest of coremltools' default passes, the cast to FP16 first."""
+    passes = list(PassPipeline().passes)
+    return passes[passes.index(_CAST_PASS) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of the Core ML model: name, MIL dtype, shape; (min, max) where flexible."""
+
+    name: str
+    dtype: str | None
+    shape: tuple[int | tuple[int, int], ...] = ()
+
+    @staticmethod
+    def of(name: str, value: Tensor) -> Port:
+        """The port that takes tensors like ``value``, dtype as torch names it."""
+        return Port(name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+
+    def declaration(self, output: bool = False) -> str:
+        """The ``ct.TensorType`` that declares it, as Python source."""
+        numpy = {"fp16": "np.float16", "fp32": "np.float32", "int32": "np.int32"}
+        parts = [f"name={self.name!r}"]
+        if not output:
+            sizes = ", ".join(
+                str(s) if isinstance(s, int) else f"ct.RangeDim({s[0]}, {s[1]})" for s in self.shape
+            )
+            parts.append(f"shape=({sizes}{',' if len(self.shape) == 1 else ''})")
+        if self.dtype is not None:
+            parts.append(f"dtype={numpy[self.dtype]}")
+        return f"ct.TensorType({', '.join(parts)})"
+
+    def tensor_type(self, output: bool = False) -> Any:
+        """The ``ct.TensorType`` that declares it."""
+        numpy = {"fp16": np.float16, "fp32": np.float32, "int32": np.int32, None: None}
+        if output:
+            return ct.TensorType(name=self.name, dtype=numpy[self.dtype])
+        shape = [s if isinstance(s, int) else ct.RangeDim(*s) for s in self.shape]
+        return ct.TensorType(name=self.name, shape=shape, dtype=numpy[self.dtype])
+
+
+@dataclass(slots=True)
+class Precast:
+    """A source, converted up to the cast.
+
+    Attributes
+    ----------
+    program
+        The pre-cast program.
+    inputs, outputs
+        As declared to ``ct.convert``; empty for an ``.mlpackage``.
+    target
+        ``minimum_deployment_target``, such as ``iOS17``.
+    kind
+        ``torchscript``, ``exported`` or ``mlpackage``.
+    layer_of
+        The PyTorch module of a MIL op.
+    wrapper
+        What the model was wrapped in to be traced, if anything.
+    """
+
+    program: Program
+    inputs: list[Port]
+    outputs: list[Port]
+    target: str
+    kind: str
+    layer_of: Callable[[Operation], str]
+    wrapper: Flat | None = None
+
+
+class TorchModel:
+    """A PyTorch model as mpsearch uses it: an FP32 copy in eval mode, called with named samples.
+
+    The caller's model is never changed. Parameters that are FP32 on the CPU already are shared
+    with it; buffers, which a forward pass may write to, are copied.
+
+    Parameters
+    ----------
+    model
+        An ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.source = model
+        self.exported = model if isinstance(model, torch.export.ExportedProgram) else None
+        module = model.module() if self.exported is not None else model
+        self.half = any(t.dtype in _HALF for t in (*module.parameters(), *module.buffers()))
+        self._declared_half = _first_float(module) in _HALF
+        if isinstance(module, torch.jit.ScriptModule):
+            self.module: Any = copy.deepcopy(module).eval().float().cpu()
+        elif self.exported is not None:
+            self.module = module.float() if self.half else module
+        else:
+            self.module = fp32_copy(module)
+
+    @property
+    def io_half(self) -> bool:
+        """Whether the model as given takes and gives half precision."""
+        return self._declared_half
+
+    def __call__(self, sample: Sample) -> dict[str, Tensor]:
+        """The outputs for one sample, by name, in FP32."""
+        with torch.no_grad(), _deterministic(), quiet(), _NoHalf():
+            given = {k: _widened(v) if isinstance(v, Tensor) else v for k, v in sample.items()}
+            try:
+                out = flatten(self.call(given))
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                shapes = ", ".join(
+                    f"{k} {tuple(v.shape)}" for k, v in sample.items() if isinstance(v, Tensor)
+                )
+                raise InputError(
+                    f"the model does not run on a sample ({shapes}): {_reason(error)}"
+                ) from error
+        return {name: _widened(value) for name, value in out.items()}
+
+    def call(self, sample: Sample) -> Any:
+        """The module's own outputs for one sample."""
+        if self.positional(sample):
+            return self.module(*sample.values())
+        return self.module(**sample)
+
+    def positional(self, sample: Sample) -> bool:
+        """Whether the arguments can be passed in order, without their names."""
+        names = argument_names(self.module if self.exported is None else self.exported)
+        return names is None or list(sample) == names[: len(sample)]
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (*_HALF, torch.float64) else value
+
+
+def _first_float(module: nn.Module) -> torch.dtype | None:
+    for p in module.parameters():
+        if p.is_floating_point():
+            return p.dtype
+    return None
+
+
+def fp32_copy(module: nn.Module) -> nn.Module:
+    """A copy in eval mode, FP32, on the CPU, that shares the parameters that are so already."""
+    memo: dict[int, Any] = {}
+    for p in module.parameters():
+        if p.device.type == "cpu" and p.dtype is torch.float32:
+            memo[id(p)] = p
+        else:
+            data = p.detach().cpu()
+            data = data.float() if data.is_floating_point() else data
+            memo[id(p)] = nn.Parameter(data, requires_grad=False)
+    for b in module.buffers():
+        data = b.detach().cpu().clone()
+        memo[id(b)] = data.float() if data.dtype in _HALF else data
+    clone = copy.deepcopy(module, memo)
+    for m in clone.modules():
+        m.training = False
+    return clone
+
+
+class _NoHalf(TorchFunctionMode):
+    """Makes a forward pass written for half precision run in FP32: ``x.half()`` and the like."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (Tensor.half, Tensor.bfloat16):
+            func, args = Tensor.float, args[:1]
+        elif any(a is h for a in (*args, kwargs.get("dtype")) for h in _HALF):
+            args = tuple(torch.float32 if any(a is h for h in _HALF) else a for a in args)
+            if any(kwargs.get("dtype") is h for h in _HALF):
+                kwargs["dtype"] = torch.float32
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Leave torch's and numpy's global random state as it was."""
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(state)
+
+
+# --- conversion ------------------------------------------------------------------------------
+
+
+def convert(
+    model: TorchModel, samples: list[dict[str, Any]], target: str, io_dtype: str
+) -> Precast:
+    """Convert a PyTorch model up to the cast.
+
+    Parameters
+    ----------
+    samples
+        The first is traced; axes whose size differs between samples become flexible.
+    target
+        One of :data:`TARGETS`.
+    io_dtype
+        ``fp32`` or ``fp16``: the dtype of float inputs and outputs.
+
+    Raises
+    ------
+    InputError
+        If coremltools cannot convert the model.
+    """
+    if io_dtype == "fp16" and target == "iOS15":
+        raise InputError("--io-dtype fp16 needs --target iOS16 or newer, got iOS15")
+    first = samples[0]
+    names = model(first)
+    inputs = [_port(k, v, samples, io_dtype) for k, v in first.items() if isinstance(v, Tensor)]
+    outputs = [
+        Port(_identifier(k, inputs), io_dtype if v.is_floating_point() else None)
+        for k, v in names.items()
+    ]
+    with _deterministic(), quiet():
+        source, layer_of, kind, wrapper = _traced(model, first)
+        arguments: dict[str, Any] = {
+            "outputs": [p.tensor_type(output=True) for p in outputs],
+            "convert_to": "milinternal",
+            "compute_precision": ct.precision.FLOAT32,
+            "minimum_deployment_target": getattr(ct.target, target),
+            "pass_pipeline": PassPipeline(passes_before_cast(), "precast"),
+            "inputs": [p.tensor_type() for p in inputs],
+        }
+        states = _states(model)
+        if states:
+            arguments["states"] = states
+        try:
+            program = ct.convert(source, **arguments)
+        except Exception as error:
+            raise InputError(f"coremltools cannot convert the model: {_reason(error)}") from error
+    return Precast(program, inputs, outputs, target, kind, layer_of, wrapper)
+
+
+def _states(model: TorchModel) -> list[Any]:
+    """States of a model that declares them (``mpsearch_states``: names of buffers)."""
+    names = getattr(model.source, "mpsearch_states", ())
+    buffers = dict(model.module.named_buffers())
+    return [
+        ct.StateType(ct.TensorType(shape=tuple(buffers[n].shape), dtype=np.float16), f"model.{n}")
+        for n in names
+    ]
+
+
+def _port(name: str, value: Tensor, samples: list[dict[str, Any]], io_dtype: str) -> Port:
+    shape: list[int | tuple[int, int]] = []
+    for axis, size in enumerate(value.shape):
+        sizes = {s[name].shape[axis] for s in samples if s[name].dim() == value.dim()}
+        shape.append(size if len(sizes) <= 1 else (min(sizes), max(sizes)))
+    return Port(name, io_dtype if value.is_floating_point() else "int32", tuple(shape))
+
+
+def _identifier(name: str, inputs: list[Port]) -> str:
+    """An output name that coremltools leaves as it is and that no input has."""
+    clean = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+    clean = f"_{clean}" if clean[:1].isdigit() else clean
+    return f"{clean}_out" if clean in {p.name for p in inputs} else clean
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text[:300] + " ...") if len(text) > 300 else (text or type(error).__name__)
+
+
+def _traced(
+    model: TorchModel, sample: Sample
+) -> tuple[Any, Callable[[Operation], str], str, Flat | None]:
+    if model.exported is not None and not model.half:
+        program = model.exported.run_decompositions({})
+        return program, _exported_layers(program), "exported", None
+    if isinstance(model.source, torch.jit.ScriptModule):
+        out = model(sample)
+        if len(out) == 1 and not model.half:
+            return model.module, _program.torchscript_layer, "torchscript", None
+    tensors = tuple(_traceable(v) for v in sample.values() if isinstance(v, Tensor))
+    paths: dict[str, str] = {}
+    wrapper = wrapped(model, sample)
+    traceable = model.module if wrapper is None else wrapper
+    with torch.no_grad(), _tagged(model.module, paths), _NoHalf():
+        try:
+            traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
+        except Exception as error:
+            raise InputError(f"the model cannot be traced: {_reason(error)}") from error
+    return traced, _tagged_layer(paths), "torchscript", wrapper
+
+
+def wrapped(model: TorchModel, sample: Sample) -> Flat | None:
+    """The wrapper that a model needs to be traced, None where it can be traced as it is."""
+    tensors = {k: v for k, v in sample.items() if isinstance(v, Tensor)}
+    booleans = [k for k, v in tensors.items() if v.dtype is torch.bool]
+    with torch.no_grad(), _deterministic(), quiet(), _NoHalf():
+        out = model.call({k: _widened(v) if k in tensors else v for k, v in sample.items()})
+    flat = isinstance(out, Tensor) or (
+        isinstance(out, tuple) and type(out) is tuple and all(isinstance(o, Tensor) for o in out)
+    )
+    if flat and not booleans and len(tensors) == len(sample) and model.positional(sample):
+        return None
+    constants = {k: v for k, v in sample.items() if k not in tensors}
+    return Flat(model.module, list(tensors), booleans, constants)
+
+
+def _traceable(value: Tensor) -> Tensor:
+    value = _widened(value)
+    return value.int() if value.dtype is torch.bool else value
+
+
+@contextmanager
+def _tagged(module: Any, paths: dict[str, str]) -> Iterator[None]:
+    """Give every submodule a class of its own while tracing.
+
+    coremltools keeps the *types* of the modules that an op came through, and their names only
+    down from containers that were called, so that ``encoder.3`` of two module lists look alike.
+    A class name that stands for the path tells them apart.
+    """
+    changed: list[tuple[nn.Module, type]] = []
+    if not isinstance(module, torch.jit.ScriptModule):
+        for i, (path, m) in enumerate(module.named_modules()):
+            if isinstance(m, torch.jit.ScriptModule):
+                continue
+            tag = f"{type(m).__name__}_mp{i}"
+            try:
+                original = type(m)
+                m.__class__ = type(tag, (original,), {"__module__": original.__module__})
+            except TypeError:
+                continue
+            changed.append((m, original))
+            paths[tag] = path
+    try:
+        yield
+    finally:
+        for m, original in changed:
+            m.__class__ = original
+
+
+def _tagged_layer(paths: dict[str, str]) -> Callable[[Operation], str]:
+    def layer(op: Operation) -> str:
+        tags = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_TYPE, [])
+        for tag in reversed(tags):
+            if str(tag) in paths:
+                return paths[str(tag)]
+        return ""
+
+    return layer
+
+
+def _exported_layers(program: Any) -> Callable[[Operation], str]:
+    layers = {}
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        if stack:
+            path = list(stack.values())[-1][0]
+            layers[node.name] = path.removeprefix("L['self'].").removeprefix("L['self']")
+
+    def layer(op: Operation) -> str:
+        name = op.name
+        while name:
+            if name in layers:
+                return str(layers[name])
+            name = name.rpartition("_")[0]
+        return ""
+
+    return layer
+
+
+def from_package(model: Any) -> Precast:
+    """An FP32 ML Program as pre-cast program.
+
+    Raises
+    ------
+    InputError
+        If the package already holds ops typed FP16.
+    """
+    spec = model.get_spec()
+    program = _program.load_program(spec, model.weights_dir)
+    if len(program.functions) > 1:
+        raise InputError(
+            "the package has several functions "
+            f"({', '.join(program.functions)}); split it and search each one"
+        )
+    (function,) = program.functions.values()
+    for op in function.operations:
+        if any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs):
+            if op.op_type not in ("const", "cast") and not op.op_type.startswith("constexpr_"):
+                raise InputError(
+                    f"the package is not FP32: op {op.name!r} is typed FP16; convert the original "
+                    "with compute_precision=ct.precision.FLOAT32"
+                )
+    declared = [_declared(feature) for feature in spec.description.input]
+    target = {v: k for k, v in _spec_versions().items()}[function.opset_version.value]
+    if any(d is not None for d in declared):
+        (name,) = program.functions
+        program.functions[name].set_input_types(
+            tuple(
+                d
+                if d is not None
+                else ct.TensorType(name=f.name, shape=tuple(f.type.multiArrayType.shape))
+                for d, f in zip(declared, spec.description.input, strict=True)
+            )
+        )
+    return Precast(program, [], [], target, "mlpackage", lambda op: "")
+
+
+def _spec_versions() -> dict[str, int]:
+    return {name: getattr(ct.target, name).value for name in TARGETS}
+
+
+def _declared(feature: Any) -> Any:
+    """The declaration of an image or flexible input, None for a plain array."""
+    kind = feature.type.WhichOneof("Type")
+    if kind == "imageType":
+        image = feature.type.imageType
+        layout = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}[image.colorSpace]
+        channels = 1 if layout.startswith("GRAY") else 3
+        return ct.ImageType(
+            name=feature.name,
+            shape=(1, channels, image.height, image.width),
+            color_layout=getattr(ct.colorlayout, layout),
+            channel_first=True,
+        )
+    array = feature.type.multiArrayType
+    if array.shapeRange.sizeRanges:
+        sizes = [
+            ct.RangeDim(int(r.lowerBound), int(r.upperBound), default=int(d))
+            if r.lowerBound != r.upperBound
+            else int(d)
+            for r, d in zip(array.shapeRange.sizeRanges, array.shape, strict=True)
+        ]
+        return ct.TensorType(name=feature.name, shape=sizes)
+    if array.enumeratedShapes.shapes:
+        shapes = [tuple(int(n) for n in s.shape) for s in array.enumeratedShapes.shapes]
+        default = tuple(int(n) for n in array.shape)
+        return ct.TensorType(name=feature.name, shape=ct.EnumeratedShapes(shapes, default=default))
+    return None
+
+
+def fingerprint(precast: Precast) -> str:
+    """SHA-256 over the ops and constants of a pre-cast program, to tell models apart."""
+    digest = hashlib.sha256()
+    for name, function in precast.program.functions.items():
+        digest.update(name.encode())
+        for op in _program.all_ops(function):
+            digest.update(f"{op.op_type} {op.name}\n".encode())
+            if op.op_type == "const" and isinstance(op.val.val, np.ndarray):
+                array = np.ascontiguousarray(op.val.val)
+                if array.dtype.kind in "fiub":
+                    digest.update(array.view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()

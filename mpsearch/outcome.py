@@ -1,0 +1,251 @@
+"""What becomes of a search: the set is written, read back, and reported."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from . import emission, frontend, search, verification
+from .config import Config, KeptOp
+from .errors import VerificationError
+from .evaluator import Evaluator
+from .frontend import TorchModel
+from .prepare import Prepared
+from .problem import Problem, Strategy
+from .program import lower_candidates
+from .progress import Progress
+from .result import PACKAGE, Result, number
+
+#: How much below the budget to search once a set has failed where the search could not see it.
+_MARGIN = 0.9
+
+
+def finish(
+    prepared: Prepared,
+    problem: Problem,
+    strategy: Strategy,
+    started: float,
+    bar: Progress,
+    interrupted: bool,
+) -> Result:
+    """Write the best set, read it back, and search on with more margin until it holds.
+
+    Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
+    not known to the search: either can break the budget that the search met.
+
+    Raises
+    ------
+    VerificationError
+        If the package computes an op in another precision than was asked for.
+    """
+    limit = problem.user_budget
+    scratch = tempfile.TemporaryDirectory(prefix="mpsearch-")
+    path = Path(scratch.name) / PACKAGE
+    while True:
+        best = problem.best
+        assert best is not None  # all-FP32 meets the budget, or there would be no search
+        bits = problem.vector(best.kept)
+        names = [op.name for op in prepared.ops if bits[op.index]]
+        bar.stage("writing the package and reading it back")
+        package, measured, held = _emit(prepared, names, path)
+        worst = max(measured, held)
+        if worst <= limit or best.kept == problem.everything:
+            break
+        overshoot = limit / worst if 0 < limit < worst < math.inf else 1.0
+        floor = problem.admit(problem.everything).loss
+        problem.tighten(max(floor, min(best.loss, problem.budget) * _MARGIN * overshoot))
+        if not interrupted:
+            interrupted = not search.run(strategy, problem)
+    if worst > limit:
+        return infeasible(prepared, problem, started, held)
+    kept = _kept_ops(prepared, problem, bits)
+    status = "interrupted" if interrupted else "met" if kept else "fp16_suffices"
+    result = _result(prepared, problem, started, status)
+    metric = prepared.metric
+    result.error = metric.loss_of(measured)
+    result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
+    result.searched_error = metric.loss_of(best.loss)
+    result.kept = kept
+    result.casts = package.casts
+    result.explanation = _explain(status, len(kept), len(prepared.ops))
+    result.config = _make_config(prepared, result, problem.seed)
+    result._selector_source = emission.selector_source(
+        prepared.precast, result.fp32_ops, _facts(prepared, result)
+    )
+    result._scratch = scratch
+    return result
+
+
+def infeasible(
+    prepared: Prepared, problem: Problem, started: float, held: float | None = None
+) -> Result:
+    """The result where even all-FP32 breaks the budget, with the reason."""
+    result = _result(prepared, problem, started, "infeasible")
+    if held is not None:
+        result.heldout_error = prepared.metric.loss_of(held)
+    result.explanation = _why_infeasible(prepared, problem, held)
+    return result
+
+
+def _result(prepared: Prepared, problem: Problem, started: float, status: str) -> Result:
+    floor, fp16 = problem.ends()
+    metric, evaluator = prepared.metric, problem.evaluator
+    return Result(
+        status=status,
+        budget=metric.loss_of(problem.user_budget),
+        metric=metric.name,
+        error=metric.loss_of(floor),
+        error_fp16=metric.loss_of(fp16),
+        error_fp32=metric.loss_of(floor),
+        candidate_ops=len(prepared.ops),
+        evaluations=evaluator.counters.evaluations,
+        op_executions=evaluator.counters.executions,
+        forward_equivalents=evaluator.forward_equivalents,
+        seconds=time.perf_counter() - started,
+        notes=_notes(prepared),
+        history=list(problem.history),
+        study=problem.study,
+    )
+
+
+def _emit(
+    prepared: Prepared, names: Sequence[str], path: Path
+) -> tuple[verification.ReadBack, float, float]:
+    """Write a package and measure it as read back: (package, loss, loss on held-out data)."""
+    mlmodel = emission.convert(prepared.precast, emission.selector(names))
+    mlmodel.save(str(path))
+    package = verification.read_back(path)
+    wrong = verification.precision_mismatch(package, names, [op.name for op in prepared.ops])
+    if wrong is not None:
+        raise VerificationError(f"the written package is not what was searched: {wrong}")
+    arguments = (prepared.metric, prepared.profiles)
+    measured = verification.losses(package, prepared.calibration, prepared.references, *arguments)
+    held = verification.losses(package, prepared.heldout, prepared.heldout_references, *arguments)
+    return package, measured, held
+
+
+def _kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
+    alone = {}
+    for i, unit in enumerate(problem.units):
+        trial = problem.known(problem.everything - {i})
+        if trial is not None and trial.exact and len(unit.ops) == 1:
+            alone[unit.ops[0]] = number(prepared.metric.loss_of(trial.loss))
+    return [
+        KeptOp(op.name, op.type, op.layer, alone.get(op.index))
+        for op in prepared.ops
+        if bits[op.index]
+    ]
+
+
+def _explain(status: str, kept: int, total: int) -> str:
+    if status == "fp16_suffices":
+        return f"FP16 meets the budget as it is: none of {total} ops need FP32."
+    found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
+    return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    notes = []
+    if prepared.calibration.noise:
+        notes.append("The data is random: a budget met on noise says little about real inputs.")
+    if not prepared.heldout.samples:
+        notes.append("No held-out data: the error on other inputs is not known.")
+    if prepared.torch_model is not None and prepared.torch_model.half:
+        notes.append(
+            "The model has half-precision parts; an FP32 copy was searched and is the reference."
+        )
+    return notes
+
+
+def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) -> str:
+    show = prepared.metric.loss_of
+    limit, floor = problem.user_budget, problem.ends()[0]
+    where = f"With every op in FP32 the error is {show(floor):.3g}"
+    if held is not None and floor <= limit:
+        return (
+            f"{where} on the calibration data, but {show(held):.3g} on the held-out data, beyond "
+            f"the budget {show(limit):g}."
+        )
+    if floor <= limit:
+        return "With the ops pinned to FP16, no choice for the others meets the budget; unpin some."
+    where = f"{where}, beyond the budget {show(limit):g}"
+    if prepared.io_dtype == "fp16" and prepared.torch_model is not None:
+        plain = _floor_with_fp32_io(prepared, prepared.torch_model)
+        if plain <= limit:
+            return (
+                f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
+                "and outputs cost the accuracy. Use --io-dtype fp32."
+            )
+    return (
+        f"{where}: precision is not the cause. The converted program already differs from the "
+        "PyTorch model, so no FP32 op will help. Raise the budget, or change the model where the "
+        "two part."
+    )
+
+
+def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
+    """The loss of all-FP32 when inputs and outputs are FP32 too."""
+    names = [port.name for port in prepared.inputs]
+    samples: list[dict[str, Any]] = []
+    for bound in prepared.calibration.samples:
+        values = (v.float() if v.is_floating_point() else v for v in bound.values())
+        samples.append(dict(zip(names, values, strict=False)))
+    precast = frontend.convert(model, samples, prepared.precast.target, "fp32")
+    lowered, ops = lower_candidates(precast.program, layer_of=precast.layer_of)
+    evaluator = Evaluator(
+        lowered,
+        len(ops),
+        [dict(zip(lowered.inputs, s.values(), strict=True)) for s in samples],
+        [dict(zip(lowered.outputs, r.values(), strict=True)) for r in prepared.references],
+        prepared.metric,
+        prepared.profiles,
+        prepared.calibration.targets,
+    )
+    return evaluator.evaluate((True,) * len(ops)).loss
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("mpsearch", "coremltools", "torch", "numpy", "optuna")}
+
+
+def _make_config(prepared: Prepared, result: Result, seed: int) -> Config:
+    return Config(
+        source=prepared.source,
+        fingerprint=frontend.fingerprint(prepared.precast),
+        versions=_versions(),
+        target=prepared.precast.target,
+        io_dtype=prepared.io_dtype,
+        metric=result.metric,
+        budget=result.budget,
+        errors={
+            "error": number(result.error),
+            "error_fp16": number(result.error_fp16),
+            "error_fp32": number(result.error_fp32),
+            "heldout_error": number(result.heldout_error),
+        },
+        numerics=",".join(p.name for p in prepared.profiles),
+        seed=seed,
+        inputs=[
+            {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in prepared.inputs
+        ],
+        fp32_ops=result.kept,
+    )
+
+
+def _facts(prepared: Prepared, result: Result) -> dict[str, str]:
+    versions = _versions()
+    return {
+        "model": f"{prepared.source}, {len(prepared.ops)} ops that can be cast",
+        "kept in FP32": f"{len(result.kept)} ops",
+        "metric": f"{result.metric}, budget {result.budget:g}",
+        "error": f"{result.error:.3g} (all FP16: {result.error_fp16:.3g}, "
+        f"all FP32: {result.error_fp32:.3g})",
+        "numerics": ",".join(p.name for p in prepared.profiles),
+        "target": prepared.precast.target,
+        "made with": ", ".join(f"{k} {v}" for k, v in versions.items()),
+    }

@@ -1,0 +1,161 @@
+"""What ``optimize`` returns."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import emission
+from ._ct import ct, quiet
+from .config import Config, KeptOp
+from .errors import InfeasibleError
+from .problem import Trial
+
+PACKAGE = "model.mlpackage"
+
+
+def number(value: float | None) -> float | None:
+    """A number as JSON can hold it: None for infinite."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+@dataclass(slots=True)
+class Result:
+    """The outcome of a search.
+
+    Attributes
+    ----------
+    status
+        ``met``, ``fp16_suffices``, ``infeasible`` or ``interrupted``.
+    budget, metric
+        As given.
+    error
+        The error of the written package, read back and run on the calibration data; of the
+        all-FP32 program where nothing was written.
+    error_fp16, error_fp32
+        The errors of all-FP16 and all-FP32 (the floor) on the calibration data.
+    heldout_error
+        The error of the written package on the held-out data; None without any.
+    searched_error
+        The error that the search saw for its set.
+    fp32_ops
+        The names of the ops kept in FP32, in execution order.
+    kept
+        The same with type, layer and sensitivity.
+    candidate_ops
+        How many ops could be chosen.
+    evaluations, op_executions, forward_equivalents, seconds
+        What the search cost: vectors evaluated; single ops run; measured op time over that of one
+        forward of all calibration samples; wall time.
+    casts
+        Casts between FP16 and FP32 in the written package.
+    explanation
+        One sentence for people.
+    history, study
+        Every trial, and Optuna's study where the strategy ran one.
+    """
+
+    status: str
+    budget: float
+    metric: str
+    error: float
+    error_fp16: float
+    error_fp32: float
+    candidate_ops: int
+    evaluations: int
+    op_executions: int
+    forward_equivalents: float
+    seconds: float
+    heldout_error: float | None = None
+    searched_error: float | None = None
+    kept: list[KeptOp] = field(default_factory=list)
+    casts: int = 0
+    explanation: str = ""
+    notes: list[str] = field(default_factory=list)
+    history: list[Trial] = field(default_factory=list)
+    study: Any = None
+    config: Config | None = None
+    _selector_source: str = ""
+    _scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def fp32_ops(self) -> list[str]:
+        return [op.name for op in self.kept]
+
+    @property
+    def met(self) -> bool:
+        """Whether the budget is met on calibration and held-out data."""
+        return self.status in ("met", "fp16_suffices")
+
+    @property
+    def op_selector(self) -> emission.Selector:
+        """For ``ct.transform.FP16ComputePrecision(op_selector=...)``: True = cast to FP16."""
+        return emission.selector(self.fp32_ops)
+
+    def _package(self) -> Path:
+        if self._scratch is None:
+            raise InfeasibleError(f"there is no package: {self.explanation}")
+        return Path(self._scratch.name) / PACKAGE
+
+    @property
+    def mlmodel(self) -> Any:
+        """The mixed-precision ``MLModel``.
+
+        Raises
+        ------
+        InfeasibleError
+            If the budget could not be met.
+        """
+        with quiet():
+            return ct.models.MLModel(str(self._package()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of ``result.json``. Infinite errors are null."""
+        return {
+            "status": self.status,
+            "budget": self.budget,
+            "metric": self.metric,
+            "error": number(self.error),
+            "error_fp16": number(self.error_fp16),
+            "error_fp32": number(self.error_fp32),
+            "heldout_error": number(self.heldout_error),
+            "searched_error": number(self.searched_error),
+            "fp32_ops": self.fp32_ops,
+            "candidate_ops": self.candidate_ops,
+            "evaluations": self.evaluations,
+            "op_executions": self.op_executions,
+            "forward_equivalents": round(self.forward_equivalents, 3),
+            "casts": self.casts,
+            "seconds": round(self.seconds, 3),
+            "explanation": self.explanation,
+            "notes": self.notes,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``model.mlpackage``, ``op_selector.py``, ``precision.json``, ``result.json``.
+
+        The directory appears as a whole or not at all; one written before is replaced.
+
+        Raises
+        ------
+        InfeasibleError
+            If the budget could not be met.
+        InputError
+            If the directory cannot be written.
+        """
+        package = self._package()
+        target = Path(path)
+        emission.check_writable(target)
+        assert self.config is not None
+        with emission.directory(target) as out:
+            out.mkdir()
+            shutil.copytree(package, out / PACKAGE)
+            (out / "op_selector.py").write_text(self._selector_source)
+            self.config.write(out / "precision.json")
+            (out / "result.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+        return target

@@ -1,0 +1,186 @@
+"""Stored configs: converting with one, and checking one against new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import config as _config
+from . import emission, frontend
+from ._ct import ct
+from .config import Config, KeptOp
+from .data import argument_names, collect, required_arguments
+from .errors import InputError
+from .frontend import Precast, TorchModel
+from .prepare import open_source, prepare
+from .program import CandidateOp, lower_candidates
+from .result import number
+
+
+@dataclass(slots=True)
+class Report:
+    """Whether a stored config still holds.
+
+    Attributes
+    ----------
+    holds
+        Whether every op of the config was found and the budget is met.
+    error, error_fp16, error_fp32
+        With the config, with no op and with every op in FP32.
+    budget, metric
+        The config's, or as given.
+    unmatched
+        Ops of the config that the model does not have (by name, type and layer).
+    same_model
+        Whether weights and program are the very ones the config was made from.
+    """
+
+    holds: bool
+    error: float
+    error_fp16: float
+    error_fp32: float
+    budget: float
+    metric: str
+    unmatched: list[KeptOp] = field(default_factory=list)
+    same_model: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it; infinite errors are null."""
+        return {
+            "holds": self.holds,
+            "error": number(self.error),
+            "error_fp16": number(self.error_fp16),
+            "error_fp32": number(self.error_fp32),
+            "budget": self.budget,
+            "metric": self.metric,
+            "unmatched": [op.name for op in self.unmatched],
+            "same_model": self.same_model,
+        }
+
+
+def _as_config(config: Config | str | Path) -> Config:
+    return config if isinstance(config, Config) else _config.read(config)
+
+
+def _match(config: Config, ops: Sequence[CandidateOp]) -> tuple[set[int], list[KeptOp]]:
+    """The config's ops in the model, by name, type and layer, and those that are not there."""
+    known = {(op.name, op.type, op.layer): op.index for op in ops}
+    found, missing = set(), []
+    for kept in config.fp32_ops:
+        index = known.get((kept.name, kept.type, kept.layer))
+        if index is None:
+            missing.append(kept)
+        else:
+            found.add(index)
+    return found, missing
+
+
+def _example(config: Config) -> dict[str, Any]:
+    return {
+        spec["name"]: torch.zeros(spec["shape"], dtype=getattr(torch, spec["dtype"]))
+        for spec in config.inputs
+    }
+
+
+def apply(config: Config | str | Path, model: Any, inputs: Any = None) -> Any:
+    """Convert a model with a stored config.
+
+    Parameters
+    ----------
+    config
+        A :class:`Config`, or the path of a ``precision.json`` or of its directory.
+    model
+        The same model, perhaps with new weights.
+    inputs
+        An example, as ``optimize`` takes it; default: zeros in the shapes that the config knows.
+
+    Returns
+    -------
+    MLModel
+
+    Raises
+    ------
+    InputError
+        If the config names ops that the model does not have.
+    """
+    config = _as_config(config)
+    precast = _convert(config, open_source(model), inputs)
+    (name,) = precast.program.functions
+    _, ops = lower_candidates(precast.program, name, precast.layer_of)
+    found, missing = _match(config, ops)
+    if missing:
+        listed = ", ".join(f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in missing)
+        raise InputError(
+            f"the config names {len(missing)} ops that the model does not have: {listed}; "
+            "run optimize on this model"
+        )
+    return emission.convert(
+        precast, emission.selector([op.name for op in ops if op.index in found])
+    )
+
+
+def _convert(config: Config, model: Any, inputs: Any) -> Precast:
+    if isinstance(model, ct.models.MLModel):
+        return frontend.from_package(model)
+    if inputs is None:
+        samples = [_example(config)]
+    else:
+        samples = collect(inputs, argument_names(model), required_arguments(model)).samples
+    return frontend.convert(TorchModel(model), samples, config.target, config.io_dtype)
+
+
+def check(
+    config: Config | str | Path,
+    model: Any,
+    inputs: Any,
+    *,
+    budget: float | None = None,
+    metric: Any = None,
+    device: str = "cpu",
+) -> Report:
+    """Measure whether a stored config still holds, for instance after retraining.
+
+    Parameters
+    ----------
+    config, model
+        As for :func:`apply`.
+    inputs
+        As for ``optimize``; all samples are used.
+    budget, metric
+        Default: the config's.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+    config = _as_config(config)
+    prepared = prepare(
+        model,
+        inputs,
+        config.metric if metric is None else metric,
+        config.numerics,
+        config.target,
+        0.0,
+        config.io_dtype,
+    )
+    found, missing = _match(config, prepared.ops)
+    evaluator = prepared.evaluator(device)
+    count = len(prepared.ops)
+    loss = evaluator.evaluate(tuple(i in found for i in range(count))).loss
+    show = prepared.metric.loss_of
+    limit = config.budget if budget is None else budget
+    return Report(
+        holds=not missing and loss <= show(limit),
+        error=show(loss),
+        error_fp16=show(evaluator.evaluate((False,) * count).loss),
+        error_fp32=show(evaluator.evaluate((True,) * count).loss),
+        budget=limit,
+        metric=prepared.metric.name,
+        unmatched=missing,
+        same_model=frontend.fingerprint(prepared.precast) == config.fingerprint,
+    )
