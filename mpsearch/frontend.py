@@ -257,24 +257,33 @@ def convert(
         Port(_identifier(k, inputs), io_dtype if v.is_floating_point() else None)
         for k, v in names.items()
     ]
-    with _deterministic(), quiet():
-        source, layer_of, kind, wrapper = _traced(model, first)
-        arguments: dict[str, Any] = {
-            "outputs": [p.tensor_type(output=True) for p in outputs],
-            "convert_to": "milinternal",
-            "compute_precision": ct.precision.FLOAT32,
-            "minimum_deployment_target": getattr(ct.target, target),
-            "pass_pipeline": PassPipeline(passes_before_cast(), "precast"),
-            "inputs": [p.tensor_type() for p in inputs],
-        }
-        states = _states(model)
-        if states:
-            arguments["states"] = states
-        try:
-            program = ct.convert(source, **arguments)
-        except Exception as error:
-            raise InputError(f"coremltools cannot convert the model: {_reason(error)}") from error
-    return Precast(program, inputs, outputs, target, kind, layer_of, wrapper)
+    arguments: dict[str, Any] = {
+        "outputs": [p.tensor_type(output=True) for p in outputs],
+        "convert_to": "milinternal",
+        "compute_precision": ct.precision.FLOAT32,
+        "minimum_deployment_target": getattr(ct.target, target),
+        "inputs": [p.tensor_type() for p in inputs],
+    }
+    states = _states(model)
+    if states:
+        arguments["states"] = states
+    failures = []
+    for route in (_direct, _trace, _export):
+        with _deterministic(), quiet():
+            try:
+                routed = route(model, first)
+                if routed is None:
+                    continue
+                # A pass list of its own: coremltools takes passes out of the one it is given.
+                pipeline = PassPipeline(passes_before_cast(), "precast")
+                program = ct.convert(routed.source, pass_pipeline=pipeline, **arguments)
+            except Exception as error:
+                failures.append(_reason(error))
+                continue
+        return Precast(
+            program, inputs, outputs, target, routed.kind, routed.layer_of, routed.wrapper
+        )
+    raise InputError(f"coremltools cannot convert the model: {failures[0]}")
 
 
 def _states(model: TorchModel) -> list[Any]:
@@ -307,26 +316,49 @@ def _reason(error: BaseException) -> str:
     return (text[:300] + " ...") if len(text) > 300 else (text or type(error).__name__)
 
 
-def _traced(
-    model: TorchModel, sample: Sample
-) -> tuple[Any, Callable[[Operation], str], str, Flat | None]:
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """What is handed to ``ct.convert``, and how to read the result."""
+
+    source: Any
+    kind: str
+    layer_of: Callable[[Operation], str]
+    wrapper: Flat | None = None
+
+
+def _direct(model: TorchModel, sample: Sample) -> _Routed | None:
+    """Exported programs and TorchScript as they are."""
     if model.exported is not None and not model.half:
         program = model.exported.run_decompositions({})
-        return program, _exported_layers(program), "exported", None
-    if isinstance(model.source, torch.jit.ScriptModule):
-        out = model(sample)
-        if len(out) == 1 and not model.half:
-            return model.module, _program.torchscript_layer, "torchscript", None
+        return _Routed(program, "exported", _exported_layers(program))
+    if isinstance(model.source, torch.jit.ScriptModule) and len(model(sample)) == 1:
+        return _Routed(model.module, "torchscript", _program.torchscript_layer)
+    return None
+
+
+def _trace(model: TorchModel, sample: Sample) -> _Routed:
+    """``torch.jit.trace``, the way that coremltools knows best."""
     tensors = tuple(_traceable(v) for v in sample.values() if isinstance(v, Tensor))
     paths: dict[str, str] = {}
     wrapper = wrapped(model, sample)
     traceable = model.module if wrapper is None else wrapper
     with torch.no_grad(), _tagged(model.module, paths), _NoHalf():
-        try:
-            traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
-        except Exception as error:
-            raise InputError(f"the model cannot be traced: {_reason(error)}") from error
-    return traced, _tagged_layer(paths), "torchscript", wrapper
+        traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
+    return _Routed(traced, "torchscript", _tagged_layer(paths), wrapper)
+
+
+def _export(model: TorchModel, sample: Sample) -> _Routed | None:
+    """``torch.export``, for models that use ops which coremltools knows only decomposed."""
+    if isinstance(model.module, torch.jit.ScriptModule) or model.exported is not None:
+        return None
+    with torch.no_grad(), _NoHalf():
+        given = {k: _traceable(v) if isinstance(v, Tensor) else v for k, v in sample.items()}
+        if model.positional(sample):
+            exported = torch.export.export(model.module, tuple(given.values()), strict=False)
+        else:
+            exported = torch.export.export(model.module, (), given, strict=False)
+    program = exported.run_decompositions({})
+    return _Routed(program, "exported", _exported_layers(program))
 
 
 def wrapped(model: TorchModel, sample: Sample) -> Flat | None:

@@ -120,7 +120,7 @@ def _emit(
     mlmodel = emission.convert(prepared.precast, emission.selector(names))
     mlmodel.save(str(path))
     package = verification.read_back(path)
-    wrong = verification.precision_mismatch(package, names, [op.name for op in prepared.ops])
+    wrong = verification.precision_mismatch(package, prepared.lowered, names)
     if wrong is not None:
         raise VerificationError(f"the written package is not what was searched: {wrong}")
     arguments = (prepared.metric, prepared.profiles)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ._ct import ct, quiet
 from .errors import InputError, UnsupportedOpError
-from .executor.graph import Block, Constant, Form, Function, Node, Ref, Source, walk
+from .executor.graph import Block, Constant, Form, Function, Node, Ref, Source
 
 with quiet():
     from coremltools.converters.mil.frontend.milproto.load import load as _load_milproto
@@ -262,6 +262,7 @@ class _Lowering:
             self._layer_of(op),
             fp32,
             [self._slot(v) for v in op.outputs],
+            op.outputs[0].name if op.outputs else "",
             blocks=blocks,
         )
         if op.op_type == "coreml_update_state":
@@ -365,8 +366,3 @@ class _Decompressor:
         if var.op is not None and var.op.op_type.startswith("constexpr_"):
             return _Decompressor(var.op, var.op.outputs.index(var))()
         return var.val
-
-
-def candidate_names(function: Function) -> list[str]:
-    """The names of a lowered function's candidate ops, in the order of the precision vector."""
-    return [n.name for n in walk(function.nodes) if n.candidate is not None]

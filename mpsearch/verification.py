@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from . import program as _program
 from ._ct import quiet
 from .data import Data
-from .executor.graph import Function
+from .executor.graph import Function, walk
 from .executor.runtime import Runtime
 from .metrics import Metric, Outputs
 from .numerics import Profile
@@ -24,7 +25,8 @@ with quiet():
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
 
-_SUFFIX = "_cast_fp16"
+#: What the cast passes append to the names of ops that they change.
+_CAST = re.compile(r"(_cast_(fp16|u?int16))+(?=(_\d+)?$)")
 _STRUCTURAL = frozenset(
     {"const", "cast", "cond", "while_loop", "read_state", "coreml_update_state"}
 )
@@ -36,17 +38,16 @@ class ReadBack:
 
     Attributes
     ----------
-    fp32_ops
-        The names (as in the package) of its ops that compute in FP32.
+    fp32_ops, fp16_ops
+        Its ops that compute in FP32 and in FP16: type, and name of the first output. Passes after
+        the cast rebuild ops under new names, but keep the names of what they compute.
     casts
         Its casts between FP16 and FP32.
-    fp16_ops
-        The names of its ops that compute in FP16.
     """
 
     function: Function
-    fp32_ops: tuple[str, ...]
-    fp16_ops: tuple[str, ...]
+    fp32_ops: tuple[tuple[str, str], ...]
+    fp16_ops: tuple[tuple[str, str], ...]
     casts: int
 
 
@@ -71,9 +72,9 @@ def read_back(path: Path) -> ReadBack:
                 if v.op is None or v.op.op_type != "const"
             } & {types.fp16, types.fp32}
         if types.fp32 in floats:
-            fp32.append(op.name)
+            fp32.append((op.op_type, op.outputs[0].name))
         elif types.fp16 in floats:
-            fp16.append(op.name)
+            fp16.append((op.op_type, op.outputs[0].name))
     return ReadBack(_program.lower(program, name), tuple(fp32), tuple(fp16), casts)
 
 
@@ -117,29 +118,42 @@ def _run(runtime: Runtime, function: Function, sample: Mapping[str, Tensor]) -> 
         return {n: runtime.source(s, env).cpu() for n, s in function.outputs.items()}
 
 
+#: What passes after the cast may make anew under names of their own: reduce_transposes,
+#: fuse_transpose_matmul, expand_dynamic_linear, fuse_activation_silu, fuse_pow2_sqrt.
+_REBUILT = frozenset({"transpose", "matmul", "linear", "add", "silu", "identity"})
+
+
 def precision_mismatch(
-    package: ReadBack,
-    fp32_ops: Collection[str],
-    candidates: Collection[str],
+    package: ReadBack, lowered: Function, fp32_ops: Collection[str]
 ) -> str | None:
     """What the package computes in another precision than was asked for; None where nothing.
 
-    Passes after the cast may merge ops and drop ops; those have no counterpart and promise
-    nothing. An op that is there under its own name must have its own precision.
+    Parameters
+    ----------
+    lowered
+        The pre-cast program.
+    fp32_ops
+        The names of the candidate ops that were to stay FP32.
+
+    Passes after the cast may merge and drop ops; those have no counterpart and promise nothing.
     """
-    clean = {name: _clean(name) for name in candidates}
-    wanted = {clean[name] for name in fp32_ops}
-    known = set(clean.values())
-    for name in package.fp16_ops:
-        base = name.removesuffix(_SUFFIX)
-        if name.endswith(_SUFFIX) and base in wanted:
-            return f"op {base!r} was to stay FP32 and is FP16 in the package"
-    for name in package.fp32_ops:
-        if name in known and name not in wanted:
-            return f"op {name!r} was to be FP16 and is FP32 in the package"
+    nodes = list(walk(lowered.nodes))
+    known = {_clean(n.result): n for n in nodes}
+    wanted = {_clean(n.result) for n in nodes if n.name in fp32_ops}
+    for op_type, result in package.fp16_ops:
+        base = _CAST.sub("", result)
+        if base in wanted and "_cast_fp16" in result:
+            return f"{op_type} {base!r} was to stay FP32 and is FP16 in the package"
+    for op_type, result in package.fp32_ops:
+        base = result if result in known else _CAST.sub("", result)
+        node = known.get(base)
+        if node is None and op_type not in _REBUILT:
+            return f"{op_type} {result!r} is FP32 in the package and was not in the program"
+        if node is not None and node.candidate is not None and base not in wanted:
+            return f"{op_type} {result!r} was to be FP16 and is FP32 in the package"
     return None
 
 
 def _clean(name: str) -> str:
-    """A name as coremltools writes it to a package."""
-    return str(NameSanitizer._replace_invalid_char_with_underscore(name))
+    """A value's name as coremltools writes it to a package."""
+    return str(NameSanitizer(prefix="var_").sanitize_name(name))

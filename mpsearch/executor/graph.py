@@ -65,7 +65,7 @@ class Node:
 
     ``fp32`` is the op as it stands in the program. ``fp16``, where coremltools' cast pass would
     change the op, is what the pass makes of it. ``candidate`` is the op's place in the precision
-    vector.
+    vector. ``result`` is the name of its first output, which outlives passes that rename ops.
     """
 
     op_type: str
@@ -73,6 +73,7 @@ class Node:
     layer: str
     fp32: Form
     outputs: list[int]
+    result: str = ""
     fp16: Form | None = None
     candidate: int | None = None
     blocks: list[Block] = field(default_factory=list)

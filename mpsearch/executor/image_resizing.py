@@ -167,6 +167,8 @@ def crop_resize(
             y0, x0, y1, x1 = c0 - c2 / 2, c1 - c3 / 2, c0 + c2 / 2, c1 + c3 / 2
         if normalized_coordinates:
             y0, y1, x0, x1 = y0 * (h - 1), y1 * (h - 1), x0 * (w - 1), x1 * (w - 1)
+        if y1 < y0 or x1 < x0:  # Apple's tests have an inverted box mean the whole image
+            y0, y1, x0, x1 = 0, h - 1, 0, w - 1
         py = _box_positions(y0, y1, target_height, sampling_mode, x.device)
         px = _box_positions(x0, x1, target_width, sampling_mode, x.device)
         gy, gx = torch.meshgrid(py, px, indexing="ij")
@@ -219,7 +221,12 @@ def resize(
     asked = shape[len(shape) - resized_dims :]
     sizes = [s or x.shape[x.dim() - resized_dims + i] for i, s in enumerate(asked)]
     if interpolation_mode == "NEAREST_NEIGHBOR":
-        return _resize_nearest(x, sizes)
+        # Unlike resize_nearest_neighbor this op rounds; a tie goes to the lower index, so that
+        # whole scale factors repeat every element equally often.
+        for axis, size in zip(range(x.dim() - len(sizes), x.dim()), sizes, strict=True):
+            position = _positions(x.shape[axis], size, sampling_mode, x.device)
+            x = x.index_select(axis, (position - 0.5).ceil().long().clamp(0, x.shape[axis] - 1))
+        return x
     return _resize_linear(x, sizes, sampling_mode)
 
 

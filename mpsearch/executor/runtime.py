@@ -121,7 +121,8 @@ class Runtime:
         if isinstance(source, Constant):
             if source not in self._python:
                 value = source.load()
-                rounded = np.float16(value) if source.narrow else value
+                with np.errstate(over="ignore"):
+                    rounded = np.float16(value) if source.narrow else value
                 self._python[source] = _to_python(rounded)
             return self._python[source]
         if isinstance(source, Ref):

@@ -11,13 +11,16 @@ there; a listed test that passes is reported, so that the list cannot outlive it
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
 import re
+import sys
+import types
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -77,6 +80,35 @@ def _pretend_to_be_a_mac() -> None:
 
 
 _pretend_to_be_a_mac()
+
+
+class _Missing:
+    """A name from a missing package: may be passed about, not used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return _Missing(f"{self._name}.{name}")
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        pytest.skip(f"{self._name} is not installed")
+
+
+class _Absent(types.ModuleType):
+    """Lets modules that import a missing package be collected; what uses it is skipped."""
+
+    __path__: ClassVar[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Missing(f"{self.__name__}.{name}")
+
+
+for _package in ("torchvision", "peft", "torchsr", "timm"):
+    if importlib.util.find_spec(_package) is None:
+        sys.modules[_package] = _Absent(_package)
 
 
 def _expected_failures() -> list[tuple[re.Pattern[str], str]]:
