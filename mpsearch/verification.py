@@ -25,6 +25,10 @@ with quiet():
     from coremltools.converters.mil.mil import types
     from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
 
+#: reduce_transposes numbers the transposes that it makes from 0 again, so that their names may be
+#: those of others before the cast. A transpose moves values and rounds none.
+_NUMBERED = re.compile(r"transpose_\d+")
+
 #: What the cast passes append to the names of ops that they change.
 _CAST = re.compile(r"(_cast_(fp16|u?int16))+(?=(_\d+)?$)")
 _STRUCTURAL = frozenset(
@@ -145,6 +149,8 @@ def precision_mismatch(
         if base in wanted and "_cast_fp16" in result:
             return f"{op_type} {base!r} was to stay FP32 and is FP16 in the package"
     for op_type, result in package.fp32_ops:
+        if op_type == "transpose" and _NUMBERED.fullmatch(result):
+            continue
         base = result if result in known else _CAST.sub("", result)
         node = known.get(base)
         if node is None and op_type not in _REBUILT:
