@@ -4,7 +4,7 @@ import torch
 
 import mpsearch
 
-BUDGET = 5e-4
+BUDGET = 1e-3
 LENGTH = 24
 
 SENTENCES = [

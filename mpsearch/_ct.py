@@ -50,8 +50,7 @@ def _bars_off() -> Iterator[None]:
     holders = [
         m
         for name, m in list(sys.modules.items())
-        if name.startswith("coremltools.converters")
-        and hasattr(m, "_tqdm")
+        if (name.startswith("coremltools.converters") and hasattr(m, "_tqdm"))
         or name == "coremltools.converters.mil.mil.passes.pass_pipeline"
     ]
     saved = []

@@ -17,6 +17,8 @@ from .progress import Progress
 from .result import Result
 
 DEFAULT_TRIALS = 300
+#: Share of the trials kept back for searching on where the package or the held-out data fails.
+_RESERVE = 0.3
 
 
 def optimize(
@@ -127,8 +129,9 @@ def optimize(
             always=frozenset(fp32),
             watch=bar.trial,
         )
+        problem.reserve(_RESERVE)
         bar.stage("measuring all-FP32 and all-FP16")
-        floor, all_fp16 = problem.ends()
+        floor, _ = problem.ends()
         if floor > limit or not problem.admit(problem.everything).met:
             return infeasible(prepared, problem, started)
         finished = problem.admit(frozenset()).met or search.run(run_strategy, problem)

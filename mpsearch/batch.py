@@ -67,7 +67,7 @@ def _write(out: Path, arrays: dict[str, np.ndarray]) -> None:
         ) from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
         os.replace(name, out)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -122,6 +122,7 @@ def _load(
 @click.pass_context
 def optimize(
     ctx: click.Context,
+    /,
     model: str,
     budget: float,
     out: Path | None,

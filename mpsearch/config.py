@@ -137,7 +137,8 @@ def read(path: str | Path) -> Config:
     found = raw.get("version") if isinstance(raw, dict) else None
     if found != VERSION:
         raise InputError(
-            f"{file} has version {found!r}, expected {VERSION}; run optimize again with this mpsearch"
+            f"{file} has version {found!r}, expected {VERSION}; run optimize again with this "
+            "version of mpsearch"
         )
     try:
         jsonschema.validate(raw, _SCHEMA)

@@ -58,7 +58,7 @@ class Data:
 def argument_names(model: Any) -> list[str] | None:
     """The names of a model's arguments in order, None where any are accepted."""
     if isinstance(model, torch.jit.ScriptModule):
-        schema = model.forward.schema
+        schema: Any = model.forward.schema  # type: ignore[attr-defined]
         return [a.name for a in schema.arguments][1:]
     if isinstance(model, torch.export.ExportedProgram):
         return list(model.graph_signature.user_inputs)
@@ -104,7 +104,7 @@ def collect(inputs: Any, names: Sequence[str] | None, required: int) -> Data:
     InputError
         If there are no samples, or a sample does not fit the model's arguments.
     """
-    if isinstance(inputs, (Tensor, np.ndarray, tuple)) or isinstance(inputs, Mapping):
+    if isinstance(inputs, (Tensor, np.ndarray, tuple, Mapping)):
         items: Iterable[Any] = [inputs]
     elif isinstance(inputs, Iterable):
         items = inputs
@@ -182,10 +182,10 @@ def read(
         data = Data(_rows(arrays, path, names, required, shapes or {}))
     if targets is not None:
         arrays = _read_arrays(targets)
-        (first,) = list(arrays.values())[:1] or [None]
-        if first is None or len(first) != len(data.samples):
+        first = next(iter(arrays.values()), torch.empty(0))
+        if len(first) != len(data.samples):
             raise InputError(
-                f"targets {targets} hold {0 if first is None else len(first)} rows, expected "
+                f"targets {targets} hold {len(first)} rows, expected "
                 f"{len(data.samples)}, one for each sample"
             )
         data.targets = [first[i] for i in range(len(first))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import shutil
 import tempfile
 import textwrap
@@ -120,63 +119,57 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: dict[str, str]
     facts
         What it was made from and for, shown at its top.
     """
-    head = "\n".join(f"    {key}: {value}" for key, value in facts.items())
-    names = "".join(f"        {name!r},\n" for name in fp32_ops)
-    listed = f"frozenset(\n    {{\n{names}    }}\n)" if fp32_ops else "frozenset()"
-    text = f'''"""Which ops Core ML computes in FP16, found by mpsearch.
-
-{head}
-
-Use it as it is:
-
-{textwrap.indent(_usage(precast), "    ")}
-"""
-
-import coremltools as ct
-{"import numpy as np" if precast.kind != "mlpackage" else ""}
-#: The ops that stay in FP32, by MIL name.
-FP32_OPS = {listed}
-
-
-def op_selector(op):
-    """True = cast this op to FP16."""
-    return op.name not in FP32_OPS
-
-'''
-    text += _conversion(precast)
-    return re.sub(r"\n{4,}", "\n\n\n", text)
-
-
-def _usage(precast: Precast) -> str:
+    imports = {
+        "mlpackage": "import coremltools as ct\n",
+        "exported": "import coremltools as ct\nimport numpy as np\n",
+        "torchscript": "import coremltools as ct\nimport numpy as np\nimport torch\n",
+    }[precast.kind]
+    if precast.wrapper is not None:
+        imports = f"import dataclasses\nfrom collections.abc import Mapping\n\n{imports}"
+    listed = "frozenset()"
+    if fp32_ops:
+        names = "".join(f"        {name!r},\n" for name in fp32_ops)
+        listed = f"frozenset(\n    {{\n{names}    }}\n)"
+    parts = [
+        _docstring(precast, facts) + imports.rstrip(),
+        f"#: The ops that stay in FP32, by MIL name.\nFP32_OPS = {listed}",
+        'def op_selector(op):\n    """True = cast this op to FP16."""\n'
+        "    return op.name not in FP32_OPS",
+    ]
     if precast.kind == "mlpackage":
-        return (
-            'from op_selector import convert\n\nconvert("model.mlpackage").save("mixed.mlpackage")'
-        )
-    if precast.kind == "exported":
-        return (
-            'exported = torch.export.load("model.pt2")\nfrom op_selector import convert\n\n'
-            'convert(exported).save("mixed.mlpackage")'
-        )
-    example = ", ".join(p.name for p in precast.inputs)
-    comma = "," if len(precast.inputs) == 1 else ""
+        parts += _package_conversion(precast)
+    else:
+        parts.append(_torch_conversion(precast))
+    if precast.kind == "torchscript":
+        parts += _tracing(precast)
+    return "\n\n\n".join(parts) + "\n"
+
+
+def _docstring(precast: Precast, facts: dict[str, str]) -> str:
+    example = "".join(f"{p.name}, " for p in precast.inputs)
+    usage = {
+        "mlpackage": "from op_selector import convert\n\n"
+        'convert("model.mlpackage").save("mixed.mlpackage")',
+        "exported": "from op_selector import convert\n\n"
+        f"exported = torch.export.export(model.float().eval(), ({example.rstrip()}))\n"
+        'convert(exported).save("mixed.mlpackage")',
+        "torchscript": "from op_selector import convert, trace\n\n"
+        f"traced = trace(model.float().eval(), ({example.rstrip()}))\n"
+        'convert(traced).save("mixed.mlpackage")',
+    }[precast.kind]
+    head = "\n".join(f"    {key}: {value}" for key, value in facts.items())
     return (
-        "from op_selector import convert, trace\n\n"
-        f"traced = trace(model.float().eval(), ({example}{comma}))\n"
-        'convert(traced).save("mixed.mlpackage")'
+        f'"""Which ops Core ML computes in FP16, found by mpsearch.\n\n{head}\n\n'
+        f'Use it as it is:\n\n{textwrap.indent(usage, "    ")}\n"""\n\n'
     )
 
 
-def _conversion(precast: Precast) -> str:
-    if precast.kind == "mlpackage":
-        passes = "".join(f"    {p!r},\n" for p in passes_from_cast())
-        return f'''
-#: coremltools' default passes from the cast on. The ones before it have run already, and running
-#: them again would rename ops.
-PASSES = [
-{passes}]
-
-
-def convert(path):
+def _package_conversion(precast: Precast) -> list[str]:
+    passes = "".join(f"    {p!r},\n" for p in passes_from_cast())
+    return [
+        "#: coremltools' default passes from the cast on. The ones before it have run already, and\n"
+        f"#: running them again would rename ops.\nPASSES = [\n{passes}]",
+        f'''def convert(path):
     """Convert the FP32 .mlpackage at ``path``."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -185,21 +178,24 @@ def convert(path):
     program = load(spec, spec.specificationVersion, source.weights_dir)
     return ct.convert(
         program,
+        source="milinternal",
         convert_to="mlprogram",
         compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
         minimum_deployment_target=ct.target.{precast.target},
         pass_pipeline=ct.PassPipeline(PASSES, "from_cast"),
         skip_model_load=True,
-    )
-'''
+    )''',
+    ]
+
+
+def _torch_conversion(precast: Precast) -> str:
     inputs = "".join(f"            {p.declaration()},\n" for p in precast.inputs)
     outputs = "".join(f"            {p.declaration(output=True)},\n" for p in precast.outputs)
     given, source = {
         "exported": ("exported", "exported.run_decompositions({})"),
         "torchscript": ("traced", "traced"),
     }[precast.kind]
-    text = f'''
-def convert({given}):
+    return f'''def convert({given}):
     """The whole conversion that FP32_OPS belongs to."""
     return ct.convert(
         {source},
@@ -211,42 +207,26 @@ def convert({given}):
         compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
         minimum_deployment_target=ct.target.{precast.target},
         skip_model_load=True,
-    )
-'''
-    if precast.kind == "torchscript":
-        text += _tracing(precast)
-    return text
+    )'''
 
 
-def _tracing(precast: Precast) -> str:
-    wrapper = precast.wrapper
-    if wrapper is None:
-        wrap = "model"
-        classes = ""
-    else:
-        wrap = (
-            f"Flat(model, {wrapper.names!r}, {sorted(wrapper.booleans)!r}, {wrapper.constants!r})"
-        )
+def _tracing(precast: Precast) -> list[str]:
+    wrapper, parts, wrapped = precast.wrapper, [], "model"
+    if wrapper is not None:
         body = inspect.getsource(flat)
-        body = body[body.index("def flatten") :]
-        classes = f"\n\n{body}"
-    imports = "    import torch\n\n" if wrapper is None else ""
-    top = (
-        ""
-        if wrapper is None
-        else "\nimport dataclasses  # noqa: E402\nfrom collections.abc import Mapping  # noqa: E402\n\nimport torch  # noqa: E402\n"
-    )
-    return f'''{top}{classes}
-
-def trace(model, example_inputs):
+        parts.append(body[body.index("def flatten") :].rstrip())
+        booleans = sorted(wrapper.booleans)
+        wrapped = f"Flat(model, {wrapper.names!r}, {booleans!r}, {wrapper.constants!r})"
+    parts.append(
+        f'''def trace(model, example_inputs):
     """Trace an FP32 model in eval mode, so that its ops get the names in FP32_OPS.
 
     A model loaded with torch.jit.load is traced already.
     """
-{imports}    if isinstance(model, torch.jit.ScriptModule):
+    if isinstance(model, torch.jit.ScriptModule):
         return model
+    wrapped = {wrapped}
     with torch.no_grad():
-        return torch.jit.trace(
-            {wrap}, example_inputs, strict=False, check_trace=False
-        )
-'''
+        return torch.jit.trace(wrapped, example_inputs, strict=False, check_trace=False)'''
+    )
+    return parts

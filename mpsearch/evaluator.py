@@ -24,6 +24,7 @@ from .executor.graph import Function, Node, Ref, Source, slots_read, walk
 from .executor.runtime import Runtime, tensor_bytes
 from .metrics import Metric, Outputs
 from .numerics import Profile
+from .sensitivity import RoundingModel, rounding_model
 
 Vector = tuple[bool, ...]
 Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
@@ -344,6 +345,26 @@ class Evaluator:
             value = self._runtimes[0].source(source, {})
         out: Tensor = value
         return out.to("cpu")
+
+    def rounding_model(self, seed: int, samples: int = 2) -> RoundingModel:
+        """The first-order model of rounding over the first samples, worst profile last."""
+        started = time.perf_counter()
+        model = rounding_model(
+            self._function,
+            [self._named(i) for i in range(min(samples, len(self._held)))],
+            self._references[:samples],
+            self._runtimes[-1].profile,
+            self._runtimes[0].device,
+            seed,
+        )
+        seconds = time.perf_counter() - started
+        self.counters.seconds += seconds
+        self.counters.work += seconds
+        return model
+
+    def _named(self, sample: int) -> dict[str, Any]:
+        slots = {**self._function.inputs, **self._function.states}
+        return {name: self._held[sample][slot] for name, slot in slots.items()}
 
     # -- cost ----------------------------------------------------------------------------------
 

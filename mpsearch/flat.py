@@ -46,7 +46,7 @@ class Flat(torch.nn.Module):
         self.constants = dict(constants or {})
 
     def forward(self, *tensors):
-        given = dict(zip(self.names, tensors))
+        given = dict(zip(self.names, tensors, strict=True))
         given = {k: v.bool() if k in self.booleans else v for k, v in given.items()}
         outputs = tuple(flatten(self.model(**given, **self.constants)).values())
         return outputs if len(outputs) > 1 else outputs[0]

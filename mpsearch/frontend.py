@@ -50,7 +50,7 @@ def passes_from_cast() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of the Core ML model: name, MIL dtype, shape; (min, max) where flexible."""
+    """An input or output: name, MIL dtype, shape (a pair, least and most, where flexible)."""
 
     name: str
     dtype: str | None
@@ -456,12 +456,13 @@ def from_package(model: Any) -> Precast:
         )
     (function,) = program.functions.values()
     for op in function.operations:
-        if any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs):
-            if op.op_type not in ("const", "cast") and not op.op_type.startswith("constexpr_"):
-                raise InputError(
-                    f"the package is not FP32: op {op.name!r} is typed FP16; convert the original "
-                    "with compute_precision=ct.precision.FLOAT32"
-                )
+        stored = op.op_type in ("const", "cast") or op.op_type.startswith("constexpr_")
+        half = any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs)
+        if half and not stored:
+            raise InputError(
+                f"the package is not FP32: op {op.name!r} is typed FP16; convert the original "
+                "with compute_precision=ct.precision.FLOAT32"
+            )
     declared = [_declared(feature) for feature in spec.description.input]
     target = {v: k for k, v in _spec_versions().items()}[function.opset_version.value]
     if any(d is not None for d in declared):

@@ -132,7 +132,7 @@ def _exported(file: Path, allow_pickle: bool) -> Any:
     try:
         with quiet(), contextlib.nullcontext() if allow_pickle else _no_pickle():
             return torch.export.load(str(file))
-    except _PickleRefused as error:
+    except _PickleRefusedError as error:
         raise InputError(
             f"{file} holds pickled objects, which can run code; pass --allow-pickle if you trust "
             "where it comes from"
@@ -141,8 +141,8 @@ def _exported(file: Path, allow_pickle: bool) -> Any:
         raise InputError(f"{file} is no usable exported program: {_first_line(error)}") from error
 
 
-class _PickleRefused(Exception):
-    pass
+class _PickleRefusedError(Exception):
+    """A file needs full pickles."""
 
 
 @contextlib.contextmanager
@@ -155,10 +155,10 @@ def _no_pickle() -> Iterator[None]:
         try:
             return load(f, *args, **kwargs)
         except pickle.UnpicklingError as error:
-            raise _PickleRefused from error
+            raise _PickleRefusedError from error
 
     def refuse(*_args: Any, **_kwargs: Any) -> Any:
-        raise _PickleRefused
+        raise _PickleRefusedError
 
     torch.load, pickle.loads = tensors_only, refuse
     try:

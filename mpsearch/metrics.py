@@ -44,13 +44,15 @@ class Metric:
     parts: Callable[[Outputs, Outputs], tuple[float, float]] | None
     combine: Literal["max", "share", "task"] = "max"
     larger_is_better: bool = False
-    score: Callable[[list[Outputs], list[Any]], float] | None = None
+    score: Callable[[Sequence[Outputs], Sequence[Any]], float] | None = None
 
     def loss_of(self, value: float) -> float:
         """The loss for a reported value (a budget or an error), and the reverse."""
         return -value if self.larger_is_better else value
 
-    def whole(self, references: list[Outputs], outputs: list[Outputs], targets: list[Any]) -> float:
+    def whole(
+        self, references: Sequence[Outputs], outputs: Sequence[Outputs], targets: Sequence[Any]
+    ) -> float:
         """The loss over all samples together."""
         if self.score is not None:
             drop = self.score(references, targets) - self.score(outputs, targets)
@@ -202,8 +204,8 @@ def _arrays(values: Outputs) -> dict[str, Any]:
     return {k: v.detach().cpu().numpy() for k, v in values.items()}
 
 
-def _task(function: Callable[..., float]) -> Callable[[list[Outputs], list[Any]], float]:
-    def score(outputs: list[Outputs], targets: list[Any]) -> float:
+def _task(function: Callable[..., float]) -> Callable[[Sequence[Outputs], Sequence[Any]], float]:
+    def score(outputs: Sequence[Outputs], targets: Sequence[Any]) -> float:
         return float(function([_arrays(o) for o in outputs], targets))
 
     return score

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +38,70 @@ from torch.overrides import TorchFunctionMode
 
 #: Ops that move or select values and compute nothing: they run on FP16 storage as it is.
 _MOVES = frozenset(
-    """batch_to_space concat crop depth_to_space expand_dims flatten2d gather gather_along_axis
-    gather_nd identity list_gather list_read list_scatter list_write make_list maximum minimum
-    pixel_shuffle pixel_unshuffle relu reshape reshape_like reverse reverse_sequence select
-    slice_by_index slice_by_size slice_update sliding_windows space_to_batch space_to_depth split
-    squeeze stack tile transpose read_state coreml_update_state""".split()
+    [
+        "batch_to_space",
+        "concat",
+        "crop",
+        "depth_to_space",
+        "expand_dims",
+        "flatten2d",
+        "gather",
+        "gather_along_axis",
+        "gather_nd",
+        "identity",
+        "list_gather",
+        "list_read",
+        "list_scatter",
+        "list_write",
+        "make_list",
+        "maximum",
+        "minimum",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "relu",
+        "reshape",
+        "reshape_like",
+        "reverse",
+        "reverse_sequence",
+        "select",
+        "slice_by_index",
+        "slice_by_size",
+        "slice_update",
+        "sliding_windows",
+        "space_to_batch",
+        "space_to_depth",
+        "split",
+        "squeeze",
+        "stack",
+        "tile",
+        "transpose",
+        "read_state",
+        "coreml_update_state",
+    ]
 )
+
+#: Of these, the ops whose every result is a value of their one float input.
+_CARRIES = _MOVES - frozenset(
+    [
+        "concat",
+        "list_gather",
+        "list_scatter",
+        "list_write",
+        "make_list",
+        "maximum",
+        "minimum",
+        "select",
+        "slice_update",
+        "stack",
+        "coreml_update_state",
+    ]
+)
+
+
+def carries_rounding(op_type: str) -> bool:
+    """Whether an op only passes on values of one input: a rounded one is not rounded again."""
+    return op_type in _CARRIES
+
 
 #: Elementwise ops whose FP16 kernels in torch compute in FP32 and round once, so that they give
 #: ``ieee``'s bits without a conversion before and after.
@@ -73,6 +131,21 @@ def _typed(x: Any, dtype: str) -> Any:
     return x if x.dtype is wanted else x.to(wanted)
 
 
+def _typed_moved(x: Any, dtype: str) -> Any:
+    half = isinstance(x, Tensor) and x.dtype is torch.float16
+    return x if half and dtype == "fp32" else _typed(x, dtype)
+
+
+def _one_dtype(arguments: dict[str, Any]) -> bool:
+    """Whether all float tensors among the arguments are stored alike."""
+    kinds = set()
+    for value in arguments.values():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Tensor) and item.is_floating_point():
+                kinds.add(item.dtype)
+    return len(kinds) <= 1
+
+
 class Profile:
     """How an op typed FP16 computes. This base class is the profile ``ieee``."""
 
@@ -94,12 +167,14 @@ class Profile:
 
         ``fp16`` says whether the op is typed FP16; its float inputs are then already rounded.
         """
-        if op_type not in _MOVES and not (fp16 and self._native(op_type, arguments)):
-            arguments = {k: _widen(v) for k, v in arguments.items()}
-        elif op_type in _MOVES and not fp16:
+        moves = op_type in _MOVES
+        as_stored = _one_dtype(arguments) if moves else fp16 and self._native(op_type, arguments)
+        if not as_stored:
             arguments = {k: _widen(v) for k, v in arguments.items()}
         out = self._compute(op_type, function, arguments) if fp16 else function(**arguments)
         results = out if isinstance(out, tuple) else (out,)
+        if moves:  # values moved in FP16 are the same in FP32, and need not be stored as such
+            return tuple(map(_typed_moved, results, out_dtypes))
         return tuple(map(_typed, results, out_dtypes))
 
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
@@ -186,7 +261,7 @@ class Ane(Profile):
 
     name = "ane"
     _PRODUCTS = frozenset({"matmul", "linear", "einsum", "conv", "conv_quantized"})
-    _UNSTABLE = {
+    _UNSTABLE: ClassVar[dict[Any, Callable[..., Any]]] = {
         F.softplus: _ane_softplus,
         torch.logsumexp: _ane_logsumexp,
     }
@@ -437,15 +512,54 @@ class Strict(Profile):
 
     name = "strict"
     _ACCUMULATES = frozenset(
-        """matmul linear conv conv_quantized reduce_sum reduce_mean reduce_l1_norm reduce_l2_norm
-        reduce_log_sum reduce_sum_square""".split()
+        [
+            "matmul",
+            "linear",
+            "conv",
+            "conv_quantized",
+            "reduce_sum",
+            "reduce_mean",
+            "reduce_l1_norm",
+            "reduce_l2_norm",
+            "reduce_log_sum",
+            "reduce_sum_square",
+        ]
     )
     _COMPOSITE = frozenset(
-        """batch_norm elu gelu gru instance_norm inverse l2_norm l2_pool layer_norm leaky_relu
-        linear_activation log lstm prelu reduce_log_sum_exp resize_bilinear rnn rsqrt
-        scaled_dot_product_attention scaled_tanh sigmoid_hard silu softmax softplus
-        softplus_parametric softsign upsample_bilinear resample affine resize crop_resize
-        clamped_relu""".split()
+        [
+            "batch_norm",
+            "elu",
+            "gelu",
+            "gru",
+            "instance_norm",
+            "inverse",
+            "l2_norm",
+            "l2_pool",
+            "layer_norm",
+            "leaky_relu",
+            "linear_activation",
+            "log",
+            "lstm",
+            "prelu",
+            "reduce_log_sum_exp",
+            "resize_bilinear",
+            "rnn",
+            "rsqrt",
+            "scaled_dot_product_attention",
+            "scaled_tanh",
+            "sigmoid_hard",
+            "silu",
+            "softmax",
+            "softplus",
+            "softplus_parametric",
+            "softsign",
+            "upsample_bilinear",
+            "resample",
+            "affine",
+            "resize",
+            "crop_resize",
+            "clamped_relu",
+        ]
     )
 
     def treats(self, op_type: str) -> str:

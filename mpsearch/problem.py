@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from .evaluator import Evaluator
 from .program import CandidateOp
+from .sensitivity import RoundingModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Trial:
     seconds: float = 0.0
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818 - a signal, as StopIteration is
     """The trials or the time are used up, or the user interrupted. Strategies let it pass."""
 
 
@@ -116,7 +117,9 @@ class Problem:
         self._always = always
         self._watch = watch
         self._known: dict[frozenset[int], Trial] = {}
+        self._reserve = 0
         self._free = 0  # trials that no strategy asked for
+        self._model: RoundingModel | None = None
         self._ends: tuple[float, float] | None = None
 
     @property
@@ -127,7 +130,7 @@ class Problem:
     @property
     def remaining(self) -> int:
         """Trials left."""
-        return self.trials - len(self.history) + self._free
+        return self.trials - self._reserve - len(self.history) + self._free
 
     def price(self, kept: Iterable[int]) -> float:
         """What keeping these units costs."""
@@ -187,14 +190,49 @@ class Problem:
         """Evaluate several sets whose order does not matter."""
         return [self.try_(kept, by, exact) for kept in sets]
 
+    def reserve(self, share: float) -> None:
+        """Keep a share of the trials for after :meth:`tighten`."""
+        self._reserve = int(self.trials * share)
+
     def tighten(self, budget: float) -> None:
-        """Ask for a smaller loss from now on; earlier trials are judged again."""
+        """Ask for a smaller loss from now on; earlier trials are judged again.
+
+        Half of what was reserved becomes available.
+        """
         self.budget = budget
+        self._reserve //= 2
         self.best = None
         self.history = [replace(t, met=t.exact and t.loss <= budget) for t in self.history]
         self._known = {t.kept: t for t in self.history}
         for trial in self.history:
             self._consider(trial)
+
+    @property
+    def model(self) -> RoundingModel:
+        """The first-order model of rounding, built when first asked for."""
+        if self._model is None:
+            self._model = self.evaluator.rounding_model(self.seed)
+        return self._model
+
+    def keep_order(self) -> list[int]:
+        """Units in the order in which the model would keep them FP32, the worst first."""
+        return self.model.keep_order([u.ops for u in self.units], self.cost, self._pinned_fp16)
+
+    def harm(self, unit: int, kept: Iterable[int]) -> float:
+        """The model's squared error for casting a unit of ``kept`` as well."""
+        return self.model.harm(self.units[unit].ops, self._fp16(kept))
+
+    def relief(self, unit: int, kept: Iterable[int]) -> float:
+        """The model's squared error that goes when a unit outside ``kept`` joins it."""
+        return self.model.relief(self.units[unit].ops, self._fp16(kept))
+
+    def _fp16(self, kept: Iterable[int]) -> set[int]:
+        return {i for i, fp32 in enumerate(self.vector(kept)) if not fp32}
+
+    @property
+    def _pinned_fp16(self) -> set[int]:
+        free = {i for u in self.units for i in u.ops}
+        return set(range(len(self.ops))) - free - self._always
 
     def vector(self, kept: Iterable[int]) -> tuple[bool, ...]:
         """The precision vector (True = FP32) of a set of units, pinned ops included."""

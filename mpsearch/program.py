@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ._ct import ct, quiet
+from ._ct import quiet
 from .errors import InputError, UnsupportedOpError
 from .executor.graph import Block, Constant, Form, Function, Node, Ref, Source
 
 with quiet():
     from coremltools.converters.mil.frontend.milproto.load import load as _load_milproto
-    from coremltools.converters.mil.mil import Operation, Program, Var, types
     from coremltools.converters.mil.mil import Block as MilBlock
+    from coremltools.converters.mil.mil import Operation, Program, Var, types
     from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
     from coremltools.converters.mil.mil.scope import ScopeSource
 

@@ -1,4 +1,4 @@
-"""Runs nodes: fetches what a node takes, runs its op in a numerics profile, control flow included."""
+"""Runs nodes: fetches what a node takes and runs its op in a numerics profile."""
 
 from __future__ import annotations
 
@@ -185,5 +185,9 @@ class Runtime:
         return tuple(values)
 
     def source(self, source: Source, env: Mapping[int, Any]) -> Any:
-        """The value of a function output."""
+        """The value of an input or of a function output, as a tensor."""
         return self._tensor(source, env)
+
+    def value(self, source: Source, env: Mapping[int, Any]) -> Any:
+        """The value of an input as a Python value."""
+        return self._value(source, env)

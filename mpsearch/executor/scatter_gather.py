@@ -45,7 +45,7 @@ def gather(
     index, inside = _resolve(indices, x.shape[axis], validate_indices)
     if not batch_dims:
         picked = x.index_select(axis, index.reshape(-1))
-        out = picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+        out = picked.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
         return _zero_outside(out, inside, axis)
     batch = x.shape[:batch_dims]
     flat = x.reshape(math.prod(batch), *x.shape[batch_dims:])

@@ -31,6 +31,7 @@ def classify(probabilities: Tensor, classes: list[str]) -> tuple[str, dict[str, 
 
 
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
+    values = [v.reshape(1) if v.dim() == 0 else v for v in values]
     if not interleave:
         return torch.cat(values, dim=axis)
     axis = axis % values[0].dim()

@@ -27,9 +27,9 @@ import pytest
 # Read by coremltools' test modules when they are imported.
 os.environ.setdefault("PYMIL_TEST_TARGETS", "mlprogram")
 
-from mpsearch import Executor  # noqa: E402
-from mpsearch.errors import MpsearchError  # noqa: E402
-from mpsearch._ct import ct  # noqa: E402
+from mpsearch import Executor
+from mpsearch._ct import ct
+from mpsearch.errors import MpsearchError
 
 MACOS = (15, 4)
 HERE = Path(__file__).parent
@@ -182,7 +182,7 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     report = yield
     path = item.config.getoption("--tally")
-    if path and (report.when == "call" or report.outcome != "passed" and report.when == "setup"):
+    if path and (report.when == "call" or (report.outcome != "passed" and report.when == "setup")):
         line = {
             "test": item.nodeid,
             "outcome": report.outcome,
