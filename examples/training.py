@@ -8,7 +8,7 @@ import mpsearch
 from examples.digits import BUDGET, Digits, accuracy, samples, train
 
 
-def run(rounds: int = 3, steps: int = 100) -> list[str]:
+def run(rounds: int = 3, steps: int = 100, out: str = "digits.mlpackage") -> list[str]:
     """Train in rounds; returns what was done after each."""
     model = Digits()
     data = samples()
@@ -22,7 +22,7 @@ def run(rounds: int = 3, steps: int = 100) -> list[str]:
         config = result.config
         done.append(f"searched: {len(result.fp32_ops)} of {result.candidate_ops} ops in FP32")
     assert config is not None
-    mpsearch.apply(config, model).save("digits.mlpackage")
+    mpsearch.apply(config, model).save(out)
     return done
 
 

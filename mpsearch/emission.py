@@ -167,7 +167,7 @@ def _docstring(precast: Precast, facts: dict[str, str]) -> str:
 def _package_conversion(precast: Precast) -> list[str]:
     passes = "".join(f"    {p!r},\n" for p in passes_from_cast())
     return [
-        "#: coremltools' default passes from the cast on. The ones before it have run already, and\n"
+        "#: coremltools' default passes from the cast on. The others have run already, and\n"
         f"#: running them again would rename ops.\nPASSES = [\n{passes}]",
         f'''def convert(path):
     """Convert the FP32 .mlpackage at ``path``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +144,7 @@ class TorchModel:
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
         """The outputs for one sample, by name, in FP32."""
-        with torch.no_grad(), _deterministic(), quiet(), _NoHalf():
+        with torch.no_grad(), _deterministic(), quiet(), self.in_fp32():
             given = {k: _widened(v) if isinstance(v, Tensor) else v for k, v in sample.items()}
             try:
                 out = flatten(self.call(given))
@@ -156,6 +156,14 @@ class TorchModel:
                     f"the model does not run on a sample ({shapes}): {_reason(error)}"
                 ) from error
         return {name: _widened(value) for name, value in out.items()}
+
+    def in_fp32(self) -> AbstractContextManager[Any]:
+        """Where the model has half-precision parts: run its code for half precision in FP32.
+
+        Only there: under a function mode torch names traced values by number, not after the
+        variables of the forward pass, so that ops would have other names than in a plain trace.
+        """
+        return _NoHalf() if self.half else nullcontext()
 
     def call(self, sample: Sample) -> Any:
         """The module's own outputs for one sample."""
@@ -342,7 +350,7 @@ def _trace(model: TorchModel, sample: Sample) -> _Routed:
     paths: dict[str, str] = {}
     wrapper = wrapped(model, sample)
     traceable = model.module if wrapper is None else wrapper
-    with torch.no_grad(), _tagged(model.module, paths), _NoHalf():
+    with torch.no_grad(), _tagged(model.module, paths), model.in_fp32():
         traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
     return _Routed(traced, "torchscript", _tagged_layer(paths), wrapper)
 
@@ -351,7 +359,7 @@ def _export(model: TorchModel, sample: Sample) -> _Routed | None:
     """``torch.export``, for models that use ops which coremltools knows only decomposed."""
     if isinstance(model.module, torch.jit.ScriptModule) or model.exported is not None:
         return None
-    with torch.no_grad(), _NoHalf():
+    with torch.no_grad(), model.in_fp32():
         given = {k: _traceable(v) if isinstance(v, Tensor) else v for k, v in sample.items()}
         if model.positional(sample):
             exported = torch.export.export(model.module, tuple(given.values()), strict=False)
@@ -365,7 +373,7 @@ def wrapped(model: TorchModel, sample: Sample) -> Flat | None:
     """The wrapper that a model needs to be traced, None where it can be traced as it is."""
     tensors = {k: v for k, v in sample.items() if isinstance(v, Tensor)}
     booleans = [k for k, v in tensors.items() if v.dtype is torch.bool]
-    with torch.no_grad(), _deterministic(), quiet(), _NoHalf():
+    with torch.no_grad(), _deterministic(), quiet(), model.in_fp32():
         out = model.call({k: _widened(v) if k in tensors else v for k, v in sample.items()})
     flat = isinstance(out, Tensor) or (
         isinstance(out, tuple) and type(out) is tuple and all(isinstance(o, Tensor) for o in out)

@@ -416,7 +416,7 @@ def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     return torch.log(_sum(torch.exp(x), dim, keepdim))
 
 
-def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+def _gelu(x: Tensor, approximate: str = "none", **_: Any) -> Tensor:
     if approximate == "tanh":
         inner = torch.mul(0.044715, torch.mul(torch.mul(x, x), x))
         gate = torch.tanh(torch.mul(math.sqrt(2 / math.pi), torch.add(x, inner)))
@@ -425,7 +425,7 @@ def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return torch.mul(torch.mul(0.5, x), torch.add(1, gate))
 
 
-def _silu(x: Tensor) -> Tensor:
+def _silu(x: Tensor, **_: Any) -> Tensor:
     return torch.mul(x, torch.sigmoid(x))
 
 
@@ -452,7 +452,7 @@ def _layer_norm(
 
 
 def _instance_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, **_: Any
 ) -> Tensor:
     shape = (-1,) + (1,) * (x.dim() - 2)
     out = _normalise(x, list(range(2, x.dim())), eps)
@@ -467,6 +467,7 @@ def _batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    **_: Any,
 ) -> Tensor:
     shape = (-1,) + (1,) * (x.dim() - 2)
     centred = torch.sub(x, mean.reshape(shape))
@@ -476,7 +477,7 @@ def _batch_norm(
 
 
 def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
 ) -> Tensor:
     scaled = torch.mul(query, 1 / math.sqrt(query.shape[-1]))
     logits = _matmul(scaled, key.transpose(-1, -2))

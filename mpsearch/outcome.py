@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from . import emission, frontend, search, verification
 from .config import Config, KeptOp
@@ -190,17 +191,17 @@ def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) ->
 
 def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
     """The loss of all-FP32 when inputs and outputs are FP32 too."""
-    names = [port.name for port in prepared.inputs]
-    samples: list[dict[str, Any]] = []
-    for bound in prepared.calibration.samples:
-        values = (v.float() if v.is_floating_point() else v for v in bound.values())
-        samples.append(dict(zip(names, values, strict=False)))
-    precast = frontend.convert(model, samples, prepared.precast.target, "fp32")
+    precast = frontend.convert(model, prepared.given, prepared.precast.target, "fp32")
     lowered, ops = lower_candidates(precast.program, layer_of=precast.layer_of)
+    samples = []
+    for given in prepared.given:
+        tensors = (v for v in given.values() if isinstance(v, torch.Tensor))
+        wide = (v.float() if v.is_floating_point() else v.int() for v in tensors)
+        samples.append(dict(zip(lowered.inputs, wide, strict=False)))
     evaluator = Evaluator(
         lowered,
         len(ops),
-        [dict(zip(lowered.inputs, s.values(), strict=True)) for s in samples],
+        samples,
         [dict(zip(lowered.outputs, r.values(), strict=True)) for r in prepared.references],
         prepared.metric,
         prepared.profiles,

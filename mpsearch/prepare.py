@@ -38,6 +38,8 @@ class Prepared:
         Per sample, what the model gives in FP32, under the program's output names.
     inputs
         The model's inputs as given: name, dtype, shape.
+    given
+        The calibration samples as given.
     io_dtype
         The dtype of float inputs and outputs of the Core ML model.
     source
@@ -54,6 +56,7 @@ class Prepared:
     references: list[Outputs]
     heldout_references: list[Outputs]
     inputs: list[Port]
+    given: list[dict[str, Any]]
     torch_model: TorchModel | None
     io_dtype: str
     source: str
@@ -132,6 +135,7 @@ def prepare(
         references[:cut],
         references[cut:],
         [Port.of(k, v) for k, v in data.samples[0].items() if isinstance(v, torch.Tensor)],
+        data.samples[:cut],
         torch_model,
         io,
         source,

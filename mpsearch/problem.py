@@ -149,12 +149,13 @@ class Problem:
         return self._ends
 
     def admit(self, kept: Iterable[int]) -> Trial:
-        """Evaluate a set outside the trials given to the strategy."""
+        """Evaluate a set whatever the limits, outside the trials given to the strategy."""
+        key = frozenset(kept)
+        known = self._known.get(key)
+        if known is not None and known.exact:
+            return known
         self._free += 1
-        before = len(self.history)
-        trial = self.try_(kept, "ends", exact=True)
-        self._free -= before == len(self.history)
-        return trial
+        return self._evaluate(key, "ends", exact=True)
 
     def try_(self, kept: Iterable[int], by: str, exact: bool = False) -> Trial:
         """Evaluate the set of units kept in FP32.
@@ -173,6 +174,9 @@ class Problem:
             return known
         if self.remaining <= 0 or time.monotonic() > self.deadline:
             raise Stop
+        return self._evaluate(key, by, exact)
+
+    def _evaluate(self, key: frozenset[int], by: str, exact: bool) -> Trial:
         limit = math.inf if exact else self.budget
         measured = self.evaluator.evaluate(self.vector(key), limit)
         met = measured.exact and measured.loss <= self.budget

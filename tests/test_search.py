@@ -1,0 +1,155 @@
+"""The search against brute force and against its own promises."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import mpsearch
+from mpsearch import search
+from mpsearch.prepare import prepare
+from mpsearch.problem import Problem
+from tests.planted import Planted, budget, samples
+
+
+def _prepared(seed: int):
+    return prepare(Planted(seed).eval(), samples(seed), "rel_l2", "ieee", "iOS17", 0.0, None)
+
+
+def _optimum(prepared, limit: float) -> int | None:
+    """The fewest FP32 ops over all vectors, each evaluated afresh from the smallest on."""
+    evaluator = prepared.evaluator()
+    count = len(prepared.ops)
+    for size in range(count + 1):
+        for kept in itertools.combinations(range(count), size):
+            vector = tuple(i in kept for i in range(count))
+            if evaluator.evaluate(vector, limit).loss <= limit:
+                return size
+    return None
+
+
+def test_as_few_fp32_ops_as_brute_force():
+    """On 40 random models of at most 12 candidate ops, all 40 counts are the optimum."""
+    strategy = search.find_strategy("greedy-optuna")
+    compared, equal, worse = 0, 0, []
+    for seed in range(40):
+        prepared = _prepared(seed)
+        assert len(prepared.ops) <= 12
+        limit = budget(seed)
+        best = _optimum(prepared, limit)
+        assert best is not None
+        units = search.units(prepared.ops, range(len(prepared.ops)), "op")
+        problem = Problem(units, prepared.ops, limit, prepared.evaluator())
+        problem.admit(problem.everything)
+        problem.admit(())
+        search.run(strategy, problem)
+        compared += 1
+        equal += len(problem.best.kept) == best
+        if len(problem.best.kept) != best:
+            worse.append((seed, len(problem.best.kept), best))
+    assert (compared, equal) == (40, 40), worse
+
+
+def test_the_planted_models_are_not_trivial():
+    """Otherwise the comparison with brute force would show nothing."""
+    kept = [len(mpsearch.optimize(Planted(s), samples(s), budget(s)).fp32_ops) for s in range(8)]
+    assert sum(k > 0 for k in kept) >= 6
+    assert max(kept) >= 3
+
+
+def test_no_single_op_of_the_result_can_be_cast():
+    seed = 0
+    prepared = _prepared(seed)
+    result = mpsearch.optimize(Planted(seed), samples(seed), budget(seed), heldout=0.0)
+    kept = {op.index for op in prepared.ops if op.name in result.fp32_ops}
+    assert kept
+    evaluator = prepared.evaluator()
+    for op in kept:
+        fewer = tuple(i in kept and i != op for i in range(len(prepared.ops)))
+        assert evaluator.evaluate(fewer).loss > budget(seed)
+
+
+def test_same_seed_same_result():
+    first, second = (mpsearch.optimize(Planted(2), samples(2), budget(2), seed=5) for _ in range(2))
+    assert first.fp32_ops == second.fp32_ops
+    assert first.error == second.error
+    assert [t.kept for t in first.history] == [t.kept for t in second.history]
+
+
+def test_trials_are_a_limit():
+    result = mpsearch.optimize(Planted(0), samples(0), budget(0), trials=5)
+    assert len([t for t in result.history if t.asked_by != "ends"]) <= 5
+    assert result.met
+
+
+def test_timeout_gives_the_best_so_far_and_says_so():
+    result = mpsearch.optimize(Planted(0), samples(0), budget(0), timeout=1e-9)
+    assert result.status == "interrupted"
+    assert result.error <= budget(0)
+    assert len(result.fp32_ops) == result.candidate_ops
+
+
+def test_pins_are_kept():
+    free = mpsearch.optimize(Planted(0), samples(0), budget(0))
+    pinned = mpsearch.optimize(Planted(0), samples(0), budget(0), keep_fp32=["type:linear"])
+    linear = {t.name for t in pinned.kept if t.type == "linear"}
+    assert len(linear) == 2
+    assert linear - set(free.fp32_ops)
+
+
+def test_pinning_the_culprit_to_fp16_is_infeasible_and_says_why():
+    culprit = mpsearch.optimize(Planted(0), samples(0), budget(0)).kept[0]
+    result = mpsearch.optimize(
+        Planted(0), samples(0), budget(0), keep_fp16=[f"op:{culprit.name}"]
+    )
+    assert result.status == "infeasible"
+    assert "pinned" in result.explanation
+
+
+def test_by_layer_keeps_whole_layers():
+    result = mpsearch.optimize(Planted(1), samples(1), budget(1), by="layer")
+    prepared = _prepared(1)
+    kept = set(result.fp32_ops)
+    for layer in {op.layer for op in prepared.ops if op.name in kept} - {""}:
+        assert {op.name for op in prepared.ops if op.layer == layer} <= kept
+
+
+def test_several_profiles_hold_together():
+    both = mpsearch.optimize(Planted(0), samples(0), budget(0), numerics="ieee,strict")
+    assert both.met
+    prepared = prepare(
+        Planted(0).eval(), samples(0), "rel_l2", "strict", "iOS17", 0.25, None
+    )
+    vector = tuple(op.name in both.fp32_ops for op in prepared.ops)
+    assert prepared.evaluator().evaluate(vector).loss <= budget(0)
+
+
+class _Wrong(torch.nn.Module):
+    """A model that coremltools 9.0 converts wrongly: reciprocal adds 1e-4 (#2773)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.reciprocal(x)
+
+
+def test_a_wrong_conversion_is_not_blamed_on_precision():
+    data = [torch.full((1, 4), 1e-5) for _ in range(2)]
+    result = mpsearch.optimize(_Wrong(), data, 1e-2)
+    if result.error_fp32 <= 1e-2:
+        pytest.skip("this coremltools converts reciprocal rightly")
+    assert result.status == "infeasible"
+    assert "precision is not the cause" in result.explanation
+    with pytest.raises(mpsearch.InfeasibleError):
+        result.save("nowhere")
+
+
+def test_fp16_inputs_and_outputs_are_named_as_the_cause():
+    class Difference(torch.nn.Module):
+        def forward(self, x):
+            return x[:, 1:] - x[:, :-1]
+
+    data = [1000 + torch.rand(1, 16) for _ in range(2)]
+    result = mpsearch.optimize(Difference(), data, 1e-3, io_dtype="fp16")
+    assert result.status == "infeasible"
+    assert "FP16 inputs and outputs cost the accuracy" in result.explanation
