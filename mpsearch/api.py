@@ -38,6 +38,7 @@ def optimize(
     by: str = "op",
     heldout: float = 0.25,
     io_dtype: str | None = None,
+    states: Iterable[str] = (),
     device: str = "cpu",
     cache_bytes: int | None = None,
     progress: bool | None = None,
@@ -76,6 +77,9 @@ def optimize(
         The share of the samples that the search never sees.
     io_dtype
         ``fp32`` or ``fp16`` for float inputs and outputs; default: as the model has them.
+    states
+        Buffers that are states in Core ML (iOS18), such as a KV cache; every sample starts from
+        states of zeros.
     device
         A torch device for the executor.
     cache_bytes
@@ -110,7 +114,7 @@ def optimize(
     bar = Progress(progress)
     try:
         bar.stage("converting")
-        prepared = prepare(model, inputs, metric, numerics, target, heldout, io_dtype)
+        prepared = prepare(model, inputs, metric, numerics, target, heldout, io_dtype, states)
         prepared.source = name or prepared.source
         limit = _loss_budget(budget, prepared.metric)
         ops = prepared.ops

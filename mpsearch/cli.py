@@ -117,6 +117,7 @@ def _load(
 @click.option("--by", default="op", show_default=True, help="Decide by op or by layer.")
 @click.option("--heldout", type=float, default=0.25, show_default=True, help="Share kept aside.")
 @click.option("--io-dtype", help="fp32 or fp16 inputs and outputs (default: as the model has).")
+@click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18).")
 @click.option("--cache-bytes", type=int, help="Bytes of results to remember.")
 @click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
 @click.pass_context

@@ -191,6 +191,15 @@ def _package_conversion(precast: Precast) -> list[str]:
 def _torch_conversion(precast: Precast) -> str:
     inputs = "".join(f"            {p.declaration()},\n" for p in precast.inputs)
     outputs = "".join(f"            {p.declaration(output=True)},\n" for p in precast.outputs)
+    states = ""
+    if precast.states:
+        listed = "".join(
+            "            ct.StateType(\n"
+            f"                ct.TensorType(shape={tuple(shape)}, dtype=np.float16), {name!r}\n"
+            "            ),\n"
+            for name, shape in precast.states.items()
+        )
+        states = f"        states=[\n{listed}        ],\n"
     given, source = {
         "exported": ("exported", "exported.run_decompositions({})"),
         "torchscript": ("traced", "traced"),
@@ -203,7 +212,7 @@ def _torch_conversion(precast: Precast) -> str:
 {inputs}        ],
         outputs=[
 {outputs}        ],
-        convert_to="mlprogram",
+{states}        convert_to="mlprogram",
         compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
         minimum_deployment_target=ct.target.{precast.target},
         skip_model_load=True,

@@ -27,6 +27,7 @@ from .numerics import Profile
 from .sensitivity import RoundingModel, rounding_model
 
 Vector = tuple[bool, ...]
+Place = tuple[int, int]  # step, sample
 Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
 
 
@@ -68,13 +69,33 @@ class _Identities:
     def __init__(self, limit: int) -> None:
         self.tensors: ByteCache[tuple[Any, ...]] = ByteCache(limit, tensor_bytes)
         self.by_key: dict[tuple[Any, ...], int] = {}
-        self.by_content: dict[tuple[Any, ...], int] = {}
         self.recipes: dict[int, _Recipe] = {}
-        self.count = 0
+        self._by_content: dict[tuple[Place, bytes], int] = {}
+        self._lone: dict[Place, int] = {}
+        self._count = 0
 
-    def new(self) -> int:
-        self.count += 1
-        return self.count
+    def identify(self, place: Place, results: tuple[Any, ...]) -> int:
+        """The identity of a result at ``place``: an earlier one if it is bit for bit the same.
+
+        The first result at a place has nothing to be compared with; it is digested only when a
+        second one comes.
+        """
+        if place not in self._lone:
+            self._lone[place] = self._new()
+            return self._lone[place]
+        first = self._lone[place]
+        held = self.tensors.get(first) if first else None
+        if held is not None:
+            self._by_content[place, _digest(held)] = first
+            self._lone[place] = 0
+        content = (place, _digest(results))
+        if content not in self._by_content:
+            self._by_content[content] = self._new()
+        return self._by_content[content]
+
+    def _new(self) -> int:
+        self._count += 1
+        return self._count
 
 
 def _digest(values: tuple[Any, ...]) -> bytes:
@@ -85,8 +106,10 @@ def _digest(values: tuple[Any, ...]) -> bytes:
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, Tensor):
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        data = value.detach().cpu().contiguous()
+        # FP16 values are compared as FP32: readers of a value do not see how it is stored.
+        data = value.float() if value.dtype is torch.float16 else value
+        digest.update(f"{data.dtype}{tuple(data.shape)}".encode())
+        data = data.detach().cpu().contiguous()
         if data.numel():
             digest.update(data.view(-1).view(torch.uint8).numpy().data)
     elif isinstance(value, (list, tuple)):
@@ -250,11 +273,8 @@ class Evaluator:
                 slots = {s: found[s] for s in step.reads}
                 recipe = _Recipe(step.node, inside, slots, sample, profile)
                 results = self._execute(recipe, step.index)
-                content = (step.index, sample, _digest(results))
-                identity = memory.by_content.get(content)
-                if identity is None:
-                    identity = memory.by_content[content] = memory.new()
-                    memory.recipes[identity] = recipe
+                identity = memory.identify((step.index, sample), results)
+                memory.recipes.setdefault(identity, recipe)
                 memory.tensors.put(identity, results)
                 memory.by_key[key] = identity
             for place, slot in enumerate(step.node.outputs):
@@ -365,6 +385,11 @@ class Evaluator:
     def _named(self, sample: int) -> dict[str, Any]:
         slots = {**self._function.inputs, **self._function.states}
         return {name: self._held[sample][slot] for name, slot in slots.items()}
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of results remembered now."""
+        return self._memory.tensors.bytes
 
     # -- cost ----------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,8 @@ class Precast:
         The PyTorch module of a MIL op.
     wrapper
         What the model was wrapped in to be traced, if anything.
+    states
+        Name and shape of the buffers declared as states.
     """
 
     program: Program
@@ -110,6 +112,7 @@ class Precast:
     kind: str
     layer_of: Callable[[Operation], str]
     wrapper: Flat | None = None
+    states: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class TorchModel:
@@ -122,9 +125,16 @@ class TorchModel:
     ----------
     model
         An ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``.
+    states
+        Names of buffers that are states in Core ML: all zeros before every sample.
+
+    Raises
+    ------
+    InputError
+        If a state is no buffer of the model.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, states: Iterable[str] = ()) -> None:
         self.source = model
         self.exported = model if isinstance(model, torch.export.ExportedProgram) else None
         module = model.module() if self.exported is not None else model
@@ -136,6 +146,13 @@ class TorchModel:
             self.module = module.float() if self.half else module
         else:
             self.module = fp32_copy(module)
+        buffers = dict(self.module.named_buffers())
+        self.states: dict[str, Tensor] = {}
+        for name in states:
+            if name not in buffers:
+                known = ", ".join(buffers) or "none"
+                raise InputError(f"state {name!r} is no buffer of the model; it has {known}")
+            self.states[name] = buffers[name]
 
     @property
     def io_half(self) -> bool:
@@ -166,7 +183,9 @@ class TorchModel:
         return _NoHalf() if self.half else nullcontext()
 
     def call(self, sample: Sample) -> Any:
-        """The module's own outputs for one sample."""
+        """The module's own outputs for one sample, from states of zeros."""
+        for state in self.states.values():
+            state.zero_()
         if self.positional(sample):
             return self.module(*sample.values())
         return self.module(**sample)
@@ -272,9 +291,8 @@ def convert(
         "minimum_deployment_target": getattr(ct.target, target),
         "inputs": [p.tensor_type() for p in inputs],
     }
-    states = _states(model)
-    if states:
-        arguments["states"] = states
+    if model.states and target != "iOS18":
+        raise InputError(f"states need --target iOS18, got {target}")
     failures = []
     for route in (_direct, _trace, _export):
         with _deterministic(), quiet():
@@ -284,23 +302,31 @@ def convert(
                     continue
                 # A pass list of its own: coremltools takes passes out of the one it is given.
                 pipeline = PassPipeline(passes_before_cast(), "precast")
+                if model.states:
+                    arguments["states"] = _states(model, routed.wrapper)
                 program = ct.convert(routed.source, pass_pipeline=pipeline, **arguments)
             except Exception as error:
                 failures.append(_reason(error))
                 continue
         return Precast(
-            program, inputs, outputs, target, routed.kind, routed.layer_of, routed.wrapper
+            program,
+            inputs,
+            outputs,
+            target,
+            routed.kind,
+            routed.layer_of,
+            routed.wrapper,
+            {s.name: tuple(s.shape.shape) for s in arguments.get("states", [])},
         )
     raise InputError(f"coremltools cannot convert the model: {failures[0]}")
 
 
-def _states(model: TorchModel) -> list[Any]:
-    """States of a model that declares them (``mpsearch_states``: names of buffers)."""
-    names = getattr(model.source, "mpsearch_states", ())
-    buffers = dict(model.module.named_buffers())
+def _states(model: TorchModel, wrapper: Flat | None) -> list[Any]:
+    """What ``ct.convert`` is told about the buffers that are states (Core ML stores FP16)."""
+    prefix = "" if wrapper is None else "model."
     return [
-        ct.StateType(ct.TensorType(shape=tuple(buffers[n].shape), dtype=np.float16), f"model.{n}")
-        for n in names
+        ct.StateType(ct.TensorType(shape=tuple(buffer.shape), dtype=np.float16), prefix + name)
+        for name, buffer in model.states.items()
     ]
 
 
@@ -350,6 +376,8 @@ def _trace(model: TorchModel, sample: Sample) -> _Routed:
     paths: dict[str, str] = {}
     wrapper = wrapped(model, sample)
     traceable = model.module if wrapper is None else wrapper
+    for state in model.states.values():
+        state.zero_()
     with torch.no_grad(), _tagged(model.module, paths), model.in_fp32():
         traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
     return _Routed(traced, "torchscript", _tagged_layer(paths), wrapper)

@@ -108,7 +108,7 @@ class Executor:
                 )
             return source, name
         if isinstance(source, (str, Path)):
-            source = open_package(source, function_name)
+            source = open_package(source)
         if not isinstance(source, ct.models.MLModel):
             raise InputError(
                 f"cannot run a {type(source).__name__}; expected an MLModel, a MIL Program or "
@@ -303,7 +303,7 @@ class Executor:
         return out
 
 
-def open_package(path: str | Path, function_name: str | None = None) -> Any:
+def open_package(path: str | Path) -> Any:
     """The ``MLModel`` of an ``.mlpackage``, not loaded into Core ML.
 
     Raises
@@ -316,7 +316,7 @@ def open_package(path: str | Path, function_name: str | None = None) -> Any:
         raise InputError(f"{path} does not exist; give the path of an .mlpackage")
     try:
         with quiet():
-            model = ct.models.MLModel(str(path), skip_model_load=True, function_name=function_name)
+            model = ct.models.MLModel(str(path), skip_model_load=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is not a Core ML model: {first}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def prepare(
     target: str,
     heldout: float,
     io_dtype: str | None,
+    states: Iterable[str] = (),
 ) -> Prepared:
     """Load, convert up to the cast, and compute the references.
 
@@ -113,7 +114,7 @@ def prepare(
         data = as_data(inputs, list(function.inputs), len(function.inputs))
     else:
         data = as_data(inputs, argument_names(model), required_arguments(model))
-        torch_model = TorchModel(model)
+        torch_model = TorchModel(model, states)
         io = io_dtype or ("fp16" if torch_model.io_half and target != "iOS15" else "fp32")
         precast = frontend.convert(torch_model, data.samples, target, io)
     (function_name,) = precast.program.functions

@@ -324,7 +324,7 @@ def _narrowed(source: Source, var: Any) -> Source:
     with np.errstate(over="ignore"):
         plain = np.array_equal(np.asarray(var.val), original.astype(np.float16), equal_nan=True)
     if plain:
-        return Constant(source.name, source.load, narrow=True)
+        return Constant(source.name, source.load, narrow=True, made=[np.asarray(var.val)])
     return Constant.of(var.val, source.name)
 
 

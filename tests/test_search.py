@@ -101,9 +101,7 @@ def test_pins_are_kept():
 
 def test_pinning_the_culprit_to_fp16_is_infeasible_and_says_why():
     culprit = mpsearch.optimize(Planted(0), samples(0), budget(0)).kept[0]
-    result = mpsearch.optimize(
-        Planted(0), samples(0), budget(0), keep_fp16=[f"op:{culprit.name}"]
-    )
+    result = mpsearch.optimize(Planted(0), samples(0), budget(0), keep_fp16=[f"op:{culprit.name}"])
     assert result.status == "infeasible"
     assert "pinned" in result.explanation
 
@@ -119,9 +117,7 @@ def test_by_layer_keeps_whole_layers():
 def test_several_profiles_hold_together():
     both = mpsearch.optimize(Planted(0), samples(0), budget(0), numerics="ieee,strict")
     assert both.met
-    prepared = prepare(
-        Planted(0).eval(), samples(0), "rel_l2", "strict", "iOS17", 0.25, None
-    )
+    prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "strict", "iOS17", 0.25, None)
     vector = tuple(op.name in both.fp32_ops for op in prepared.ops)
     assert prepared.evaluator().evaluate(vector).loss <= budget(0)
 

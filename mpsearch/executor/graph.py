@@ -27,12 +27,14 @@ class Constant:
     """A constant as MIL holds it: an array, a scalar, a string or a list of strings.
 
     ``load`` is called each time the value is needed, so that what is decompressed or cast for
-    one run need not stay in memory. ``narrow`` marks the FP16 form of an FP32 array.
+    one run need not stay in memory. ``narrow`` marks the FP16 form of an FP32 array; ``made`` may
+    hold that form once, where it was made on the way here, for the first one to use it.
     """
 
     name: str
     load: Callable[[], Any]
     narrow: bool = False
+    made: list[np.ndarray] = field(default_factory=list)
 
     @staticmethod
     def of(value: Any, name: str = "") -> Constant:

@@ -102,7 +102,7 @@ class Runtime:
     def _constant(self, constant: Constant) -> Any:
         found = self._weights.get(constant)
         if found is None:
-            found = _to_tensor(constant.load())
+            found = _to_tensor(constant.made.pop() if constant.made else constant.load())
             if isinstance(found, Tensor):
                 found = narrow(found) if constant.narrow else found
                 found = found.to(self.device)

@@ -1,0 +1,35 @@
+# Everything runs in .venv, made from the tested versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint conformance docs clean
+
+demo: $(READY)
+	$(BIN)/mpsearch optimize examples.minilm:build --inputs examples.minilm:samples \
+		--budget 1.5e-3 --out minilm-mixed
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -n auto
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mpsearch strategies
+
+# A random thousand of Apple's own op tests; see tests/conformance/README.md.
+conformance: $(READY)
+	$(BIN)/python -m tests.conformance --sample 1000 -n auto
+
+docs: $(READY)
+	$(BIN)/python docs/ops.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,examples,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) minilm-mixed

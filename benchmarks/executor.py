@@ -1,0 +1,91 @@
+"""Executor against torch eager, side by side in one run at the same thread count.
+
+python -m benchmarks.executor [--threads N] [--rounds N] [models ...]
+
+Each round times eager, the executor in FP32, the executor in all-FP16 ``ieee`` and a cold
+evaluation (an evaluator that remembers nothing yet) one after the other, so that all see the same
+machine; the table gives the median of each round's ratio to eager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+import mpsearch
+from benchmarks.models import named
+from mpsearch.emission import convert, selector
+from mpsearch.prepare import prepare
+
+MODELS = ["vit-12", "resnet-50", "decoder-6"]
+
+
+def seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def measure(name: str, rounds: int) -> dict[str, float]:
+    model, x = named(name)
+    prepared = prepare(model, x, "rel_l2", "ieee", "iOS17", 0.0, None)
+    names = [op.name for op in prepared.ops]
+    (key,) = prepared.lowered.inputs
+    feed = {key: x}
+    fp32 = mpsearch.Executor(convert(prepared.precast, selector(names)))
+    fp16 = mpsearch.Executor(convert(prepared.precast, selector([])))
+    every = (False,) * len(names)
+    ready = []
+
+    def eager() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    def cold() -> None:
+        ready.pop().evaluate(every)
+
+    candidates = {
+        "executor FP32": lambda: fp32.predict(feed),
+        "executor FP16": lambda: fp16.predict(feed),
+        "cold evaluation": cold,
+    }
+    ready.append(prepared.evaluator())
+    for function in (eager, *candidates.values()):
+        function()
+    ratios: dict[str, list[float]] = {k: [] for k in candidates}
+    base = []
+    for _ in range(rounds):
+        once = seconds(eager)
+        base.append(once)
+        # As the search meets it: prepared, nothing evaluated yet.
+        ready.append(prepare(model, x, "rel_l2", "ieee", "iOS17", 0.0, None).evaluator())
+        for key_, function in candidates.items():
+            ratios[key_].append(seconds(function) / once)
+    return {"eager ms": 1000 * statistics.median(base)} | {
+        k: statistics.median(v) for k, v in ratios.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print("| model | eager (ms) | executor FP32 | executor all-FP16 | cold evaluation all-FP16 |")
+    print("|---|---|---|---|---|")
+    for name in arguments.models:
+        row = measure(name, arguments.rounds)
+        print(
+            f"| {name} | {row['eager ms']:.0f} | {row['executor FP32']:.2f} | "
+            f"{row['executor FP16']:.2f} | {row['cold evaluation']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""The command line: what it writes, what it prints, how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mpsearch
+from mpsearch.cli import main
+from tests.models import Net, batches, net
+
+NET = "tests.models:net"
+DATA = "tests.models:batches"
+
+
+def run(*arguments: object, expect: int = 0):
+    outcome = CliRunner().invoke(main, [str(a) for a in arguments])
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    assert outcome.exit_code == expect, outcome.output
+    return outcome
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "mixed"
+    outcome = run("optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", out, "--json")
+    return out, json.loads(outcome.stdout)
+
+
+def test_optimize_writes_everything(written):
+    out, printed = written
+    assert {p.name for p in out.iterdir()} == {
+        "model.mlpackage",
+        "op_selector.py",
+        "precision.json",
+        "result.json",
+    }
+    assert json.loads((out / "result.json").read_text()) == printed
+    assert printed["status"] == "met"
+    assert printed["error"] <= 1e-2 < printed["error_fp16"]
+    config = json.loads((out / "precision.json").read_text())
+    assert [op["name"] for op in config["fp32_ops"]] == printed["fp32_ops"]
+    assert any(op["layer"] == "blocks.1" for op in config["fp32_ops"])
+
+
+def test_summary_fits_80_columns(here):
+    outcome = run("optimize", NET, "--inputs", DATA, "--budget", "1e-2")
+    assert (here / "net-mixed" / "model.mlpackage").exists()
+    assert max(map(len, outcome.stdout.splitlines())) <= 80
+    assert "blocks.1" in outcome.stdout
+    assert "held-out" in outcome.stdout
+
+
+def test_apply_and_run_give_the_searched_model(written, here):
+    out, printed = written
+    run("apply", out, NET, "-o", "again.mlpackage")
+    x = batches()[0]
+    np.savez("x.npz", x=x.numpy())
+    run("run", "again.mlpackage", "--inputs", "x.npz", "-o", "y.npz")
+    run("run", out / "model.mlpackage", "--inputs", "x.npz", "-o", "z.npz")
+    y, z = np.load("y.npz")["output"], np.load("z.npz")["output"]
+    np.testing.assert_array_equal(y, z)
+    wanted = net().eval()(x).detach().numpy()
+    assert np.linalg.norm(y - wanted) / np.linalg.norm(wanted) <= printed["budget"]
+
+
+def test_run_predicts_for_every_row(written, here):
+    rows = torch.stack(batches()).numpy()
+    np.savez("x.npz", x=rows)
+    run("run", written[0] / "model.mlpackage", "--inputs", "x.npz", "-o", "y.npz")
+    assert np.load("y.npz")["output"].shape == (4, 1, 4, 3)
+
+
+def test_check_holds_and_fails(written):
+    out, _ = written
+    outcome = run("check", out, NET, "--inputs", DATA, "--json")
+    report = json.loads(outcome.stdout)
+    assert report["holds"] and report["same_model"] and not report["unmatched"]
+    run("check", out, NET, "--inputs", DATA, "--budget", "1e-7", expect=1)
+    other = run("check", out, "tests.models:unconvertible", "--inputs", DATA, expect=2)
+    assert other.stderr.startswith("error: ")
+
+
+def test_fp16_suffices_is_said_at_once(here):
+    outcome = run("optimize", NET, "--inputs", DATA, "--budget", "10", "--json")
+    result = json.loads(outcome.stdout)
+    assert result["status"] == "fp16_suffices"
+    assert result["fp32_ops"] == []
+    assert result["evaluations"] <= 4
+
+
+def test_infeasible_exits_3_and_writes_nothing(here):
+    model = "tests.models:Reciprocal"
+    outcome = run("optimize", model, "--inputs", DATA, "--budget", "1e-2", expect=3)
+    assert "precision is not the cause" in outcome.output
+    assert list(here.iterdir()) == []
+
+
+def test_interrupt_writes_the_best_set(here):
+    """Ctrl-C in a process of its own, as a user would press it."""
+    script = (
+        "import os, signal, mpsearch.problem as p\n"
+        "original = p.Problem.try_\n"
+        "def try_(self, kept, by, exact=False):\n"
+        "    if len(self.history) == 6: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return original(self, kept, by, exact)\n"
+        "p.Problem.try_ = try_\n"
+        "from mpsearch.cli import main\n"
+        f"main(['optimize', '{NET}', '--inputs', '{DATA}', '--budget', '1e-2', '--json'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 130, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "interrupted"
+    assert result["error"] <= 1e-2
+    assert (here / "net-mixed" / "model.mlpackage").exists()
+
+
+def test_stdout_holds_results_alone_and_stderr_nothing(here):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mpsearch.cli", "optimize", NET, "--inputs", DATA]
+        + ["--budget", "1e-2", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert json.loads(done.stdout)["status"] == "met"
+    assert done.stderr == ""
+
+
+# --- sources ---------------------------------------------------------------------------------
+
+
+def test_every_kind_of_source(here):
+    model, x = net().eval(), batches()
+    torch.jit.save(torch.jit.trace(model, x[0]), "script.pt")
+    torch.export.save(torch.export.export(model, (x[0],)), "exported.pt2")
+    torch.save(model, "pickled.pt")
+    torch.save(model.state_dict(), "weights.pt")
+    np.savez("x.npz", x=torch.cat(x).numpy())
+    counts = set()
+    for source in ("script.pt", "exported.pt2", "pickled.pt", NET):
+        extra = ["--allow-pickle"] if source == "pickled.pt" else []
+        extra += ["--weights", "weights.pt"] if source == NET else []
+        outcome = run(
+            "optimize",
+            source,
+            *extra,
+            "--inputs",
+            "x.npz",
+            "--budget",
+            "1e-2",
+            "--json",
+            "-o",
+            "out",
+        )
+        result = json.loads(outcome.stdout)
+        assert result["status"] == "met"
+        counts.add(len(result["fp32_ops"]))
+    assert len(counts) == 1
+
+
+def test_an_fp32_package_is_a_source(here):
+    result = mpsearch.optimize(net(), batches(), 1e-2, keep_fp32=["op:*"])
+    result.save("fp32")
+    run("optimize", "fp32/model.mlpackage", "--random", "4", "--budget", "1e-2", "-o", "noise")
+    np.savez("x.npz", x=torch.cat(batches()).numpy())
+    outcome = run(
+        "optimize",
+        "fp32/model.mlpackage",
+        "--inputs",
+        "x.npz",
+        "--budget",
+        "1e-2",
+        "-o",
+        "mixed",
+        "--json",
+    )
+    found = json.loads(outcome.stdout)
+    assert found["status"] == "met" and found["fp32_ops"]
+    executor = mpsearch.Executor("mixed/model.mlpackage")
+    x = batches()[0]
+    (got,) = executor.predict({"x": x.numpy()}).values()
+    wanted = net().eval()(x).detach().numpy()
+    assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) <= 1e-2
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+def _files(here: Path) -> None:
+    x = torch.cat(batches()).numpy()
+    np.savez("good.npz", x=x)
+    np.savez("key.npz", y=x)
+    np.savez("shape.npz", x=x[..., :5])
+    np.savez("empty.npz", x=x[:0])
+    np.savez("nothing.npz")
+    (here / "text.pt").write_text("not a model")
+    torch.save(Net(), "pickled.pt")
+    torch.save(Net().state_dict(), "state.pt")
+    (here / "file").write_text("in the way")
+    (here / "full").mkdir()
+    (here / "full" / "mine.txt").write_text("mine")
+
+
+BAD = {
+    "missing file": (["nowhere.pt", "--inputs", "good.npz"], "does not exist"),
+    "missing data": ([NET, "--inputs", "nowhere.npz"], "does not exist"),
+    "wrong keys": ([NET, "--inputs", "key.npz"], "'y'"),
+    "wrong shape": ([NET, "--inputs", "shape.npz"], "does not run on a sample"),
+    "not a model": (["text.pt", "--inputs", "good.npz"], "not a model"),
+    "a pickled module": (["pickled.pt", "--inputs", "good.npz"], "--allow-pickle"),
+    "a state dict": (["state.pt", "--inputs", "good.npz"], "--weights"),
+    "not a module": (["tests.models:no_module", "--inputs", "good.npz"], "torch.nn.Module"),
+    "no such factory": (["tests.models:nobody", "--inputs", "good.npz"], "nobody"),
+    "unknown pin": ([NET, "--inputs", "good.npz", "--keep-fp32", "type:sofmax"], "type:sofmax"),
+    "malformed pin": ([NET, "--inputs", "good.npz", "--keep-fp16", "softmax"], "type:softmax"),
+    "unknown metric": ([NET, "--inputs", "good.npz", "--metric", "rel_l3"], "rel_l3"),
+    "budget": ([NET, "--inputs", "good.npz", "--budget", "0"], "budget is 0"),
+    "negative budget": ([NET, "--inputs", "good.npz", "--budget", "-1"], "budget is -1"),
+    "empty data": ([NET, "--inputs", "empty.npz"], "no samples"),
+    "no arrays": ([NET, "--inputs", "nothing.npz"], "empty"),
+    "unconvertible": (["tests.models:unconvertible", "--inputs", "good.npz"], "cannot convert"),
+    "out is a file": ([NET, "--inputs", "good.npz", "-o", "file"], "is a file"),
+    "out under a file": ([NET, "--inputs", "good.npz", "-o", "file/out"], "cannot write"),
+    "out is not ours": ([NET, "--inputs", "good.npz", "-o", "full"], "not empty"),
+    "unwritable": ([NET, "--inputs", "good.npz", "-o", "/proc/out"], "cannot write"),
+    "unknown strategy": ([NET, "--inputs", "good.npz", "--strategy", "luck"], "greedy-optuna"),
+    "unknown numerics": ([NET, "--inputs", "good.npz", "--numerics", "bf16"], "bf16"),
+    "unknown target": ([NET, "--inputs", "good.npz", "--target", "iOS14"], "iOS14"),
+    "unknown device": ([NET, "--inputs", "good.npz", "--device", "tpu"], "tpu"),
+    "no data at all": ([NET], "--random"),
+    "random without shape": ([NET, "--random", "2"], "--shape"),
+    "heldout": ([NET, "--inputs", "good.npz", "--heldout", "1"], "heldout"),
+    "trials": ([NET, "--inputs", "good.npz", "--trials", "0"], "trials"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case, here):
+    _files(here)
+    before = sorted(str(p) for p in here.rglob("*"))
+    arguments, hint = BAD[case]
+    if "--budget" not in arguments:
+        arguments = [*arguments, "--budget", "1e-2"]
+    outcome = run("optimize", *arguments, expect=2)
+    lines = outcome.stderr.strip().splitlines()
+    assert len(lines) == 1, outcome.stderr
+    assert lines[0].startswith("error: ")
+    assert hint in lines[0]
+    assert outcome.stdout == ""
+    assert sorted(str(p) for p in here.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("{", "no JSON"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1}', "required property"),
+    ],
+)
+def test_bad_configs(content, hint, here):
+    (here / "precision.json").write_text(content)
+    outcome = run("check", ".", NET, "--inputs", DATA, expect=2)
+    assert hint in outcome.stderr
+    outcome = run("apply", "nowhere", NET, "-o", "x.mlpackage", expect=2)
+    assert "does not exist" in outcome.stderr
+
+
+def test_exported_program_with_code_in_it_is_refused(here):
+    """torch.export.load hands shape expressions to sympy, which evaluates them as Python."""
+    import zipfile
+
+    x = batches()[0]
+    batch = torch.export.Dim("batch", min=1, max=8)
+    exported = torch.export.export(net().eval(), (torch.cat([x, x]),), dynamic_shapes=({0: batch},))
+    torch.export.save(exported, "good.pt2")
+    marker = here / "ran"
+    with zipfile.ZipFile("good.pt2") as source, zipfile.ZipFile("bad.pt2", "w") as target:
+        for name in source.namelist():
+            body = source.read(name)
+            if name.endswith(".json") and b"expr_str" in body:
+                code = f"__import__('pathlib').Path('{marker}').touch()"
+                body = body.replace(b'"expr_str": "', b'"expr_str": "' + code.encode() + b" or ", 1)
+            target.writestr(name, body)
+    np.savez("x.npz", x=x.numpy())
+    outcome = run("optimize", "bad.pt2", "--inputs", "x.npz", "--budget", "1", expect=2)
+    assert "--allow-pickle" in outcome.stderr
+    assert not marker.exists()

@@ -1,0 +1,116 @@
+"""Incremental evaluation gives what evaluation afresh gives, in less."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mpsearch.prepare import prepare
+from tests.models import batches, net
+from tests.planted import Planted, samples
+
+
+def vectors(count, ops, seed=0):
+    random = np.random.default_rng(seed)
+    return [tuple(bool(b) for b in random.random(ops) < 0.5) for _ in range(count)]
+
+
+@pytest.mark.parametrize("cache_bytes", [None, 20_000, 0])
+def test_same_losses_with_any_cache(cache_bytes):
+    prepared = prepare(net(), batches(), "rel_l2", "ieee", "iOS17", 0.0, None)
+    incremental = prepared.evaluator(cache_bytes=cache_bytes)
+    for vector in vectors(12, len(prepared.ops)):
+        fresh = prepared.evaluator().evaluate(vector)
+        assert incremental.evaluate(vector).loss == fresh.loss
+    if cache_bytes is not None:
+        assert incremental.cached_bytes <= cache_bytes
+
+
+def test_a_difference_at_the_end_runs_little():
+    prepared = prepare(net(), batches(), "rel_l2", "ieee", "iOS17", 0.0, None)
+    evaluator = prepared.evaluator()
+    ops = len(prepared.ops)
+    first = evaluator.evaluate((True,) * ops)
+    last = evaluator.evaluate((True,) * (ops - 1) + (False,))
+    again = evaluator.evaluate((True,) * ops)
+    assert first.executions >= ops * 4
+    assert last.executions == 4
+    assert again.executions == 0
+
+
+def test_bit_equal_results_stop_a_difference():
+    """A value that FP16 holds exactly is the same whichever precision the op has."""
+
+    class Exact(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh(torch.tanh(x * 2.0))
+
+    data = [torch.tensor([[0.5, 1.0, 2.0]])]
+    prepared = prepare(Exact(), data, "rel_l2", "ieee", "iOS17", 0.0, None)
+    evaluator = prepared.evaluator()
+    ops = len(prepared.ops)
+    evaluator.evaluate((True,) * ops)
+    assert evaluator.evaluate((False,) + (True,) * (ops - 1)).executions == 1
+
+
+def test_rejection_stops_at_the_first_bad_sample():
+    prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
+    all_fp16 = (False,) * len(prepared.ops)
+    whole = prepared.evaluator().evaluate(all_fp16)
+    early = prepared.evaluator().evaluate(all_fp16, limit=5e-3)
+    assert early.loss > 5e-3 and not early.exact
+    assert early.executions < whole.executions
+
+
+@pytest.mark.parametrize(
+    ("metric", "same", "changed"),
+    [
+        ("rel_l2", 0.0, 0.1),
+        ("max_abs", 0.0, 0.4),
+        ("mean_abs", 0.0, 0.25),
+        ("cosine", 0.0, 0.0),
+        ("kl", 0.0, 0.00285),
+        ("top1", 0.0, 0.0),
+        ("snr", -math.inf, -20.0),
+        ("psnr", -math.inf, -10 * math.log10(16 / 0.075)),
+    ],
+)
+def test_metrics_by_hand(metric, same, changed):
+    """The reference is (1, 2, 3, 4), the output 1.1 times that."""
+    from mpsearch.metrics import resolve
+
+    reference = {"y": torch.tensor([[1.0, 2.0, 3.0, 4.0]])}
+    measure = resolve(metric, False)
+    assert measure.whole([reference], [reference], []) == same
+    output = {"y": reference["y"] * 1.1}
+    assert measure.whole([reference], [output], []) == pytest.approx(changed, abs=2e-4)
+    broken = {"y": torch.tensor([[1.0, float("nan"), 3.0, 4.0]])}
+    worst = 1.0 if metric == "top1" else math.inf
+    assert measure.whole([reference], [broken], []) == worst
+
+
+def test_top1_is_the_share_over_all_samples():
+    from mpsearch.metrics import resolve
+
+    a, b = {"y": torch.tensor([[1.0, 0.0]])}, {"y": torch.tensor([[0.0, 1.0]])}
+    assert resolve("top1", False).whole([a, a, a, a], [a, b, a, a], []) == 0.25
+
+
+def test_rounding_model_ranks_as_single_evaluations_do():
+    """Spearman correlation of predicted and true errors of ops cast alone."""
+    from scipy.stats import spearmanr
+
+    from examples import llama
+
+    prepared = prepare(
+        llama.build(small=True), llama.samples(3, small=True), "rel_l2", "ieee", "iOS17", 0.0, None
+    )
+    evaluator = prepared.evaluator()
+    model = evaluator.rounding_model(0)
+    count = len(prepared.ops)
+    predicted = [math.sqrt(model.harm((i,), ())) for i in range(count)]
+    true = [evaluator.evaluate(tuple(j != i for j in range(count))).loss for i in range(count)]
+    assert spearmanr(predicted, true).statistic > 0.9

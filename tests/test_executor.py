@@ -1,0 +1,336 @@
+"""The executor: numerics profiles, states, control flow, MLModel's conventions.
+
+That single ops are right is judged by Apple's tests (tests/conformance), not here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mpsearch
+from mpsearch._ct import ct, quiet
+from tests.models import Cache, net
+
+with quiet():
+    from coremltools.converters.mil.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+
+def package(build, precision="fp16", target="iOS17", **options):
+    """The MLModel of a function built with coremltools' own builder."""
+    with quiet():
+        return ct.convert(
+            build,
+            source="milinternal",
+            convert_to="mlprogram",
+            compute_precision=getattr(
+                ct.precision, "FLOAT16" if precision == "fp16" else "FLOAT32"
+            ),
+            minimum_deployment_target=getattr(ct.target, target),
+            skip_model_load=True,
+            **options,
+        )
+
+
+def one_op(op, shape, target="iOS17", **parameters):
+    @mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=getattr(ct.target, target))
+    def program(x):
+        return getattr(mb, op)(x=x, name="y", **parameters)
+
+    return package(program, target=target)
+
+
+def predict(model, x, numerics="ieee"):
+    (out,) = mpsearch.Executor(model, numerics=numerics).predict({"x": x}).values()
+    return out.astype(np.float64)
+
+
+# --- profiles --------------------------------------------------------------------------------
+
+
+def test_ieee_rounds_inputs_and_outputs_and_nothing_between():
+    """Typed execution (coremltools guide): FP16 in, FP16 out. 300 * 300 overflows; a sum of 4096
+    halves, each of which an FP16 accumulator would stop adding at 2048, does not."""
+    assert np.isinf(predict(one_op("square", (1, 4)), np.full((1, 4), 300.0))).all()
+    x = np.full((1, 4096), 0.5, np.float32)
+    assert predict(one_op("reduce_sum", (1, 4096), axes=[1], keep_dims=True), x) == 2048.0
+
+
+@pytest.mark.parametrize("op", ["exp", "sqrt", "tanh", "rsqrt", "sigmoid", "log"])
+def test_ieee_is_numpy_rounded_once(op):
+    """Against numpy in FP64: inputs rounded to FP16, the result rounded to FP16."""
+    x = np.random.default_rng(0).uniform(0.1, 4, (1, 1000)).astype(np.float32)
+    half = x.astype(np.float16).astype(np.float64)
+    exact = {
+        "exp": np.exp,
+        "sqrt": np.sqrt,
+        "tanh": np.tanh,
+        "rsqrt": lambda v: 1 / np.sqrt(v),
+        "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+        "log": np.log,
+    }[op](half)
+    got = predict(one_op(op, (1, 1000)), x)
+    # FP32 in between moves a value across a rounding boundary once in a few thousand.
+    same = got == exact.astype(np.float16).astype(np.float64)
+    assert same.mean() > 0.995
+    np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-4)
+
+
+def test_strict_breaks_instance_norm_on_a_checkerboard():
+    """coremltools' zoo of reports: InstanceNorm on +-512, whose squares are 262144. The op as a
+    whole stays in range (ieee); with every step in FP16 (strict) it does not."""
+    board = np.indices((1, 1, 8, 8)).sum(0) % 2 * 1024.0 - 512.0
+    model = one_op("instance_norm", (1, 1, 8, 8), epsilon=np.float16(1e-5))
+    wanted = np.sign(board)
+    np.testing.assert_allclose(predict(model, board), wanted, atol=2e-3)
+    assert not np.allclose(predict(model, board, "strict"), wanted, atol=0.1)
+
+
+def test_ane_breaks_softplus_beyond_ten():
+    """coremltools #2687: softplus on the Neural Engine overflows where exp(x) does."""
+    x = np.full((1, 4), 10.5, np.float32)
+    model = one_op("softplus", (1, 4))
+    np.testing.assert_allclose(predict(model, x), np.log1p(np.exp(x.astype(np.float64))), rtol=1e-3)
+    assert np.isinf(predict(model, x, "ane")).all()
+    np.testing.assert_allclose(predict(model, x - 1, "ane"), 9.5, rtol=2e-3)
+
+
+def test_ane_breaks_a_product_of_40000():
+    """ane-guide.readthedocs.io, part 1: results of matmul from 32768 on become infinite, while
+    sums keep FP16's whole range."""
+    x = np.full((1, 4), 100.0, np.float32)
+    model = one_op("linear", (1, 4), weight=np.full((1, 4), 100.0, np.float32))
+    assert predict(model, x) == 40000.0
+    assert np.isinf(predict(model, x, "ane"))
+    total = one_op("reduce_sum", (1, 4), axes=[1])
+    assert predict(total, 100 * x, "ane") == 40000.0
+
+
+def test_ane_turns_nan_into_zero():
+    """ane-guide.readthedocs.io, part 1: sqrt(-1) is 0."""
+    x = np.full((1, 4), -1.0, np.float32)
+    assert np.isnan(predict(one_op("sqrt", (1, 4)), x)).all()
+    assert (predict(one_op("sqrt", (1, 4)), x, "ane") == 0).all()
+
+
+def test_profiles_agree_on_a_benign_network():
+    """All three are FP16: on values of order one they differ by FP16's own error."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.GELU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8 * 64, 16),
+        torch.nn.LayerNorm(16),
+        torch.nn.Softmax(-1),
+    ).eval()
+    data = [torch.randn(1, 3, 8, 8) for _ in range(2)]
+    for numerics in ("ieee", "ane", "strict"):
+        result = mpsearch.optimize(model, data, 2e-2, numerics=numerics)
+        assert result.status == "fp16_suffices", numerics
+
+
+def test_profile_names_are_checked():
+    with pytest.raises(ValueError, match="ieee, ane, strict"):
+        mpsearch.Executor(one_op("sqrt", (1, 4)), numerics="bf16")
+    with pytest.raises(mpsearch.InputError, match="several profiles"):
+        mpsearch.Executor(one_op("sqrt", (1, 4)), numerics="ieee,ane")
+
+
+# --- states and control flow -----------------------------------------------------------------
+
+
+def test_stateful_model_runs_and_is_searched():
+    torch.manual_seed(0)
+    model, data = Cache(), [torch.randn(1, 1, 8) for _ in range(4)]
+    before = model.keys.clone()
+    result = mpsearch.optimize(model, data, 1e-2, target="iOS18", states=["keys"])
+    assert result.met and result.fp32_ops and not result.error_fp16 <= 1e-2
+    assert torch.equal(model.keys, before)
+    executor = mpsearch.Executor(result.mlmodel)
+    state = executor.make_state()
+    (first,) = executor.predict({"x": data[0].numpy()}, state).values()
+    with torch.no_grad():
+        wanted = model(data[0])
+    np.testing.assert_allclose(first, wanted.numpy(), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(state.read_state("keys"), model.keys.numpy(), rtol=1e-2, atol=1e-2)
+    with pytest.raises(mpsearch.InputError, match="make_state"):
+        executor.predict({"x": data[0].numpy()})
+
+
+def loop_package():
+    """x -> sqrt((300 x)^2) / 300, three times over, in a while_loop with a cond inside."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 4))], opset_version=ct.target.iOS17)
+    def program(x):
+        def condition(i, v):
+            return mb.less(x=i, y=3)
+
+        def body(i, v):
+            large = mb.mul(x=v, y=300.0, name="large")
+            squared = mb.mul(x=large, y=large, name="squared")
+            root = mb.sqrt(x=squared, name="root")
+            positive = mb.greater(x=mb.reduce_sum(x=root), y=0.0)
+            scaled = mb.cond(
+                pred=positive,
+                _true_fn=lambda: mb.mul(x=root, y=1 / 300, name="scaled"),
+                _false_fn=lambda: mb.mul(x=root, y=1.0, name="unscaled"),
+            )
+            return mb.add(x=i, y=1), scaled
+
+        _, out = mb.while_loop(_cond=condition, _body=body, loop_vars=(0, x))
+        return mb.identity(x=out, name="y")
+
+    return package(program, "fp32")
+
+
+def test_ops_in_loops_and_branches_are_searched():
+    model = loop_package()
+    data = [torch.rand(1, 4) + 1 for _ in range(4)]
+    (got,) = mpsearch.Executor(model).predict({"x": data[0].numpy()}).values()
+    np.testing.assert_allclose(got, data[0].numpy(), rtol=1e-5)
+    result = mpsearch.optimize(model, [{"x": d} for d in data], 1e-2)
+    assert result.met and result.error_fp16 > 1e-2
+    assert {"squared", "root"} <= set(result.fp32_ops)
+    assert "scaled" not in result.fp32_ops
+    assert result.error == pytest.approx(result.searched_error, rel=0.02)
+
+
+# --- MLModel's conventions -------------------------------------------------------------------
+
+
+def test_images_in_and_out():
+    from PIL import Image
+
+    class Negative(torch.nn.Module):
+        def forward(self, x):
+            return 255.0 - x
+
+    with quiet():
+        model = ct.convert(
+            torch.jit.trace(Negative(), torch.zeros(1, 3, 4, 6)),
+            inputs=[ct.ImageType("x", (1, 3, 4, 6), color_layout=ct.colorlayout.BGR)],
+            outputs=[ct.ImageType("y", color_layout=ct.colorlayout.RGB)],
+            minimum_deployment_target=ct.target.iOS17,
+            skip_model_load=True,
+        )
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    out = mpsearch.Executor(model).predict({"x": Image.fromarray(pixels)})["y"]
+    # Blue comes first on the way in and red on the way out, so the colours change places.
+    np.testing.assert_array_equal(np.asarray(out), 255 - pixels[..., ::-1])
+    with pytest.raises(mpsearch.InputError, match="6x4"):
+        mpsearch.Executor(model).predict({"x": Image.new("RGB", (3, 3))})
+    with pytest.raises(mpsearch.InputError, match=r"PIL\.Image"):
+        mpsearch.Executor(model).predict({"x": np.zeros((1, 3, 4, 6))})
+
+
+def test_classifier():
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 3))], opset_version=ct.target.iOS17)
+    def program(x):
+        return mb.softmax(x=x, axis=-1, name="p")
+
+    model = package(program, classifier_config=ct.ClassifierConfig(["a", "b", "c"]))
+    out = mpsearch.Executor(model).predict({"x": np.array([[0.0, 2.0, 1.0]])})
+    assert out["classLabel"] == "b"
+    (probabilities,) = (v for v in out.values() if isinstance(v, dict))
+    assert probabilities["b"] == max(probabilities.values())
+
+
+def test_flexible_shapes():
+    traced = torch.jit.trace(net().eval(), torch.zeros(1, 4, 8))
+    with quiet():
+        model = ct.convert(
+            traced,
+            inputs=[ct.TensorType("x", (1, ct.RangeDim(1, 6), 8))],
+            outputs=[ct.TensorType("y")],
+            minimum_deployment_target=ct.target.iOS17,
+            compute_precision=ct.precision.FLOAT32,
+            skip_model_load=True,
+        )
+    executor = mpsearch.Executor(model)
+    for length in (1, 6):
+        x = torch.randn(1, length, 8)
+        np.testing.assert_allclose(
+            executor.predict({"x": x})["y"], net().eval()(x).detach().numpy(), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_multifunction_package(tmp_path):
+    def scaled(factor):
+        @mb.program(input_specs=[mb.TensorSpec(shape=(1, 4))], opset_version=ct.target.iOS18)
+        def program(x):
+            return mb.mul(x=x, y=factor, name="y")
+
+        return package(program, "fp32", "iOS18")
+
+    scaled(1.5).save(str(tmp_path / "one.mlpackage"))
+    scaled(2.5).save(str(tmp_path / "two.mlpackage"))
+    descriptor = ct.utils.MultiFunctionDescriptor()
+    descriptor.add_function(str(tmp_path / "one.mlpackage"), "main", "one")
+    descriptor.add_function(str(tmp_path / "two.mlpackage"), "main", "two")
+    descriptor.default_function_name = "one"
+    with quiet():
+        ct.utils.save_multifunction(descriptor, str(tmp_path / "both.mlpackage"))
+    x = np.ones((1, 4), np.float32)
+    path = str(tmp_path / "both.mlpackage")
+    assert mpsearch.Executor(path).predict({"x": x})["y"][0, 0] == 1.5
+    assert mpsearch.Executor(path, function_name="two").predict({"x": x})["y"][0, 0] == 2.5
+    with pytest.raises(mpsearch.InputError, match="one, two"):
+        mpsearch.Executor(path, function_name="three")
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ({}, "'x' is missing; expected fp32 of shape"),
+        ({"z": np.zeros((1, 4))}, "'z' is not known"),
+        ({"x": np.zeros((1, 5))}, r"has shape \(1, 5\), expected fp32 of shape \(1, 4\)"),
+        ({"x": np.array([["a"] * 4])}, "is of type"),
+        (3, "takes a dict"),
+    ],
+)
+def test_wrong_inputs_say_which_and_what_was_expected(data, hint):
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 4))], opset_version=ct.target.iOS17)
+    def program(x):
+        return mb.sqrt(x=x, name="y")
+
+    model = package(program, "fp32")
+    with pytest.raises(mpsearch.InputError, match=hint):
+        mpsearch.Executor(model).predict(data)
+
+
+def test_neural_networks_are_refused(tmp_path):
+    with quiet():
+        model = ct.convert(
+            torch.jit.trace(torch.nn.Linear(4, 2), torch.zeros(1, 4)),
+            inputs=[ct.TensorType("x", (1, 4))],
+            convert_to="neuralnetwork",
+        )
+    model.save(str(tmp_path / "old.mlmodel"))
+    with pytest.raises(mpsearch.InputError, match="expected an ML Program"):
+        mpsearch.Executor(str(tmp_path / "old.mlmodel"))
+
+
+def test_an_op_outside_the_set_names_itself_and_where_it_is():
+    from mpsearch.executor.ops import OPS
+
+    held = OPS.pop("rsqrt")
+    try:
+        with pytest.raises(mpsearch.UnsupportedOpError, match=r"rsqrt from layer blocks\.0"):
+            mpsearch.optimize(net(), [torch.ones(1, 4, 8)], 1e-2)
+    finally:
+        OPS["rsqrt"] = held
+
+
+def test_every_op_of_coremltools_is_there():
+    from mpsearch.executor.ops import OPS, STRUCTURAL
+
+    with quiet():
+        from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
+    known = set(SSAOpRegistry.core_ops)
+    constants = {name for name in known if name.startswith("constexpr_")}
+    assert known - set(OPS) - STRUCTURAL - constants == set()
+    assert types.fp16 is not None

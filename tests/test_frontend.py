@@ -1,0 +1,183 @@
+"""Sources and inputs of every kind, and what mpsearch leaves as it found it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import mpsearch
+from mpsearch import frontend
+from mpsearch._ct import ct, quiet
+from mpsearch.emission import convert, selector
+from mpsearch.prepare import prepare
+from tests.models import Activations, Many, Mixed, TwinBlocks, batches, net
+
+
+def searched(model, data, budget=1e-2, **options):
+    return mpsearch.optimize(model, data, budget, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_models_are_searched_on_an_fp32_copy(dtype):
+    """LeakyReLU, RReLU, PReLU and ELU stop coremltools in half models (#2470, #2480)."""
+    torch.manual_seed(0)
+    model = Activations().eval().to(dtype)
+    data = [torch.randn(1, 8, dtype=dtype) for _ in range(4)]
+    result = searched(model, data)
+    assert result.met
+    assert next(model.parameters()).dtype is dtype
+    assert any("half-precision" in note for note in result.notes)
+    (feature,) = result.mlmodel.get_spec().description.input
+    assert feature.type.multiArrayType.dataType == 65552  # FLOAT16, as the model has it
+    fp32 = searched(model, data, io_dtype="fp32")
+    (feature,) = fp32.mlmodel.get_spec().description.input
+    assert feature.type.multiArrayType.dataType == 65568  # FLOAT32, as asked
+
+
+def test_models_with_half_precision_parts():
+    torch.manual_seed(0)
+    model = Mixed()
+    result = searched(model, [torch.randn(1, 8) for _ in range(2)])
+    assert result.met and result.error_fp32 < 1e-5
+    assert model.b.weight.dtype is torch.float16
+
+
+def test_many_inputs_and_outputs():
+    torch.manual_seed(0)
+    model = Many().eval()
+    ids = torch.randint(0, 16, (1, 5))
+    data = [
+        {"ids": ids, "scale": torch.rand(1, 5, 1), "mask": torch.tensor([[1, 1, 1, 0, 0]]) > 0}
+        for _ in range(3)
+    ]
+    result = searched(model, data)
+    assert result.met
+    got = mpsearch.Executor(result.mlmodel).predict(
+        {"ids": ids.numpy(), "scale": data[0]["scale"], "mask": data[0]["mask"].int()}
+    )
+    wanted = model(**data[0])
+    assert set(got) == {"logits", "hidden_0", "hidden_1"}
+    np.testing.assert_allclose(got["logits"], wanted.logits.detach(), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(got["hidden_1"], wanted.hidden[1].detach(), rtol=1e-2, atol=1e-2)
+
+
+def test_inputs_of_every_form_mean_the_same():
+    x = batches()[:2]
+    loader = torch.utils.data.DataLoader(torch.cat(x), batch_size=1)
+    forms = [x, [(v,) for v in x], [{"x": v} for v in x], [v.numpy() for v in x], loader]
+    errors = {searched(net(), form).error_fp16 for form in forms}
+    assert len(errors) == 1
+
+
+def test_task_metric_gets_targets_from_a_loader():
+    labels = torch.tensor([0, 1, 2, 0])
+    data = torch.utils.data.TensorDataset(torch.cat(batches()), labels)
+    seen = []
+
+    def score(outputs, targets):
+        seen.append(len(targets))
+        assert all(isinstance(o["output"], np.ndarray) for o in outputs)
+        return 1.0
+
+    result = searched(net(), torch.utils.data.DataLoader(data, batch_size=1), 0.1, metric=score)
+    assert result.status == "fp16_suffices" and set(seen) == {3, 1}
+
+
+def test_flexible_shapes_come_from_the_samples():
+    generator = torch.Generator().manual_seed(0)
+    data = [500 * torch.randn(1, n, 8, generator=generator) for n in (2, 4, 6, 3)]
+    result = searched(net(), data)
+    assert result.met
+    executor = mpsearch.Executor(result.mlmodel)
+    for x in data:
+        assert executor.predict({"x": x})["output"].shape == (1, x.shape[1], 3)
+
+
+def test_the_callers_model_and_random_state_are_left_alone():
+    model = net().train()
+    model.blocks[0].eval()
+    state = copy.deepcopy(model.state_dict())
+    modes = [m.training for m in model.modules()]
+    classes = [type(m) for m in model.modules()]
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy())
+    searched(model, batches())
+    assert [m.training for m in model.modules()] == modes
+    assert [type(m) for m in model.modules()] == classes
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_parameters_are_shared_not_copied():
+    model = net()
+    copied = frontend.TorchModel(model).module
+    assert copied.head.weight.data_ptr() == model.head.weight.data_ptr()
+
+
+def test_layers_tell_twin_modules_apart():
+    prepared = prepare(TwinBlocks(), [torch.randn(1, 4)], "rel_l2", "ieee", "iOS17", 0.0, None)
+    layers = [op.layer for op in prepared.ops if op.type == "linear"]
+    assert layers == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+
+
+@pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])
+def test_candidates_are_what_op_selector_sees(target):
+    """Names of the pre-cast program against a full conversion by coremltools itself."""
+    prepared = prepare(net(), batches(), "rel_l2", "ieee", target, 0.0, None)
+    seen = {}
+
+    def op_selector(op):
+        seen[op.name] = op.op_type
+        return True
+
+    with quiet():
+        ct.convert(
+            torch.jit.trace(net().eval(), batches()[0]),
+            inputs=[p.tensor_type() for p in prepared.precast.inputs],
+            outputs=[p.tensor_type(output=True) for p in prepared.precast.outputs],
+            compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
+            minimum_deployment_target=getattr(ct.target, target),
+            skip_model_load=True,
+        )
+    ops = {name: kind for name, kind in seen.items() if kind != "const"}
+    assert {op.name: op.type for op in prepared.ops} == ops
+
+
+@pytest.mark.parametrize("target", ["iOS15", "iOS18"])
+def test_fp16_forms_are_coremltools_own(target):
+    """A random vector: the evaluator against the package that coremltools makes of it.
+
+    Small epsilons, masks and activation parameters are where the cast pass has rules.
+    """
+
+    class Rules(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.LayerNorm(8, eps=1e-12)
+            self.act = torch.nn.LeakyReLU(0.1)
+
+        def forward(self, x):
+            masked = x.masked_fill(x > 1, torch.finfo(torch.float32).min)
+            y = self.act(self.norm(torch.softmax(masked, -1)))
+            return y * torch.rsqrt(y * y + 1e-8) + torch.nn.functional.elu(x, 0.3)
+
+    torch.manual_seed(0)
+    data = [torch.randn(1, 4, 8)]
+    prepared = prepare(Rules(), data, "rel_l2", "ieee", target, 0.0, None)
+    evaluator = prepared.evaluator()
+    random = np.random.default_rng(0)
+    for _ in range(6):
+        fp32 = random.random(len(prepared.ops)) < 0.5
+        kept = frozenset(np.flatnonzero(fp32).tolist())
+        (wanted,) = evaluator.outputs(kept, 0).values()
+        names = [op.name for op in prepared.ops if fp32[op.index]]
+        model = convert(prepared.precast, selector(names))
+        (got,) = mpsearch.Executor(model).predict({"x": data[0]}).values()
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-3, atol=1e-6)
