@@ -141,8 +141,8 @@ def test_interrupt_writes_the_best_set(here):
 def test_stdout_holds_results_alone_and_stderr_nothing(here):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
-        [sys.executable, "-m", "mpsearch.cli", "optimize", NET, "--inputs", DATA]
-        + ["--budget", "1e-2", "--json"],
+        [sys.executable, "-m", "mpsearch.cli", "optimize", NET]
+        + f"--inputs {DATA} --budget 1e-2 --json".split(),
         capture_output=True,
         text=True,
         env=environment,
