@@ -79,8 +79,8 @@ _SCHEMA: dict[str, Any] = {
 class KeptOp:
     """An op kept in FP32.
 
-    ``sensitivity`` is the error when this op alone is FP16; None where it was not measured or is
-    infinite.
+    ``sensitivity`` is the error when this op alone is FP16, None where that is infinite: measured,
+    or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.sensitivity`).
     """
 
     name: str

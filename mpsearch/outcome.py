@@ -24,6 +24,8 @@ from .result import PACKAGE, Result, number
 
 #: How much below the budget to search once a set has failed where the search could not see it.
 _MARGIN = 0.9
+#: Up to so many kept ops are measured alone; more are predicted by the first-order model.
+_MEASURED_ALONE = 64
 
 
 def finish(
@@ -131,16 +133,19 @@ def _emit(
 
 
 def _kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
-    alone = {}
-    for i, unit in enumerate(problem.units):
-        trial = problem.known(problem.everything - {i})
-        if trial is not None and trial.exact and len(unit.ops) == 1:
-            alone[unit.ops[0]] = number(prepared.metric.loss_of(trial.loss))
-    return [
-        KeptOp(op.name, op.type, op.layer, alone.get(op.index))
-        for op in prepared.ops
-        if bits[op.index]
-    ]
+    """The kept ops, each with the error of the program when it alone is FP16."""
+    kept = [op for op in prepared.ops if bits[op.index]]
+    measure = len(kept) <= _MEASURED_ALONE
+    out = []
+    for op in kept:
+        if measure:
+            vector = tuple(i != op.index for i in range(len(prepared.ops)))
+            alone = problem.evaluator.evaluate(vector).loss
+        else:
+            alone = math.sqrt(problem.model.harm((op.index,), ()))
+        alone = prepared.metric.loss_of(alone)
+        out.append(KeptOp(op.name, op.type, op.layer, number(alone)))
+    return out
 
 
 def _explain(status: str, kept: int, total: int) -> str:
