@@ -7,6 +7,7 @@
 
 from .api import optimize
 from .errors import (
+    ExecutionError,
     InfeasibleError,
     InputError,
     MpsearchError,
@@ -18,6 +19,7 @@ from .result import Result
 from .stored import Report, apply, check
 
 __all__ = [
+    "ExecutionError",
     "Executor",
     "InfeasibleError",
     "InputError",

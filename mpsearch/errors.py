@@ -16,6 +16,10 @@ class UnsupportedOpError(MpsearchError, NotImplementedError):
     """An op, or a use of one, that the executor does not know (exit code 2)."""
 
 
+class ExecutionError(MpsearchError, RuntimeError):
+    """An op that the executor knows failed on the values it was given (exit code 2)."""
+
+
 class InfeasibleError(MpsearchError):
     """No choice of precision meets the budget (exit code 3)."""
 

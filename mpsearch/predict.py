@@ -258,7 +258,7 @@ class Executor:
             not isinstance(s, (int, np.integer)) or s == n
             for s, n in zip(var.shape, array.shape, strict=True)
         )
-        if not fits and not self._allowed(array.shape, feature):
+        if not (fits if self._fixed(feature) else self._allowed(array.shape, feature)):
             raise InputError(
                 f"input {name!r} has shape {array.shape}, expected {self._expected(name)}"
             )
@@ -266,12 +266,17 @@ class Executor:
         return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 
     @staticmethod
-    def _allowed(shape: tuple[int, ...], feature: Any) -> bool:
-        """Whether a shape other than the default one is declared as flexible."""
+    def _fixed(feature: Any) -> bool:
+        """Whether an input declares no shape but its own."""
         if feature is None or feature.type.WhichOneof("Type") != "multiArrayType":
-            return False
+            return True
+        return feature.type.multiArrayType.WhichOneof("ShapeFlexibility") is None
+
+    @staticmethod
+    def _allowed(shape: tuple[int, ...], feature: Any) -> bool:
+        """Whether a shape is among those that a flexible input declares."""
         array = feature.type.multiArrayType
-        listed = [tuple(s.shape) for s in array.enumeratedShapes.shapes]
+        listed = [tuple(s.shape) for s in array.enumeratedShapes.shapes] + [tuple(array.shape)]
         ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
         return shape in listed or (
             len(ranges) == len(shape)

@@ -123,6 +123,8 @@ def lstm(
     clip: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gates in the order input, forget, output, cell."""
+    # coremltools gives packed sequences states for more rows than the batch has.
+    initial_h, initial_c = initial_h[: x.shape[1]], initial_c[: x.shape[1]]
     names = (recurrent_activation, cell_activation, activation)
     if direction != "bidirectional":
         return _lstm_one_way(

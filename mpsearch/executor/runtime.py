@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cache import ByteCache
-from ..errors import UnsupportedOpError
+from ..errors import ExecutionError, UnsupportedOpError
 from ..numerics import Profile, narrow
 from .graph import Block, Constant, Form, Node, Ref, Source
 from .ops import OPS
@@ -142,6 +142,8 @@ class Runtime:
         ------
         UnsupportedOpError
             If the executor has no such op, or the op cannot take these arguments.
+        ExecutionError
+            If the op fails on these values.
         """
         if node.blocks:
             return self._control(node, env, is_fp32)
@@ -160,6 +162,12 @@ class Runtime:
             results = self.profile.run(node.op_type, op.function, arguments, form.out_dtypes, fp16)
         except (NotImplementedError, TypeError) as error:
             raise UnsupportedOpError(f"the executor cannot run {node}: {error}") from error
+        except (RuntimeError, ValueError, IndexError) as error:
+            shapes = ", ".join(
+                f"{name} {tuple(v.shape)}" for name, v in arguments.items() if isinstance(v, Tensor)
+            )
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ExecutionError(f"{node} failed on {shapes}: {reason}") from error
         if self.device.type != "cpu":
             return tuple(r.to(self.device) if isinstance(r, Tensor) else r for r in results)
         return results

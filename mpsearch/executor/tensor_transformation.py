@@ -39,8 +39,12 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
 
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
-    """-1 is inferred; 0 copies the size of the same axis of ``x``."""
-    return x.reshape([x.shape[i] if s == 0 and x.numel() else s for i, s in enumerate(shape)])
+    """-1 is inferred; 0 copies a size of ``x``: of the same axis, or, where the ranks differ
+    (iOS17), of the same axis counted from the end."""
+    if 0 in shape and x.numel():
+        shift = x.dim() - len(shape)
+        shape = [s if s else x.shape[i + shift] for i, s in enumerate(shape)]
+    return x.reshape(shape)
 
 
 def reshape_like(
@@ -86,7 +90,9 @@ def _ranges(
     for d, size in enumerate(shape):
         step = 1 if stride is None else stride[d]
         if squeeze_mask and squeeze_mask[d]:
-            at = begin[d] % size if size else 0
+            masked = begin_mask is not None and begin_mask[d]
+            at = 0 if masked else begin[d]
+            at = at % size if size else 0
             out.append(range(at, at + 1))
             continue
         start = None if begin_mask and begin_mask[d] else begin[d]
