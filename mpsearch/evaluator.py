@@ -31,6 +31,11 @@ Place = tuple[int, int]  # step, sample
 Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
 
 
+#: What a key with its recipe takes, about, and what they may take however small the limit.
+_KEY_BYTES = 1_000
+_LEAST_KEY_BYTES = 64 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """What evaluating a precision vector gave.
@@ -73,6 +78,11 @@ class _Identities:
         self._by_content: dict[tuple[Place, bytes], int] = {}
         self._lone: dict[Place, int] = {}
         self._count = 0
+
+    @property
+    def overgrown(self) -> bool:
+        """Whether the tables of keys and recipes have outgrown their part of the limit."""
+        return len(self.by_key) * _KEY_BYTES > max(self.tensors.limit // 4, _LEAST_KEY_BYTES)
 
     def identify(self, place: Place, results: tuple[Any, ...]) -> int:
         """The identity of a result at ``place``: an earlier one if it is bit for bit the same.
@@ -261,6 +271,8 @@ class Evaluator:
 
     def _identities(self, kept: frozenset[int], sample: int, profile: int) -> dict[int, Where]:
         """Slot -> (identity of the result, place in the result's tuple)."""
+        if self._memory.overgrown:
+            self._memory = _Identities(self._memory.tensors.limit)
         memory = self._memory
         found = dict(self._inputs[sample])
         for step in self._steps:

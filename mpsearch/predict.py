@@ -261,6 +261,7 @@ class Executor:
         if not (fits if self._fixed(feature) else self._allowed(array.shape, feature)):
             raise InputError(
                 f"input {name!r} has shape {array.shape}, expected {self._expected(name)}"
+                + _declared_shapes(feature)
             )
         dtype = _NUMPY.get(_program.dtype_of(var), np.int32)
         return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
@@ -332,6 +333,20 @@ def open_package(path: str | Path) -> Any:
             "original again with convert_to='mlprogram'"
         )
     return model
+
+
+def _declared_shapes(feature: Any) -> str:
+    """The shapes that a flexible input declares, for an error message."""
+    if feature is None or feature.type.WhichOneof("Type") != "multiArrayType":
+        return ""
+    array = feature.type.multiArrayType
+    if array.enumeratedShapes.shapes:
+        listed = " or ".join(str(tuple(s.shape)) for s in array.enumeratedShapes.shapes)
+        return f", one of the enumerated {listed}"
+    if array.shapeRange.sizeRanges:
+        ranges = ", ".join(f"{r.lowerBound}..{r.upperBound}" for r in array.shapeRange.sizeRanges)
+        return f", sizes within ({ranges})"
+    return ""
 
 
 def _last_uses(function: Function) -> list[list[int]]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from . import frontend, metrics
-from . import program as _program
 from ._ct import ct
 from .data import Data, argument_names, collect, required_arguments
 from .errors import InputError
@@ -179,14 +178,13 @@ def declared_inputs(
     """
     shapes: Declared = {}
     if isinstance(model, ct.models.MLModel):
-        precast = frontend.from_package(model)
-        (function,) = precast.program.functions.values()
-        names: list[str] | None = list(function.inputs)
-        required = len(function.inputs)
-        for feature in model.get_spec().description.input:
+        described = model.get_spec().description.input
+        names: list[str] | None = [feature.name for feature in described]
+        required = len(described)
+        for feature in described:
             array = feature.type.multiArrayType
             if array.shape:
-                integer = _program.dtype_of(function.inputs[feature.name]) == "int32"
+                integer = array.dataType == array.INT32
                 dtype = torch.int32 if integer else torch.float32
                 shapes[feature.name] = (tuple(int(n) for n in array.shape), dtype)
     else:

@@ -102,7 +102,8 @@ def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
 
 
 def sign(x: Tensor) -> Tensor:
-    return torch.sign(x)
+    # torch.sign makes 0 of NaN, which would hide that something is broken.
+    return torch.where(torch.isnan(x), x, torch.sign(x)) if x.is_floating_point() else x.sign()
 
 
 def sin(x: Tensor) -> Tensor:
