@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -19,9 +19,6 @@ def quiet() -> Iterator[None]:
     """Hide the warnings, log lines and progress bars of coremltools and torch within the block."""
     loggers = [logging.getLogger(name) for name in ("coremltools", "torch")]
     levels = [logger.level for logger in loggers]
-    # coremltools shows its bars through tqdm, which this variable turns off.
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -32,38 +29,24 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
 
 
 @contextlib.contextmanager
 def _bars_off() -> Iterator[None]:
-    """tqdm reads TQDM_DISABLE once, at its import: where that is past, patch the bars out."""
-    import sys
-
-    module = sys.modules.get("coremltools")
-    if module is None:
-        yield
-        return
-    holders = [
-        m
-        for name, m in list(sys.modules.items())
-        if (name.startswith("coremltools.converters") and hasattr(m, "_tqdm"))
-        or name == "coremltools.converters.mil.mil.passes.pass_pipeline"
-    ]
+    """Replace tqdm in coremltools' modules by plain iteration."""
     saved = []
-    for holder in holders:
-        for attribute in ("tqdm", "_tqdm"):
-            if callable(getattr(holder, attribute, None)):
-                saved.append((holder, attribute, getattr(holder, attribute)))
-                setattr(holder, attribute, _plain_iteration)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("coremltools.converters"):
+            for attribute in ("tqdm", "_tqdm"):
+                original = vars(module).get(attribute)
+                if callable(original):
+                    saved.append((module, attribute, original))
+                    setattr(module, attribute, _plain_iteration)
     try:
         yield
     finally:
-        for holder, attribute, original in saved:
-            setattr(holder, attribute, original)
+        for module, attribute, original in saved:
+            setattr(module, attribute, original)
 
 
 def _plain_iteration(iterable, *_args, **_kwargs):  # type: ignore[no-untyped-def]

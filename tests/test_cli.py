@@ -152,6 +152,22 @@ def test_stdout_holds_results_alone_and_stderr_nothing(here):
     assert done.stderr == ""
 
 
+def test_progress_says_what_is_done_and_the_best_so_far(here):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mpsearch.cli", "optimize", NET]
+        + f"--inputs {DATA} --budget 1e-2 --json --progress".split(),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    best = len(json.loads(done.stdout)["fp32_ops"])
+    assert "converting" in done.stderr
+    assert f": best {best}" in done.stderr
+    assert "MIL" not in done.stderr
+
+
 # --- sources ---------------------------------------------------------------------------------
 
 
