@@ -177,8 +177,9 @@ def _summary(result: Any, written: Path | None) -> str:
             f"         this package  {_value(result.error)}   ({result.metric}, "
             f"budget {result.budget:g})",
             f"         held-out      {_value(result.heldout_error)}",
-            f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32, "
-            f"{result.casts} casts",
+            f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
+            + (f" (at least {result.lower_bound})" if result.lower_bound else "")
+            + f", {result.casts} casts",
         ]
     lines.append(
         f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "

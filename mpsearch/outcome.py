@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from . import emission, frontend, search, verification
+from .bound import lower_bound
 from .config import Config, KeptOp
 from .errors import VerificationError
 from .evaluator import Evaluator
@@ -75,6 +76,10 @@ def finish(
     result.searched_error = metric.loss_of(best.loss)
     result.kept = kept
     result.casts = package.casts
+    if not interrupted and best.kept != problem.everything and not problem.pinned:
+        bar.stage("bounding")
+        problem.tighten(limit)
+        result.lower_bound = lower_bound(problem)
     result.explanation = _explain(status, len(kept), len(prepared.ops))
     result.config = _make_config(prepared, result, problem.seed)
     result._selector_source = emission.selector_source(

@@ -128,6 +128,11 @@ class Problem:
         return frozenset(range(len(self.units)))
 
     @property
+    def pinned(self) -> bool:
+        """Whether some candidate ops are decided already."""
+        return sum(len(u.ops) for u in self.units) < len(self.ops)
+
+    @property
     def remaining(self) -> int:
         """Trials left."""
         return self.trials - self._reserve - len(self.history) + self._free
@@ -156,6 +161,15 @@ class Problem:
             return known
         self._free += 1
         return self._evaluate(key, "ends", exact=True)
+
+    def probe(self, kept: Iterable[int], by: str) -> Trial:
+        """Like :meth:`try_`, but outside the trials given to the strategy."""
+        key = frozenset(kept)
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        self._free += 1
+        return self._evaluate(key, by, exact=False)
 
     def try_(self, kept: Iterable[int], by: str, exact: bool = False) -> Trial:
         """Evaluate the set of units kept in FP32.

@@ -52,6 +52,9 @@ class Result:
     evaluations, op_executions, forward_equivalents, seconds
         What the search cost: vectors evaluated; single ops run; measured op time over that of one
         forward of all calibration samples; wall time.
+    lower_bound, gap
+        At least so many ops must stay FP32 under the assumption of :mod:`mpsearch.bound`, and how
+        many more are kept; None where the trials contradict it, or where ops are pinned.
     casts
         Casts between FP16 and FP32 in the written package.
     explanation
@@ -74,6 +77,7 @@ class Result:
     heldout_error: float | None = None
     searched_error: float | None = None
     kept: list[KeptOp] = field(default_factory=list)
+    lower_bound: int | None = None
     casts: int = 0
     explanation: str = ""
     notes: list[str] = field(default_factory=list)
@@ -86,6 +90,10 @@ class Result:
     @property
     def fp32_ops(self) -> list[str]:
         return [op.name for op in self.kept]
+
+    @property
+    def gap(self) -> int | None:
+        return None if self.lower_bound is None else len(self.kept) - self.lower_bound
 
     @property
     def met(self) -> bool:
@@ -127,6 +135,8 @@ class Result:
             "searched_error": number(self.searched_error),
             "fp32_ops": self.fp32_ops,
             "candidate_ops": self.candidate_ops,
+            "lower_bound": self.lower_bound,
+            "gap": self.gap,
             "evaluations": self.evaluations,
             "op_executions": self.op_executions,
             "forward_equivalents": round(self.forward_equivalents, 3),

@@ -9,6 +9,7 @@ import torch
 
 import mpsearch
 from mpsearch import search
+from mpsearch.bound import lower_bound
 from mpsearch.prepare import prepare
 from mpsearch.problem import Problem
 from tests.planted import Planted, budget, samples
@@ -45,6 +46,8 @@ def test_as_few_fp32_ops_as_brute_force():
         problem.admit(problem.everything)
         problem.admit(())
         search.run(strategy, problem)
+        bound = lower_bound(problem)
+        assert bound is None or bound <= best
         compared += 1
         equal += len(problem.best.kept) == best
         if len(problem.best.kept) != best:
@@ -76,6 +79,20 @@ def test_same_seed_same_result():
     assert first.fp32_ops == second.fp32_ops
     assert first.error == second.error
     assert [t.kept for t in first.history] == [t.kept for t in second.history]
+
+
+STRATEGIES = ["bisect", "delta-debug", "exhaustive", "greedy", "greedy-optuna", "optuna"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_meets_the_budget(strategy):
+    result = mpsearch.optimize(Planted(0), samples(0), budget(0), strategy=strategy)
+    assert result.met
+    assert 0 < len(result.fp32_ops) < result.candidate_ops
+    assert result.error <= budget(0)
+    again = mpsearch.optimize(Planted(0), samples(0), budget(0), strategy=strategy)
+    assert again.fp32_ops == result.fp32_ops
+    assert (result.study is not None) == (strategy == "optuna") or strategy == "greedy-optuna"
 
 
 def test_trials_are_a_limit():
