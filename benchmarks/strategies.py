@@ -16,7 +16,6 @@ from importlib.metadata import entry_points
 import torch
 
 from mpsearch import search
-from mpsearch.bound import lower_bound
 from mpsearch.prepare import prepare
 from mpsearch.problem import Problem
 
@@ -50,7 +49,8 @@ def main() -> None:
                 f"{evaluator.forward_equivalents:.0f}, {seconds:.0f} s)"
             )
             if strategy == "greedy-optuna":
-                bound = lower_bound(problem)
+                problem.extend(200)
+                bound = problem.lower_bound()
         label = f"{name} ({len(prepared.ops)}, {module.BUDGET:g})"
         print(f"| {label} | {' | '.join(cells)} | {'-' if bound is None else bound} |", flush=True)
 

@@ -8,54 +8,43 @@ show it failing, no bound is claimed.
 
 from __future__ import annotations
 
-from .problem import Problem
+from collections.abc import Callable, Iterable, Sequence
+
+Breaks = Callable[[Sequence[int]], bool]
 
 
-def lower_bound(problem: Problem, evaluations: int = 80) -> int | None:
-    """At least so much must be paid for FP32, counted as ``problem.cost`` counts.
+def disjoint_cores(order: Sequence[int], breaks: Breaks) -> list[list[int]]:
+    """Disjoint sets of units that each break the budget when only they are FP16.
 
-    Disjoint breaking sets are taken greedily: each time the shortest head of the remaining units,
-    the worst first, that breaks the budget when it alone is FP16. Uses up to ``evaluations`` beyond
-    those of the search; fewer give a lower bound, which stays valid.
-
-    Returns
-    -------
-    int or None
-        None where the trials contradict the assumption.
+    Taken greedily from ``order``, the worst first: each time the shortest head of what remains that
+    breaks the budget.
     """
-    best = problem.best
-    if best is None or not _monotone(problem):
-        return None
-    spent = len(problem.history)
-    remaining = problem.keep_order()
-    everything = problem.everything
-    bound = 0.0
-
-    def breaks(units: list[int]) -> bool:
-        return not problem.probe(everything.difference(units), "bound").met
-
-    while remaining and len(problem.history) - spent < evaluations:
-        # Few units break the budget alone; beyond those, all that is left together may.
-        if breaks(remaining[:1]):
-            core = remaining[:1]
-        elif not breaks(remaining):
+    cores: list[list[int]] = []
+    remaining = list(order)
+    while remaining:
+        core = _shortest_head(remaining, breaks)
+        if core is None:
             break
-        else:
-            low, high = 1, len(remaining)
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if breaks(remaining[:middle]) else (middle, high)
-            core = remaining[:high]
-        bound += min(problem.cost[u] for u in core)
+        cores.append(core)
         members = set(core)
         remaining = [u for u in remaining if u not in members]
-    if not _monotone(problem) or bound > problem.price(best.kept):
+    return cores
+
+
+def _shortest_head(units: Sequence[int], breaks: Breaks) -> list[int] | None:
+    # A few units break the budget alone; beyond those, all that is left together may.
+    if breaks(units[:1]):
+        return list(units[:1])
+    if len(units) == 1 or not breaks(units):
         return None
-    return int(bound)
+    low, high = 1, len(units)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if breaks(units[:middle]) else (middle, high)
+    return list(units[:high])
 
 
-def _monotone(problem: Problem) -> bool:
-    """Whether no trial that met the budget lies within one that broke it."""
-    met = [t.kept for t in problem.history if t.met]
-    broken = [t.kept for t in problem.history if not t.met]
-    return not any(a < b for a in met for b in broken)
+def monotone(met: Iterable[frozenset[int]], broken: Iterable[frozenset[int]]) -> bool:
+    """Whether no set that met the budget lies within one that broke it."""
+    failures = list(broken)
+    return not any(a < b for a in met for b in failures)

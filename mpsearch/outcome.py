@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 
 from . import emission, frontend, search, verification
-from .bound import lower_bound
 from .config import Config, KeptOp
 from .errors import VerificationError
 from .evaluator import Evaluator
 from .frontend import TorchModel
 from .prepare import Prepared
-from .problem import Problem, Strategy
+from .problem import Problem, Stop, Strategy
 from .program import lower_candidates
 from .progress import Progress
 from .result import PACKAGE, Result, number
@@ -27,6 +26,8 @@ from .result import PACKAGE, Result, number
 _MARGIN = 0.9
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
+#: Evaluations that bounding may take on top of the search's trials.
+_BOUND_TRIALS = 200
 
 
 def finish(
@@ -60,9 +61,8 @@ def finish(
         worst = max(measured, held)
         if worst <= limit or best.kept == problem.everything:
             break
-        overshoot = limit / worst if 0 < limit < worst < math.inf else 1.0
-        floor = problem.admit(problem.everything).loss
-        problem.tighten(max(floor, min(best.loss, problem.budget) * _MARGIN * overshoot))
+        problem.reject(best.kept)
+        problem.tighten(max(problem.ends()[0], _tighter(problem.budget, best.loss, limit, worst)))
         if not interrupted:
             interrupted = not search.run(strategy, problem)
     if worst > limit:
@@ -78,8 +78,7 @@ def finish(
     result.casts = package.casts
     if not interrupted and best.kept != problem.everything and not problem.pinned:
         bar.stage("bounding")
-        problem.tighten(limit)
-        result.lower_bound = lower_bound(problem)
+        result.lower_bound = _lower_bound(problem, limit)
     result.explanation = _explain(status, len(kept), len(prepared.ops))
     result.config = _make_config(prepared, result, problem.seed)
     result._selector_source = emission.selector_source(
@@ -87,6 +86,27 @@ def finish(
     )
     result._scratch = scratch
     return result
+
+
+def _lower_bound(problem: Problem, limit: float) -> int | None:
+    """The bound for the user's own budget, with trials beyond those of the search."""
+    problem.tighten(limit)
+    problem.extend(_BOUND_TRIALS)
+    try:
+        return problem.lower_bound()
+    except Stop:
+        return None
+
+
+def _tighter(budget: float, loss: float, limit: float, worst: float) -> float:
+    """A budget that leaves room for what a set with ``loss`` overshot the limit by, and some.
+
+    Losses in dB are negative, so the room is a difference there and a factor elsewhere.
+    """
+    least = min(budget, loss)
+    if limit > 0:
+        return least * _MARGIN * (limit / worst if math.isfinite(worst) else 1.0)
+    return least - (worst - limit if math.isfinite(worst) else 0.0) - (1 - _MARGIN) * abs(limit)
 
 
 def infeasible(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from .bound import disjoint_cores, monotone
 from .evaluator import Evaluator
 from .program import CandidateOp
 from .sensitivity import RoundingModel
@@ -117,6 +118,7 @@ class Problem:
         self._always = always
         self._watch = watch
         self._known: dict[frozenset[int], Trial] = {}
+        self._rejected: set[frozenset[int]] = set()
         self._reserve = 0
         self._free = 0  # trials that no strategy asked for
         self._model: RoundingModel | None = None
@@ -162,15 +164,6 @@ class Problem:
         self._free += 1
         return self._evaluate(key, "ends", exact=True)
 
-    def probe(self, kept: Iterable[int], by: str) -> Trial:
-        """Like :meth:`try_`, but outside the trials given to the strategy."""
-        key = frozenset(kept)
-        known = self._known.get(key)
-        if known is not None:
-            return known
-        self._free += 1
-        return self._evaluate(key, by, exact=False)
-
     def try_(self, kept: Iterable[int], by: str, exact: bool = False) -> Trial:
         """Evaluate the set of units kept in FP32.
 
@@ -212,6 +205,11 @@ class Problem:
         """Keep a share of the trials for after :meth:`tighten`."""
         self._reserve = int(self.trials * share)
 
+    def extend(self, trials: int) -> None:
+        """Allow so many trials more, whatever was reserved."""
+        self.trials = len(self.history) - self._free + trials
+        self._reserve = 0
+
     def tighten(self, budget: float) -> None:
         """Ask for a smaller loss from now on; earlier trials are judged again.
 
@@ -252,6 +250,31 @@ class Problem:
         free = {i for u in self.units for i in u.ops}
         return set(range(len(self.ops))) - free - self._always
 
+    def lower_bound(self) -> int | None:
+        """At least so much must be paid for FP32, under the assumption of :mod:`mpsearch.bound`.
+
+        Evaluates the sets that prove it; those count as trials.
+
+        Returns
+        -------
+        int or None
+            None where the trials contradict the assumption.
+        """
+        everything = self.everything
+
+        def breaks(units: Sequence[int]) -> bool:
+            return not self.try_(everything.difference(units), "bound").met
+
+        cores = disjoint_cores(self.keep_order(), breaks)
+        bound = sum(min(self.cost[u] for u in core) for core in cores)
+        met = [t.kept for t in self.history if t.met]
+        broken = [t.kept for t in self.history if not t.met]
+        return int(bound) if monotone(met, broken) else None
+
+    def reject(self, kept: Iterable[int]) -> None:
+        """Never take this set as the best, whatever its loss."""
+        self._rejected.add(frozenset(kept))
+
     def vector(self, kept: Iterable[int]) -> tuple[bool, ...]:
         """The precision vector (True = FP32) of a set of units, pinned ops included."""
         fp32 = set(self._always)
@@ -260,7 +283,7 @@ class Problem:
         return tuple(i in fp32 for i in range(len(self.ops)))
 
     def _consider(self, trial: Trial) -> None:
-        if not trial.met:
+        if not trial.met or trial.kept in self._rejected:
             return
         rank = (self.price(trial.kept), trial.loss)
         if self.best is None or rank < (self.price(self.best.kept), self.best.loss):

@@ -1,8 +1,8 @@
 """Strategy ``delta-debug``: ddmin over the units kept in FP32.
 
-``ddmin``: the set is 1-minimal, no single unit can be cast. Reduces to one of n parts, or to all but
-one of them, with n doubled where neither works (Zeller and Hildebrandt, "Simplifying and Isolating
-Failure-Inducing Input", 2002).
+``ddmin``: the set is 1-minimal, no single unit can be cast. Reduces to one of n parts, or to all
+but one of them, with n doubled where neither works (Zeller and Hildebrandt, "Simplifying and
+Isolating Failure-Inducing Input", 2002).
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     Along each ranking, a boundary: the units beyond it are FP16, and the budget is met.
 ``prune``
     No single unit of the set can be cast to FP16 within the budget.
+``bound``
+    Disjoint sets of units that each break the budget alone have been found, as many as the order
+    gives; where there are as many as units kept, the search is over.
 ``refine``
     Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
     place is in doubt, starting from the set so far.
@@ -39,6 +42,8 @@ def search(problem: Problem) -> None:
     """Run the passes; see the module's docstring."""
     kept = _cast(problem, _rankings(problem))
     kept = _prune(problem, kept)
+    if problem.lower_bound() == problem.price(kept):
+        return
     kept = _prune(problem, _refine(problem, kept))
     kept = _exchange(problem, kept)
     _exhaust(problem, kept)

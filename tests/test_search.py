@@ -9,7 +9,6 @@ import torch
 
 import mpsearch
 from mpsearch import search
-from mpsearch.bound import lower_bound
 from mpsearch.prepare import prepare
 from mpsearch.problem import Problem
 from tests.planted import Planted, budget, samples
@@ -46,7 +45,8 @@ def test_as_few_fp32_ops_as_brute_force():
         problem.admit(problem.everything)
         problem.admit(())
         search.run(strategy, problem)
-        bound = lower_bound(problem)
+        problem.extend(200)
+        bound = problem.lower_bound()
         assert bound is None or bound <= best
         compared += 1
         equal += len(problem.best.kept) == best
@@ -137,6 +137,26 @@ def test_several_profiles_hold_together():
     prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "strict", "iOS17", 0.25, None)
     vector = tuple(op.name in both.fp32_ops for op in prepared.ops)
     assert prepared.evaluator().evaluate(vector).loss <= budget(0)
+
+
+def test_decibels_are_larger_the_better():
+    result = mpsearch.optimize(Planted(0), samples(0), 60.0, metric="snr")
+    assert result.met and 0 < len(result.fp32_ops) < result.candidate_ops
+    assert result.error >= 60 and result.heldout_error >= 60
+    assert result.error_fp16 < 60 < result.error_fp32
+
+
+def test_a_set_that_breaks_on_heldout_data_is_not_the_result():
+    """Only the held-out sample overflows: the search itself sees nothing wrong with FP16."""
+
+    class Square(torch.nn.Module):
+        def forward(self, x):
+            return torch.sqrt(x * x + 1.0)
+
+    data = [torch.ones(1, 4), torch.ones(1, 4), torch.full((1, 4), 400.0)]
+    result = mpsearch.optimize(Square(), data, 1e-2)
+    assert result.met and result.error_fp16 < 1e-2
+    assert result.heldout_error <= 1e-2 and result.fp32_ops
 
 
 class _Wrong(torch.nn.Module):
