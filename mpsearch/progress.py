@@ -45,5 +45,6 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
+            self._bar.refresh()  # what a short stage did is shown once, at least
             self._bar.close()
             self._bar = None
