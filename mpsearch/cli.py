@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,8 @@ def _summary(result: Any, written: Path | None) -> str:
     )
     if result.kept:
         lines += ["", *_table(result.kept)]
-    lines += ["", *(f"note: {note}" for note in result.notes)] if result.notes else []
+    for note in result.notes:
+        lines += ["", *textwrap.wrap(f"note: {note}", 78)]
     if written is not None:
         lines += ["", f"wrote {written}/"]
     return "\n".join(lines)

@@ -79,6 +79,11 @@ def finish(
     if not interrupted and best.kept != problem.everything and not problem.pinned:
         bar.stage("bounding")
         result.lower_bound = _lower_bound(problem, limit)
+        if problem.contradicted:
+            result.notes.append(
+                "No lower bound: some set met the budget and a larger one broke it, so keeping "
+                "more ops in FP32 can hurt here."
+            )
     result.explanation = _explain(status, len(kept), len(prepared.ops))
     result.config = _make_config(prepared, result, problem.seed)
     result._selector_source = emission.selector_source(

@@ -88,6 +88,10 @@ class Problem:
         The cheapest trial that met the budget; of equals, the one with the smallest loss.
     study
         Optuna's study, where the strategy ran one.
+    user_budget
+        The budget as given, before :meth:`tighten`.
+    contradicted
+        Whether keeping more in FP32 was seen to hurt, so that there is no lower bound.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Problem:
         self.best: Trial | None = None
         self.study: Any = None
         self.user_budget = budget
+        self.contradicted = False
         self._always = always
         self._watch = watch
         self._known: dict[frozenset[int], Trial] = {}
@@ -269,7 +274,8 @@ class Problem:
         bound = sum(min(self.cost[u] for u in core) for core in cores)
         met = [t.kept for t in self.history if t.met]
         broken = [t.kept for t in self.history if not t.met]
-        return int(bound) if monotone(met, broken) else None
+        self.contradicted = not monotone(met, broken)
+        return None if self.contradicted else int(bound)
 
     def reject(self, kept: Iterable[int]) -> None:
         """Never take this set as the best, whatever its loss."""
