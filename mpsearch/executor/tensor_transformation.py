@@ -40,10 +40,11 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
 
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """-1 is inferred; 0 copies a size of ``x``: of the same axis, or, where the ranks differ
-    (iOS17), of the same axis counted from the end."""
+    (iOS17), of the same axis counted from the end, 1 where ``x`` has none."""
     if 0 in shape and x.numel():
         shift = x.dim() - len(shape)
-        shape = [s if s else x.shape[i + shift] for i, s in enumerate(shape)]
+        sizes = [x.shape[i + shift] if i + shift >= 0 else 1 for i in range(len(shape))]
+        shape = [s if s else n for s, n in zip(shape, sizes, strict=True)]
     return x.reshape(shape)
 
 
