@@ -136,7 +136,7 @@ def crop_resize(
     spatial_scale: float = 1.0,
     box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
     sampling_mode: str = "DEFAULT",
-    pad_value: float = 0.0,
+    pad_value: float | None = None,
 ) -> Tensor:
     """Crop boxes out of x (B, C, H, W) and resize them bilinearly.
 
@@ -167,8 +167,8 @@ def crop_resize(
             y0, x0, y1, x1 = c0 - c2 / 2, c1 - c3 / 2, c0 + c2 / 2, c1 + c3 / 2
         if normalized_coordinates:
             y0, y1, x0, x1 = y0 * (h - 1), y1 * (h - 1), x0 * (w - 1), x1 * (w - 1)
-        if roi is not None and (y1 < y0 or x1 < x0):
-            # Apple's tests: up to iOS16 an inverted box means the whole image.
+        if pad_value is None and (y1 < y0 or x1 < x0):
+            # Apple's tests: in iOS15, without a pad_value, an inverted box is the whole image.
             y0, y1, x0, x1 = 0, h - 1, 0, w - 1
         py = _box_positions(y0, y1, target_height, sampling_mode, x.device)
         px = _box_positions(x0, x1, target_width, sampling_mode, x.device)
@@ -177,7 +177,7 @@ def crop_resize(
         outside = (gy < 0) | (gy > h - 1) | (gx < 0) | (gx > w - 1)
         n = len(sources)
         sampled = _sample(picked, gx.expand(n, -1, -1), gy.expand(n, -1, -1), False, "border", 0.0)
-        crops.append(torch.where(outside, pad_value, sampled))
+        crops.append(torch.where(outside, pad_value or 0.0, sampled))
     out = torch.stack(crops)
     return out if roi is not None else out.squeeze(1)
 
