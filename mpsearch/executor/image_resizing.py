@@ -167,8 +167,10 @@ def crop_resize(
             y0, x0, y1, x1 = c0 - c2 / 2, c1 - c3 / 2, c0 + c2 / 2, c1 + c3 / 2
         if normalized_coordinates:
             y0, y1, x0, x1 = y0 * (h - 1), y1 * (h - 1), x0 * (w - 1), x1 * (w - 1)
-        if pad_value is None and (y1 < y0 or x1 < x0):
-            # Apple's tests: in iOS15, without a pad_value, an inverted box is the whole image.
+        starts_outside = min(y0, x0) < 0 or y0 > h - 1 or x0 > w - 1
+        if pad_value is None and normalized_coordinates and starts_outside:
+            # iOS15 has no pad_value; its only test of a normalised box that starts outside the
+            # image expects the whole image.
             y0, y1, x0, x1 = 0, h - 1, 0, w - 1
         py = _box_positions(y0, y1, target_height, sampling_mode, x.device)
         px = _box_positions(x0, x1, target_width, sampling_mode, x.device)
