@@ -284,7 +284,7 @@ class Evaluator:
             if identity is None:
                 slots = {s: found[s] for s in step.reads}
                 recipe = _Recipe(step.node, inside, slots, sample, profile)
-                results = self._execute(recipe, step.index)
+                results = self._execute(recipe, {s: self._value(w) for s, w in slots.items()})
                 identity = memory.identify((step.index, sample), results)
                 memory.recipes.setdefault(identity, recipe)
                 memory.tensors.put(identity, results)
@@ -293,17 +293,16 @@ class Evaluator:
                 found[slot] = (identity, place)
         return found
 
-    def _execute(self, recipe: _Recipe, index: int | None = None) -> tuple[Any, ...]:
-        env = {slot: self._value(where) for slot, where in recipe.slots.items()}
+    def _execute(self, recipe: _Recipe, env: Mapping[int, Any]) -> tuple[Any, ...]:
+        """Run a node on the values it reads, and count what that cost."""
         runtime = self._runtimes[recipe.profile]
         before = runtime.executions
         started = time.perf_counter()
         results = runtime.run(recipe.node, env, recipe.kept.__contains__)
         seconds = time.perf_counter() - started
         self.counters.executions += runtime.executions - before
-        key = id(recipe.node)
-        self._times.setdefault(key, seconds)
-        self.counters.work += self._times[key]
+        # The first run of a node sets what it weighs ever after.
+        self.counters.work += self._times.setdefault(id(recipe.node), seconds)
         return results
 
     def _fetch(self, identity: int) -> tuple[Any, ...]:
@@ -337,11 +336,7 @@ class Evaluator:
                 slot: self._input_value(w) if w[0] < 0 else made[w[0]][w[1]]
                 for slot, w in recipe.slots.items()
             }
-            runtime = self._runtimes[recipe.profile]
-            before = runtime.executions
-            made[top] = runtime.run(recipe.node, env, recipe.kept.__contains__)
-            self.counters.executions += runtime.executions - before
-            self.counters.work += self._times.get(id(recipe.node), 0.0)
+            made[top] = self._execute(recipe, env)
             self._memory.tensors.put(top, made[top])
             pending.pop()
         return made[identity]

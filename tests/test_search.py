@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
 import mpsearch
+from benchmarks.brute_force import optimum
 from mpsearch import search
 from mpsearch.prepare import prepare
 from mpsearch.problem import Problem
@@ -18,18 +17,6 @@ def _prepared(seed: int):
     return prepare(Planted(seed).eval(), samples(seed), "rel_l2", "ieee", "iOS17", 0.0, None)
 
 
-def _optimum(prepared, limit: float) -> int | None:
-    """The fewest FP32 ops over all vectors, each evaluated afresh from the smallest on."""
-    evaluator = prepared.evaluator()
-    count = len(prepared.ops)
-    for size in range(count + 1):
-        for kept in itertools.combinations(range(count), size):
-            vector = tuple(i in kept for i in range(count))
-            if evaluator.evaluate(vector, limit).loss <= limit:
-                return size
-    return None
-
-
 def test_as_few_fp32_ops_as_brute_force():
     """On 40 random models of at most 12 candidate ops, all 40 counts are the optimum."""
     strategy = search.find_strategy("greedy-optuna")
@@ -38,7 +25,7 @@ def test_as_few_fp32_ops_as_brute_force():
         prepared = _prepared(seed)
         assert len(prepared.ops) <= 12
         limit = budget(seed)
-        best = _optimum(prepared, limit)
+        best = optimum(prepared, limit)
         assert best is not None
         units = search.units(prepared.ops, range(len(prepared.ops)), "op")
         problem = Problem(units, prepared.ops, limit, prepared.evaluator())

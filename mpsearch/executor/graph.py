@@ -128,8 +128,3 @@ def slots_read(node: Node) -> list[int]:
             if isinstance(source, Ref) and source.slot not in inner:
                 seen.setdefault(source.slot)
     return list(seen)
-
-
-def array_bytes(value: Any) -> int:
-    """Bytes of a constant's value, 0 for what is not an array."""
-    return value.nbytes if isinstance(value, np.ndarray) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,17 +43,10 @@ def _to_tensor(value: Any) -> Any:
         array = array.astype(np.int32)
     elif array.dtype.kind in "US":
         return value
-    if not array.flags.writeable or not array.flags.c_contiguous:
-        with_memory = array.view() if array.flags.c_contiguous else np.ascontiguousarray(array)
-        array = with_memory
-    return torch.from_numpy(array) if array.flags.writeable else _read_only(array)
-
-
-def _read_only(array: np.ndarray) -> Tensor:
-    # torch warns of tensors over read-only memory; ops here never write to their inputs.
-    import warnings
-
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
     with warnings.catch_warnings():
+        # torch warns of tensors over read-only memory; ops here never write to their inputs.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
 
