@@ -2,7 +2,8 @@
 
 python -m tests.fuzz [--count 10000] [--seed N]
 
-Every program is built twice with coremltools' builder: with an input, which the executor runs, and
+Half the programs are one op of a family in :mod:`tests.fuzz_families`, which brings its own truth.
+The others are built twice with coremltools' builder: with an input, which the executor runs, and
 with a constant in its place, which the builder folds where it knows the op's value. Where it does
 not, the same op in torch serves as truth if there is one (``TORCH``); else the program only has to
 run. What the builder refuses is counted and passed over; any error from the executor that is not
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 
 from mpsearch import Executor, MpsearchError
 from mpsearch._ct import ct, quiet
+from tests.fuzz_families import FAMILIES
 
 with quiet():
     from coremltools.converters.mil.mil import Builder as mb
@@ -234,8 +236,22 @@ def apply(name: str, parameters: dict[str, Any], x: Any) -> Any:
     return out if out.dtype is x.dtype else mb.cast(x=out, dtype="fp32")
 
 
-def one(seed: int) -> str:
-    """Run one program; what became of it: folded, torch, ran or refused.
+#: What coremltools' builder raises for what it refuses.
+REFUSALS = (
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    TypeError,
+    IndexError,
+    ZeroDivisionError,
+    NotImplementedError,
+)
+
+
+def one(seed: int, covered: collections.Counter[str] | None = None) -> str:
+    """Run one program; what became of it: folded, torch, family, ran or refused.
+
+    ``covered`` counts the op types judged against a truth.
 
     Raises
     ------
@@ -243,41 +259,61 @@ def one(seed: int) -> str:
         If the executor's result is wrong, or fails where coremltools does not.
     """
     r = random.Random(seed)
-    shape = tuple(r.randint(1, 5) for _ in range(r.randint(1, 4)))
-    x = np.random.default_rng(seed).normal(0, 1.5, shape).astype(np.float32)
+    numbers = np.random.default_rng(seed)
+    case = r.choice(FAMILIES)(r, numbers) if r.random() < 0.5 else None
+    if case is None:
+        shape = tuple(r.randint(1, 5) for _ in range(r.randint(1, 4)))
+        x = numbers.normal(0, 1.5, shape).astype(np.float32)
+    else:
+        x = numbers.normal(0, 1, case.shape).astype(np.float32)
     calls: list[Call] = []
+    opset = ct.target.iOS17 if case is None else case.opset
     program = Program()
     try:
-        with Function({"x": mb.placeholder(shape)}, opset_version=ct.target.iOS17) as function:
+        with Function({"x": mb.placeholder(x.shape)}, opset_version=opset) as function:
             var, steps = function.inputs["x"], []
-            for _ in range(r.randint(1, 3)):
-                calls.append(call(r, tuple(var.shape)))
-                var = apply(*calls[-1], var)
-                if any(n == 0 for n in var.shape):
-                    return "refused"
-                steps.append(mb.identity(x=var, name=f"y{len(steps)}"))
+            if case is not None:
+                steps.append(mb.identity(x=case.build(var), name="y0"))
+            else:
+                for _ in range(r.randint(1, 3)):
+                    calls.append(call(r, tuple(var.shape)))
+                    var = apply(*calls[-1], var)
+                    if any(n == 0 for n in var.shape):
+                        return "refused"
+                    steps.append(mb.identity(x=var, name=f"y{len(steps)}"))
             function.set_outputs(steps)
         program.add_function("main", function)
-    except (ValueError, RuntimeError, AssertionError, TypeError, IndexError, ZeroDivisionError):
+    except REFUSALS as error:
+        # The families draw only what the documentation allows: a refusal is a slip in them.
+        assert case is None, f"seed {seed}: {case and case.name}: {error}"
         return "refused"
     try:
         results = list(Executor(program).predict({"x": x}).values())
     except MpsearchError as error:
-        raise AssertionError(f"seed {seed}: {calls}: {error}") from error
+        raise AssertionError(f"seed {seed}: {case and case.name} {calls}: {error}") from error
+    if case is not None:
+        _agree(results[0], np.asarray(case.truth(x), np.float32), f"seed {seed}: {case.name}")
+        if covered is not None:
+            covered[case.name] += 1
+        return "family"
     # Each op is judged on what the executor gave it, so that errors do not grow along the chain.
     kinds = set()
     for (name, parameters), before, got in zip(calls, [x, *results], results, strict=False):
         truth, kind = _truth(name, parameters, before)
         kinds.add(kind)
-        if truth is None:
-            continue
-        truth = truth.reshape(1) if truth.ndim == 0 else truth
-        where = f"seed {seed}: {name} {parameters} on {before.tolist()}"
-        assert got.shape == truth.shape, f"{where}: {got.shape}, expected {truth.shape}"
-        assert np.allclose(got, truth, rtol=1e-4, atol=1e-5, equal_nan=True), (
-            f"{where}: {got.tolist()}, expected {truth.tolist()}"
-        )
+        if truth is not None:
+            _agree(got, truth, f"seed {seed}: {name} {parameters} on {before.tolist()}")
+            if covered is not None:
+                covered[name] += 1
     return next(k for k in ("ran", "torch", "folded") if k in kinds)
+
+
+def _agree(got: np.ndarray, truth: np.ndarray, where: str) -> None:
+    truth = truth.reshape(1) if truth.ndim == 0 else truth
+    assert got.shape == truth.shape, f"{where}: {got.shape}, expected {truth.shape}"
+    assert np.allclose(got, truth, rtol=1e-4, atol=1e-5, equal_nan=True), (
+        f"{where}: {got.tolist()}, expected {truth.tolist()}"
+    )
 
 
 def _truth(name: str, parameters: dict[str, Any], x: np.ndarray) -> tuple[np.ndarray | None, str]:
@@ -289,7 +325,7 @@ def _truth(name: str, parameters: dict[str, Any], x: np.ndarray) -> tuple[np.nda
         return None, "ran"
     try:
         folded = _fold(name, parameters, x)
-    except (ValueError, RuntimeError, AssertionError, TypeError, IndexError, ZeroDivisionError):
+    except REFUSALS:
         return None, "ran"
     if folded is not None:
         return folded, "folded"
@@ -311,11 +347,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     tally: collections.Counter[str] = collections.Counter()
+    covered: collections.Counter[str] = collections.Counter()
     failures = []
     with quiet(), np.errstate(all="ignore"):
         for seed in range(arguments.seed, arguments.seed + arguments.count):
             try:
-                tally[one(seed)] += 1
+                tally[one(seed, covered)] += 1
             except AssertionError as error:
                 tally["failed"] += 1
                 failures.append(str(error))
@@ -324,6 +361,7 @@ def main() -> int:
     for failure in failures[:20]:
         print(failure[:600])
     print(dict(tally))
+    print(f"{len(covered)} op types judged:", ", ".join(sorted(covered)))
     return 1 if failures else 0
 
 

@@ -11,6 +11,7 @@ there; a listed test that passes is reported, so that the list cannot outlive it
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -169,6 +170,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
     config.hook.pytest_deselected(items=dropped)
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    # coremltools collects garbage in every conversion, and would look at thousands of collected
+    # tests each time: a third of the whole run.
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
