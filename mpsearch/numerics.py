@@ -11,10 +11,10 @@ not know in which profile they run.
 ``ane``
     ``ieee`` with what has been observed of the Neural Engine: results of matmul, linear and
     convolutions with more than one tap overflow at 32768; inf - inf, 0 * inf, sqrt(-1) and
-    log(-1) give 0; a NaN that comes in counts as +inf; softplus and log-sum-exp are computed
-    without the usual stabilisation. Sources: ane-guide.readthedocs.io, part 1, "Numerics";
-    arXiv 2606.22283; coremltools issues #2687 and #2690. Reverse-engineered, not documented
-    by Apple.
+    log(-1) give 0; a NaN that comes in counts as +inf; softplus drops to 0 where exp(x) reaches
+    32768, log-sum-exp where the sum of exp(x) leaves FP16. Sources: ane-guide.readthedocs.io,
+    part 1, "Numerics"; arXiv 2606.22283; coremltools issues #2687 and #2690. Reverse-engineered,
+    not documented by Apple.
 ``strict``
     ``ieee`` with every inner step of a composite op rounded to FP16, and sums and dot products
     accumulated in FP16. A worst case: how BNNS and MPSGraph accumulate, and what l2_norm,
@@ -244,16 +244,16 @@ def _ane_saturate(x: Tensor) -> Tensor:
     return torch.where(x.abs() >= _ANE_LIMIT, torch.copysign(torch.full_like(x, math.inf), x), x)
 
 
-def _ane_exp(x: Tensor) -> Tensor:
-    return _ane_saturate(torch.exp(x))
-
-
 def _ane_softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
-    return torch.log(1 + _ane_exp(x))
+    """0 from about 10.4 on (coremltools #2687)."""
+    exponential = torch.exp(x)
+    return torch.where(exponential >= _ANE_LIMIT, 0.0, torch.log1p(exponential))
 
 
 def _ane_logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-    return torch.log(torch.sum(_ane_exp(x), dim=dim, keepdim=keepdim))
+    """0 where the sum overflows, log(65504 / C) for C equal elements (coremltools #2690)."""
+    total = torch.sum(torch.exp(x), dim=dim, keepdim=keepdim)
+    return torch.where(total > torch.finfo(torch.float16).max, 0.0, torch.log(total))
 
 
 class Ane(Profile):
@@ -271,8 +271,10 @@ class Ane(Profile):
         if op_type in self._PRODUCTS:
             taps = " with more than one tap" if op_type.startswith("conv") else ""
             return f"results{taps} of magnitude 32768 and more become infinite"
+        if op_type == "reduce_log_sum_exp":
+            return "0 where the sum of exp(x) is beyond 65504"
         if op_type in self._UNSTABLE_OPS:
-            return "computed without stabilisation, exp overflows at 32768"
+            return "0 where exp(x) is 32768 or more"
         return ""
 
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:

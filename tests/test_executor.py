@@ -89,12 +89,22 @@ def test_strict_breaks_instance_norm_on_a_checkerboard():
 
 
 def test_ane_breaks_softplus_beyond_ten():
-    """coremltools #2687: softplus on the Neural Engine overflows where exp(x) does."""
+    """coremltools #2687: softplus on the Neural Engine drops to 0 between 10.394 and 10.395."""
     x = np.full((1, 4), 10.5, np.float32)
     model = one_op("softplus", (1, 4))
     np.testing.assert_allclose(predict(model, x), np.log1p(np.exp(x.astype(np.float64))), rtol=1e-3)
-    assert np.isinf(predict(model, x, "ane")).all()
-    np.testing.assert_allclose(predict(model, x - 1, "ane"), 9.5, rtol=2e-3)
+    assert (predict(model, x, "ane") == 0).all()
+    edge = np.array([[10.39, 10.394, 10.395, 11.0]], np.float32)
+    assert (predict(model, edge, "ane") > 10).tolist() == [[True, True, False, False]]
+
+
+def test_ane_breaks_log_sum_exp_where_the_sum_leaves_fp16():
+    """coremltools #2690: over 32 channels the output drops to 0 at log(65504 / 32) = 7.63."""
+    model = one_op("reduce_log_sum_exp", (1, 32), axes=[1])
+    for value, works in ((7.61, True), (7.64, False)):
+        x = np.full((1, 32), value, np.float32)
+        np.testing.assert_allclose(predict(model, x), value + np.log(32), rtol=2e-3)
+        assert (predict(model, x, "ane") > 11).all() == works
 
 
 def test_ane_breaks_a_product_of_40000():
