@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import optuna
+
 from . import pins, search
+from .cost import Casts, check_objective
 from .errors import InputError
 from .metrics import Metric
 from .outcome import finish, infeasible
@@ -36,6 +39,10 @@ def optimize(
     keep_fp32: Iterable[str] = (),
     keep_fp16: Iterable[str] = (),
     by: str = "op",
+    minimise: str = "ops",
+    prove: bool = False,
+    forbid_overflow: bool = False,
+    storage: str | None = None,
     heldout: float = 0.25,
     io_dtype: str | None = None,
     states: Iterable[str] = (),
@@ -73,6 +80,17 @@ def optimize(
         Pins: ``type:softmax``, ``layer:encoder.3.*``, ``op:name*``.
     by
         ``op`` or ``layer``: what is decided as a whole.
+    minimise
+        What FP32 is to cost least of: ``ops``, ``casts`` (FP32 ops and casts together), ``bytes``
+        of weights, or ``flops``. Of equals, the set with fewer ops is taken, then with fewer casts.
+    prove
+        Try every cheaper set after the search, where there are at most 2**17 of them: if none
+        meets the budget, the result is the smallest, without any assumption.
+    forbid_overflow
+        Refuse sets that leave an op in FP16 whose result overflows where FP32's is finite, even
+        where the error stays within the budget.
+    storage
+        Where Optuna is to keep its study, for instance ``sqlite:///study.db``; default in memory.
     heldout
         The share of the samples that the search never sees.
     io_dtype
@@ -110,6 +128,10 @@ def optimize(
         raise InputError(f"trials is {trials}, expected 1 or more")
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     run_strategy = search.find_strategy(strategy)
+    if prove:
+        run_strategy = search.proving(run_strategy)
+    check_objective(minimise)
+    check_storage(storage)
     check_device(device)
     bar = Progress(progress)
     try:
@@ -131,6 +153,10 @@ def optimize(
             trials=trials or DEFAULT_TRIALS,
             deadline=deadline,
             always=frozenset(fp32),
+            objective=minimise,
+            casts=Casts(prepared.lowered),
+            forbid_overflow=forbid_overflow,
+            storage=storage,
             watch=bar.trial,
         )
         problem.reserve(_RESERVE)
@@ -142,6 +168,25 @@ def optimize(
         return finish(prepared, problem, run_strategy, started, bar, interrupted=not finished)
     finally:
         bar.close()
+
+
+def check_storage(url: str | None) -> None:
+    """Fail early where Optuna cannot keep a study.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened.
+    """
+    if url is None:
+        return
+    try:
+        optuna.storages.get_storage(url)
+    except Exception as error:  # whatever the database's driver raises
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"storage {url!r} cannot be opened ({reason}); give a URL such as sqlite:///study.db"
+        ) from error
 
 
 def _loss_budget(budget: float, metric: Metric) -> float:

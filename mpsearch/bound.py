@@ -13,15 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 Breaks = Callable[[Sequence[int]], bool]
 
 
-def disjoint_cores(order: Sequence[int], breaks: Breaks) -> list[list[int]]:
+def disjoint_cores(
+    order: Sequence[int], breaks: Breaks, wanted: int | None = None
+) -> list[list[int]]:
     """Disjoint sets of units that each break the budget when only they are FP16.
 
     Taken greedily from ``order``, the worst first: each time the shortest head of what remains that
-    breaks the budget.
+    breaks the budget. With ``wanted``, the search ends once so many cannot be had unless cores get
+    smaller than any before, which they seldom do, since what is left hurts less.
     """
     cores: list[list[int]] = []
     remaining = list(order)
     while remaining:
+        size = min(map(len, cores), default=1)
+        if wanted is not None and (wanted - len(cores)) * size > len(remaining):
+            break
         core = _shortest_head(remaining, breaks)
         if core is None:
             break

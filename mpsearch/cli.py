@@ -116,6 +116,12 @@ def _load(
 )
 @click.option("--keep-fp16", multiple=True, metavar="PIN", help="The same, to stay FP16.")
 @click.option("--by", default="op", show_default=True, help="Decide by op or by layer.")
+@click.option(
+    "--minimise", default="ops", show_default=True, help="ops, casts, bytes or flops in FP32."
+)
+@click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
+@click.option("--forbid-overflow", is_flag=True, help="Leave no op in FP16 that overflows.")
+@click.option("--storage", help="Keep Optuna's study there, e.g. sqlite:///study.db.")
 @click.option("--heldout", type=float, default=0.25, show_default=True, help="Share kept aside.")
 @click.option("--io-dtype", help="fp32 or fp16 inputs and outputs (default: as the model has).")
 @click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18).")
@@ -167,6 +173,12 @@ def _value(error: float | None) -> str:
     return "-" if error is None else f"{error:.3g}"
 
 
+def _bound(result: Any) -> str:
+    if result.proven:
+        return " (proven least)"
+    return f" (at least {result.lower_bound})" if result.lower_bound else ""
+
+
 def _summary(result: Any, written: Path | None) -> str:
     lines = [result.explanation, ""]
     lines += [
@@ -179,7 +191,7 @@ def _summary(result: Any, written: Path | None) -> str:
             f"budget {result.budget:g})",
             f"         held-out      {_value(result.heldout_error)}",
             f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
-            + (f" (at least {result.lower_bound})" if result.lower_bound else "")
+            + _bound(result)
             + f", {result.casts} casts",
         ]
     lines.append(

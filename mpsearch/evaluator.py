@@ -267,6 +267,43 @@ class Evaluator:
             for step in self._steps:
                 see(step.node, self._fetch(identities[step.node.outputs[0]][0]))
 
+    def overflows(self, fp32: Vector) -> set[int]:
+        """Candidates left in FP16 that overflow, on any sample, where FP32 would be finite.
+
+        Those named are where it starts: ops that only pass on what overflowed before them are not.
+        """
+        kept = frozenset(i for i, bit in enumerate(fp32) if bit)
+        every = frozenset(range(self._candidates))
+        found: set[int] = set()
+        with torch.inference_mode():
+            for profile in range(len(self._runtimes)):
+                for sample in range(len(self._inputs)):
+                    found |= self._overflows(kept, every, sample, profile)
+        return found
+
+    def _overflows(
+        self, kept: frozenset[int], every: frozenset[int], sample: int, profile: int
+    ) -> set[int]:
+        mixed = self._identities(kept, sample, profile)
+        plain = self._identities(every, sample, profile)
+        found: set[int] = set()
+        tainted: set[int] = set()  # slots with values that are infinite or NaN in FP16 alone
+        for step in self._steps:
+            node = step.node
+            fresh = [
+                slot
+                for slot in node.outputs
+                if mixed[slot] != plain[slot]
+                and _lost(self._value(mixed[slot]), self._value(plain[slot]))
+            ]
+            if fresh and tainted.isdisjoint(step.reads):
+                if node.candidate is not None and node.candidate not in kept:
+                    found.add(node.candidate)
+                else:
+                    found.update(b for b in step.bits if b not in kept)
+            tainted.update(fresh)
+        return found
+
     # -- identities ----------------------------------------------------------------------------
 
     def _identities(self, kept: frozenset[int], sample: int, profile: int) -> dict[int, Where]:
@@ -380,8 +417,7 @@ class Evaluator:
             self._function,
             [self._named(i) for i in range(min(samples, len(self._held)))],
             self._references[:samples],
-            self._runtimes[-1].profile,
-            self._runtimes[0].device,
+            self._runtimes[-1],
             seed,
         )
         seconds = time.perf_counter() - started
@@ -405,6 +441,17 @@ class Evaluator:
         """Measured op time of everything executed, over that of one forward of all samples."""
         once = sum(self._times.values()) * len(self._inputs)
         return self.counters.work / once if once else 0.0
+
+
+def _lost(value: Any, exact: Any) -> bool:
+    """Whether some value is infinite or NaN where it should be finite."""
+    if isinstance(value, (list, tuple)):
+        return any(_lost(v, e) for v, e in zip(value, exact, strict=False))
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if value.shape != exact.shape:
+        return False
+    return bool((~torch.isfinite(value) & torch.isfinite(exact)).any())
 
 
 def _typed_fp16(node: Node) -> bool:

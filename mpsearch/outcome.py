@@ -17,7 +17,7 @@ from .errors import VerificationError
 from .evaluator import Evaluator
 from .frontend import TorchModel
 from .prepare import Prepared
-from .problem import Problem, Stop, Strategy
+from .problem import Problem, Strategy, Trial
 from .program import lower_candidates
 from .progress import Progress
 from .result import PACKAGE, Result, number
@@ -26,8 +26,6 @@ from .result import PACKAGE, Result, number
 _MARGIN = 0.9
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
-#: Evaluations that bounding may take on top of the search's trials.
-_BOUND_TRIALS = 200
 
 
 def finish(
@@ -67,24 +65,29 @@ def finish(
             interrupted = not search.run(strategy, problem)
     if worst > limit:
         return infeasible(prepared, problem, started, held)
-    kept = _kept_ops(prepared, problem, bits)
-    status = "interrupted" if interrupted else "met" if kept else "fp16_suffices"
+    status = "interrupted" if interrupted else "met" if names else "fp16_suffices"
+    bound = None
+    if not interrupted and best.kept != problem.everything and not problem.pinned:
+        bar.stage("bounding")
+        bound = _lower_bound(problem, limit, best)
     result = _result(prepared, problem, started, status)
+    kept = _kept_ops(prepared, problem, bits)
+    result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
     metric = prepared.metric
     result.error = metric.loss_of(measured)
     result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
     result.searched_error = metric.loss_of(best.loss)
     result.kept = kept
     result.casts = package.casts
-    if not interrupted and best.kept != problem.everything and not problem.pinned:
-        bar.stage("bounding")
-        result.lower_bound = _lower_bound(problem, limit)
-        if problem.contradicted:
-            result.notes.append(
-                "No lower bound: some set met the budget and a larger one broke it, so keeping "
-                "more ops in FP32 can hurt here."
-            )
-    result.explanation = _explain(status, len(kept), len(prepared.ops))
+    result.lower_bound, result.proven = bound, problem.proven
+    if problem.contradicted:
+        result.notes.append(
+            "No lower bound: some set met the budget and a larger one broke it, so keeping "
+            "more ops in FP32 can hurt here."
+        )
+    if result.tolerated_overflows:
+        result.notes.append(_overflow_note(result.tolerated_overflows))
+    result.explanation = _explain(result)
     result.config = _make_config(prepared, result, problem.seed)
     result._selector_source = emission.selector_source(
         prepared.precast, result.fp32_ops, _facts(prepared, result)
@@ -93,14 +96,25 @@ def finish(
     return result
 
 
-def _lower_bound(problem: Problem, limit: float) -> int | None:
-    """The bound for the user's own budget, with trials beyond those of the search."""
-    problem.tighten(limit)
-    problem.extend(_BOUND_TRIALS)
-    try:
-        return problem.lower_bound()
-    except Stop:
+def _lower_bound(problem: Problem, limit: float, best: Trial) -> int | None:
+    """The bound for the user's own budget, with the trials that the search left over."""
+    if problem.objective != "ops":
         return None
+    if problem.proven and problem.budget == limit:
+        return sum(problem.vector(best.kept))
+    proven = problem.proven
+    problem.release()
+    problem.tighten(limit)
+    problem.proven = proven
+    return problem.lower_bound()
+
+
+def _overflow_note(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"Left in FP16 although they overflow on the calibration data, within the budget: {shown}. "
+        "Use --forbid-overflow to keep such ops FP32."
+    )
 
 
 def _tighter(budget: float, loss: float, limit: float, worst: float) -> float:
@@ -140,6 +154,7 @@ def _result(prepared: Prepared, problem: Problem, started: float, status: str) -
         op_executions=evaluator.counters.executions,
         forward_equivalents=evaluator.forward_equivalents,
         seconds=time.perf_counter() - started,
+        minimised=problem.objective,
         notes=_notes(prepared),
         history=list(problem.history),
         study=problem.study,
@@ -178,11 +193,14 @@ def _kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> lis
     return out
 
 
-def _explain(status: str, kept: int, total: int) -> str:
-    if status == "fp16_suffices":
+def _explain(result: Result) -> str:
+    kept, total = len(result.kept), result.candidate_ops
+    if result.status == "fp16_suffices":
         return f"FP16 meets the budget as it is: none of {total} ops need FP32."
     found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
-    return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found
+    if result.proven:
+        found += " No cheaper set does: all were tried."
+    return f"Interrupted: the best set so far. {found}" if result.status == "interrupted" else found
 
 
 def _notes(prepared: Prepared) -> list[str]:

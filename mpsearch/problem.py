@@ -7,6 +7,7 @@ likes: the best set seen so far is the result.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .bound import disjoint_cores, monotone
+from .cost import Casts, op_cost
 from .evaluator import Evaluator
 from .program import CandidateOp
 from .sensitivity import RoundingModel
@@ -41,8 +43,12 @@ class Trial:
         Whether the loss is within the budget.
     asked_by
         The pass of the strategy that asked.
+    price
+        What keeping these units costs, in the problem's objective.
+    overflows
+        Whether the set was refused because an op left in FP16 overflows.
     executions, seconds
-        What it cost; both 0 where the answer was remembered.
+        What evaluating it cost.
     """
 
     kept: frozenset[int]
@@ -50,6 +56,8 @@ class Trial:
     met: bool
     exact: bool
     asked_by: str
+    price: float = 0.0
+    overflows: bool = False
     executions: int = 0
     seconds: float = 0.0
 
@@ -74,8 +82,10 @@ class Problem:
         What can be decided, in execution order.
     ops
         All candidate ops, in the order of the precision vector.
+    objective
+        What is minimised, one of :data:`mpsearch.cost.OBJECTIVES`.
     cost
-        Per unit, what keeping it in FP32 costs.
+        Per unit, what keeping it in FP32 costs by itself.
     budget
         The largest loss allowed.
     seed
@@ -85,11 +95,16 @@ class Problem:
     history
         Every distinct trial, in order.
     best
-        The cheapest trial that met the budget; of equals, the one with the smallest loss.
+        The cheapest trial that met the budget; of equals, the one with fewer ops, then with fewer
+        casts, then with the smaller loss.
     study
         Optuna's study, where the strategy ran one.
+    storage
+        Where Optuna is to keep it, as a URL; None for in memory.
     user_budget
         The budget as given, before :meth:`tighten`.
+    proven
+        Whether every cheaper set was tried and broke the budget.
     contradicted
         Whether keeping more in FP32 was seen to hurt, so that there is no lower bound.
     """
@@ -105,6 +120,10 @@ class Problem:
         trials: int = 300,
         deadline: float = math.inf,
         always: frozenset[int] = frozenset(),
+        objective: str = "ops",
+        casts: Casts | None = None,
+        forbid_overflow: bool = False,
+        storage: str | None = None,
         watch: Callable[[Trial, Problem], None] | None = None,
     ) -> None:
         self.units = units
@@ -114,19 +133,25 @@ class Problem:
         self.seed = seed
         self.trials = trials
         self.deadline = deadline
-        self.cost = [float(len(u.ops)) for u in units]
+        self.objective = objective
+        self.cost = [sum(op_cost(ops[i], objective) for i in u.ops) for u in units]
         self.history: list[Trial] = []
         self.best: Trial | None = None
         self.study: Any = None
+        self.storage = storage
         self.user_budget = budget
         self.contradicted = False
+        self.proven = False
         self._always = always
+        self._casts = casts
+        self._forbid_overflow = forbid_overflow
         self._watch = watch
         self._known: dict[frozenset[int], Trial] = {}
         self._rejected: set[frozenset[int]] = set()
         self._reserve = 0
-        self._free = 0  # trials that no strategy asked for
+        self._ranks: dict[frozenset[int], tuple[float, float, int]] = {}
         self._model: RoundingModel | None = None
+        self._adjacent: dict[int, set[int]] | None = None
         self._ends: tuple[float, float] | None = None
 
     @property
@@ -142,11 +167,33 @@ class Problem:
     @property
     def remaining(self) -> int:
         """Trials left."""
-        return self.trials - self._reserve - len(self.history) + self._free
+        return self.trials - self._reserve - len(self.history)
 
     def price(self, kept: Iterable[int]) -> float:
-        """What keeping these units costs."""
-        return sum(self.cost[i] for i in kept)
+        """What keeping these units costs in the problem's objective."""
+        return self.rank(kept)[0]
+
+    def rank(self, kept: Iterable[int]) -> tuple[float, float, int]:
+        """How good a set is that meets the budget, smaller being better: price, ops, casts."""
+        key = frozenset(kept)
+        found = self._ranks.get(key)
+        if found is None:
+            casts = 0 if self._casts is None else self._casts.count(self.vector(key))
+            price = sum(self.cost[i] for i in key) + (casts if self.objective == "casts" else 0)
+            found = price, float(sum(len(self.units[i].ops) for i in key)), casts
+            self._ranks[key] = found
+        return found
+
+    def neighbours(self, unit: int) -> set[int]:
+        """The units that a unit hands values to or takes them from."""
+        if self._adjacent is None:
+            ops = {} if self._casts is None else self._casts.neighbours()
+            owner = {i: u for u, unit_ in enumerate(self.units) for i in unit_.ops}
+            self._adjacent = {
+                u: {owner[j] for i in unit_.ops for j in ops.get(i, ()) if j in owner} - {u}
+                for u, unit_ in enumerate(self.units)
+            }
+        return self._adjacent[unit]
 
     def known(self, kept: Iterable[int]) -> Trial | None:
         """The trial of a set, if there was one."""
@@ -161,13 +208,41 @@ class Problem:
         return self._ends
 
     def admit(self, kept: Iterable[int]) -> Trial:
-        """Evaluate a set whatever the limits, outside the trials given to the strategy."""
+        """Evaluate a set whatever the limits."""
         key = frozenset(kept)
         known = self._known.get(key)
         if known is not None and known.exact:
             return known
-        self._free += 1
         return self._evaluate(key, "ends", exact=True)
+
+    def prove(self, most: int) -> bool:
+        """Try every cheaper set, the smallest first, whatever the trials allow.
+
+        Returns
+        -------
+        bool
+            Whether no cheaper set meets the budget; False as well where there are more than
+            ``most`` of them, or the time is used up.
+        """
+        if self.best is None:
+            return False
+        top, count = len(self.units), 0
+        # Where the price is not the number of units, a larger set can be the cheaper one.
+        by_size = self.objective == "ops" and all(len(u.ops) == 1 for u in self.units)
+        sizes = range(len(self.best.kept) if by_size else top + 1)
+        if sum(math.comb(top, k) for k in sizes) > most:
+            return False
+        for k in sizes:
+            for chosen in itertools.combinations(range(top), k):
+                key = frozenset(chosen)
+                if self.rank(key)[0] >= self.price(self.best.kept) or key in self._rejected:
+                    continue
+                count += 1
+                if time.monotonic() > self.deadline:
+                    return False
+                if key not in self._known:
+                    self._evaluate(key, "prove", exact=False)
+        return True
 
     def try_(self, kept: Iterable[int], by: str, exact: bool = False) -> Trial:
         """Evaluate the set of units kept in FP32.
@@ -192,8 +267,17 @@ class Problem:
         limit = math.inf if exact else self.budget
         measured = self.evaluator.evaluate(self.vector(key), limit)
         met = measured.exact and measured.loss <= self.budget
+        overflows = met and self._forbid_overflow and bool(self.overflows(key))
         trial = Trial(
-            key, measured.loss, met, measured.exact, by, measured.executions, measured.seconds
+            key,
+            measured.loss,
+            met and not overflows,
+            measured.exact,
+            by,
+            self.price(key),
+            overflows,
+            measured.executions,
+            measured.seconds,
         )
         self._known[key] = trial
         self.history.append(trial)
@@ -201,6 +285,10 @@ class Problem:
         if self._watch is not None:
             self._watch(trial, self)
         return trial
+
+    def overflows(self, kept: Iterable[int]) -> list[CandidateOp]:
+        """Ops left in FP16 that overflow where they would be finite in FP32."""
+        return [self.ops[i] for i in sorted(self.evaluator.overflows(self.vector(kept)))]
 
     def try_many(self, sets: Iterable[Iterable[int]], by: str, exact: bool = False) -> list[Trial]:
         """Evaluate several sets whose order does not matter."""
@@ -212,7 +300,11 @@ class Problem:
 
     def extend(self, trials: int) -> None:
         """Allow so many trials more, whatever was reserved."""
-        self.trials = len(self.history) - self._free + trials
+        self.trials = len(self.history) + trials
+        self._reserve = 0
+
+    def release(self) -> None:
+        """Give back what was reserved and not used."""
         self._reserve = 0
 
     def tighten(self, budget: float) -> None:
@@ -222,8 +314,11 @@ class Problem:
         """
         self.budget = budget
         self._reserve //= 2
+        self.proven = False
         self.best = None
-        self.history = [replace(t, met=t.exact and t.loss <= budget) for t in self.history]
+        self.history = [
+            replace(t, met=t.exact and t.loss <= budget and not t.overflows) for t in self.history
+        ]
         self._known = {t.kept: t for t in self.history}
         for trial in self.history:
             self._consider(trial)
@@ -237,7 +332,9 @@ class Problem:
 
     def keep_order(self) -> list[int]:
         """Units in the order in which the model would keep them FP32, the worst first."""
-        return self.model.keep_order([u.ops for u in self.units], self.cost, self._pinned_fp16)
+        mean = sum(self.cost) / max(sum(c > 0 for c in self.cost), 1) or 1.0
+        cost = [c / mean for c in self.cost]
+        return self.model.keep_order([u.ops for u in self.units], cost, self._pinned_fp16)
 
     def harm(self, unit: int, kept: Iterable[int]) -> float:
         """The model's squared error for casting a unit of ``kept`` as well."""
@@ -255,22 +352,29 @@ class Problem:
         free = {i for u in self.units for i in u.ops}
         return set(range(len(self.ops))) - free - self._always
 
-    def lower_bound(self) -> int | None:
+    def lower_bound(self, wanted: int | None = None, trials: int | None = None) -> int | None:
         """At least so much must be paid for FP32, under the assumption of :mod:`mpsearch.bound`.
 
-        Evaluates the sets that prove it; those count as trials.
+        Evaluates the sets that prove it; those count as trials, and where they run out, what was
+        found so far holds. ``wanted`` ends it once so many disjoint sets cannot be had, ``trials``
+        after so many new ones.
 
         Returns
         -------
         int or None
             None where the trials contradict the assumption.
         """
-        everything = self.everything
+        everything, before = self.everything, len(self.history)
 
         def breaks(units: Sequence[int]) -> bool:
-            return not self.try_(everything.difference(units), "bound").met
+            if trials is not None and len(self.history) - before >= trials:
+                return False
+            try:
+                return not self.try_(everything.difference(units), "bound").met
+            except Stop:
+                return False  # not shown to break, so no core
 
-        cores = disjoint_cores(self.keep_order(), breaks)
+        cores = disjoint_cores(self.keep_order(), breaks, wanted)
         bound = sum(min(self.cost[u] for u in core) for core in cores)
         met = [t.kept for t in self.history if t.met]
         broken = [t.kept for t in self.history if not t.met]
@@ -291,6 +395,6 @@ class Problem:
     def _consider(self, trial: Trial) -> None:
         if not trial.met or trial.kept in self._rejected:
             return
-        rank = (self.price(trial.kept), trial.loss)
-        if self.best is None or rank < (self.price(self.best.kept), self.best.loss):
+        rank = (*self.rank(trial.kept), trial.loss)
+        if self.best is None or rank < (*self.rank(self.best.kept), self.best.loss):
             self.best = trial

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ._ct import quiet
+from .cost import flops
 from .errors import InputError, UnsupportedOpError
 from .executor.graph import Block, Constant, Form, Function, Node, Ref, Source
 
@@ -44,6 +45,8 @@ class CandidateOp:
         The shapes of its outputs; symbolic sizes are -1.
     weight_bytes
         Bytes of its FP32 constants.
+    flops
+        Floating-point operations, as :func:`mpsearch.cost.flops` counts them.
     """
 
     index: int
@@ -52,6 +55,7 @@ class CandidateOp:
     layer: str
     output_shapes: tuple[tuple[int, ...], ...]
     weight_bytes: int
+    flops: int
 
 
 # --- copies and files ------------------------------------------------------------------------
@@ -277,17 +281,17 @@ class _Lowering:
         return node
 
     def _candidate(self, node: Node, op: Operation, given: dict[str, Any]) -> CandidateOp:
-        shapes = tuple(
-            tuple(int(s) if isinstance(s, (int, np.integer)) else -1 for s in v.shape or ())
-            for v in op.outputs
-        )
+        shapes = tuple(map(_shape, op.outputs))
         values = (v for v in given.values() if not isinstance(v, (list, tuple)))
         weights = sum(
             v.val.nbytes
             for v in values
             if v is not None and isinstance(v.val, np.ndarray) and v.val.dtype == np.float32
         )
-        return CandidateOp(len(self.candidates), op.name, op.op_type, node.layer, shapes, weights)
+        taken = {n: _shape(v) for n, v in given.items() if isinstance(v, Var)}
+        work = flops(op.op_type, taken, shapes)
+        index = len(self.candidates)
+        return CandidateOp(index, op.name, op.op_type, node.layer, shapes, weights, work)
 
     def _block(self, block: MilBlock) -> Block:
         self._depth += 1
@@ -326,6 +330,12 @@ def _narrowed(source: Source, var: Any) -> Source:
     if plain:
         return Constant(source.name, source.load, narrow=True, made=[np.asarray(var.val)])
     return Constant.of(var.val, source.name)
+
+
+def _shape(var: Var) -> tuple[int, ...]:
+    """The shape of a value; symbolic sizes are -1, and a list has none."""
+    shape = getattr(var, "shape", None) or ()
+    return tuple(int(s) if isinstance(s, (int, np.integer)) else -1 for s in shape)
 
 
 def _plain(value: Any) -> Any:

@@ -51,10 +51,18 @@ class Result:
         How many ops could be chosen.
     evaluations, op_executions, forward_equivalents, seconds
         What the search cost: vectors evaluated; single ops run; measured op time over that of one
-        forward of all calibration samples; wall time.
+        forward of all calibration samples; wall time. What is measured afterwards for the report
+        (each kept op alone) is not in the first three.
     lower_bound, gap
         At least so many ops must stay FP32 under the assumption of :mod:`mpsearch.bound`, and how
-        many more are kept; None where the trials contradict it, or where ops are pinned.
+        many more are kept; None where the trials contradict it, where ops are pinned, and where
+        something else than ops was minimised.
+    proven
+        Whether every smaller set was tried and broke the budget (``prove``).
+    minimised
+        What was minimised.
+    tolerated_overflows
+        Ops left in FP16 whose results overflow on the calibration data where FP32's are finite.
     casts
         Casts between FP16 and FP32 in the written package.
     explanation
@@ -78,6 +86,9 @@ class Result:
     searched_error: float | None = None
     kept: list[KeptOp] = field(default_factory=list)
     lower_bound: int | None = None
+    proven: bool = False
+    minimised: str = "ops"
+    tolerated_overflows: list[str] = field(default_factory=list)
     casts: int = 0
     explanation: str = ""
     notes: list[str] = field(default_factory=list)
@@ -137,6 +148,9 @@ class Result:
             "candidate_ops": self.candidate_ops,
             "lower_bound": self.lower_bound,
             "gap": self.gap,
+            "proven": self.proven,
+            "minimised": self.minimised,
+            "tolerated_overflows": self.tolerated_overflows,
             "evaluations": self.evaluations,
             "op_executions": self.op_executions,
             "forward_equivalents": round(self.forward_equivalents, 3),

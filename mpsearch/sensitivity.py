@@ -18,9 +18,8 @@ evaluations decide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from .executor.graph import Constant, Function, Node, Ref, Source
 from .executor.ops import OPS
 from .executor.runtime import Runtime
 from .metrics import Outputs
-from .numerics import Profile, carries_rounding, narrow
+from .numerics import carries_rounding, narrow
 
 DIRECTIONS = 8
 #: What an overflow weighs: more than any finite effect, and still comparable.
@@ -170,19 +169,19 @@ def rounding_model(
     function: Function,
     samples: Sequence[Mapping[str, Tensor]],
     references: Sequence[Outputs],
-    profile: Profile,
-    device: str | torch.device = "cpu",
+    runtime: Runtime,
     seed: int = 0,
     directions: int = DIRECTIONS,
 ) -> RoundingModel:
     """Build the model from one forward and ``directions`` backward passes for each sample.
 
-    Ops inside loops and branches are not seen one by one and get no effect.
+    ``runtime`` gives the numerics profile and the weights. Ops inside loops and branches are not
+    seen one by one and get no effect.
     """
     totals: dict[tuple[frozenset[int], int], float] = {}
     generator = torch.Generator().manual_seed(seed)
     for sample, reference in zip(samples, references, strict=True):
-        recorder = _Recording(function, profile, device)
+        recorder = _Recording(function, runtime)
         outputs = recorder.forward(sample)
         scaled = _scaled(outputs, reference)
         if not scaled:
@@ -211,14 +210,17 @@ def _scaled(outputs: Mapping[str, Tensor], reference: Outputs) -> list[tuple[Ten
 
 
 class _Recording:
-    """One FP32 forward with a hook on every value where it is read."""
+    """One FP32 forward with a hook on every value where it is read.
 
-    def __init__(self, function: Function, profile: Profile, device: str | torch.device) -> None:
+    What rounding changes in a value is kept in bfloat16: half the memory of the value, and the
+    eight bits are plenty for an estimate.
+    """
+
+    def __init__(self, function: Function, runtime: Runtime) -> None:
         self._function = function
-        self._profile = profile
-        self._runtime = Runtime(profile, device)
+        self._runtime = runtime
         self._triggers: list[frozenset[int]] = []
-        self._deltas: list[Callable[[], Tensor]] = []
+        self._rounding: dict[int, Tensor] = {}  # slot -> what rounding changes in its value
         self._fixed: dict[int, float] = {}
         self._current: dict[int, float] = {}
         self._sums: dict[int, float] = {}
@@ -230,8 +232,8 @@ class _Recording:
         for name, slot in given.items():
             value = sample[name].to(self._runtime.device)
             if value.is_floating_point():
-                value = value.float().requires_grad_()
-            env[slot] = value
+                value = value.float()
+            env[slot] = _differentiable(value)
         for node in self._function.nodes:
             self._run(node, env, origins)
         outputs = {}
@@ -240,7 +242,7 @@ class _Recording:
                 value = env[source.slot]
                 if isinstance(value, Tensor):
                     trigger = origins.get(source.slot, frozenset())
-                    outputs[name] = self._read(value, trigger)
+                    outputs[name] = self._read(value, trigger, source.slot)
         return outputs
 
     def _run(self, node: Node, env: dict[int, Any], origins: dict[int, frozenset[int]]) -> None:
@@ -253,6 +255,7 @@ class _Recording:
         moves = carries_rounding(node.op_type)
         passed: frozenset[int] = frozenset()
         arguments: dict[str, Any] = {}
+        rounded: dict[str, Any] = {}  # constants as FP16 has them
         narrowed = node.fp16.inputs if node.fp16 is not None else {}
         tensors = OPS[node.op_type].tensors
         for name, source in node.fp32.inputs.items():
@@ -268,14 +271,18 @@ class _Recording:
                 ]
             else:
                 arguments[name] = self._argument(source, changed, env, origins, own, moves)
+                if isinstance(source, Constant) and isinstance(changed, Constant):
+                    rounded[name] = changed
             if moves and isinstance(source, Ref):
                 passed |= origins.get(source.slot, frozenset())
         out = OPS[node.op_type].function(**arguments)
-        results = out if isinstance(out, tuple) else (out,)
+        results = tuple(map(_differentiable, out if isinstance(out, tuple) else (out,)))
+        if own and not moves:
+            results = self._constants(node, arguments, rounded, results, own)
         for slot, result in zip(node.outputs, results, strict=True):
             env[slot] = result
             origins[slot] = own | passed if moves else own
-        if self._profile.treats(node.op_type) and own:
+        if self._runtime.profile.treats(node.op_type) and own:
             self._inner(node, env, results, own)
 
     def _argument(
@@ -291,44 +298,80 @@ class _Recording:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         value = value.float()
-        if isinstance(source, Ref):
-            # What a move reads is a source where its result is read.
-            if moves:
-                return value
-            trigger = origins.get(source.slot, frozenset())
-            if isinstance(changed, Ref) and changed.narrow:
-                trigger = trigger | own
-            return self._read(value, trigger)
-        if isinstance(changed, Constant) and changed is not source and own:
-            rounded = self._runtime.source(changed, {})
-            leaf = value.detach().requires_grad_()
-            leaf.register_post_accumulate_grad_hook(_forget)
-            return self._watch(leaf.view(leaf.shape), own, lambda: rounded.float() - value)
-        return value
+        # What a move reads is a source where its result is read.
+        if not isinstance(source, Ref) or moves:
+            return value
+        trigger = origins.get(source.slot, frozenset())
+        if isinstance(changed, Ref) and changed.narrow:
+            trigger = trigger | own
+        return self._read(value, trigger, source.slot)
 
-    def _read(self, value: Tensor, trigger: frozenset[int]) -> Tensor:
+    def _constants(
+        self,
+        node: Node,
+        arguments: Mapping[str, Any],
+        rounded: Mapping[str, Constant],
+        results: tuple[Any, ...],
+        own: frozenset[int],
+    ) -> tuple[Any, ...]:
+        """Watch what rounding an op's constants changes in its results.
+
+        The change is taken where it shows, in the result: gradients for the weights themselves
+        would cost as much again as all the rest.
+        """
+        forms = {name: self._runtime.source(constant, {}) for name, constant in rounded.items()}
+        changes = [
+            isinstance(form, Tensor) and form.is_floating_point() and bool((form != value).any())
+            for form, value in ((f, arguments[name]) for name, f in forms.items())
+        ]
+        if not any(changes):
+            return results
+        with torch.no_grad():
+            plain = {k: _detached(v) for k, v in arguments.items()}
+            plain.update({k: v.float() for k, v in forms.items() if isinstance(v, Tensor)})
+            out = OPS[node.op_type].function(**plain)
+        moved = out if isinstance(out, tuple) else (out,)
+        watched = []
+        for exact, other in zip(results, moved, strict=True):
+            if isinstance(exact, Tensor) and exact.requires_grad and exact.is_floating_point():
+                change = other - exact.detach()
+                watched.append(self._watch(exact.view(exact.shape), own, change))
+            else:
+                watched.append(exact)
+        return tuple(watched)
+
+    def _read(self, value: Tensor, trigger: frozenset[int], slot: int) -> Tensor:
         if not trigger or not value.requires_grad or not value.is_floating_point():
             return value
-        alias = value.view(value.shape)
-        plain = value.detach()
-        return self._watch(alias, trigger, lambda: narrow(plain).float() - plain)
+        if slot not in self._rounding:
+            plain = value.detach()
+            self._rounding[slot] = narrow(plain).float() - plain
+        return self._watch(value.view(value.shape), trigger, self._rounding[slot], slot)
 
-    def _watch(self, value: Tensor, trigger: frozenset[int], delta: Callable[[], Tensor]) -> Tensor:
+    def _watch(
+        self, value: Tensor, trigger: frozenset[int], change: Tensor, slot: int | None = None
+    ) -> Tensor:
         index = len(self._triggers)
         self._triggers.append(trigger)
-        change = delta()
-        if not bool(torch.isfinite(change).all()):
+        if change.dtype is not torch.bfloat16:
+            if not bool(torch.isfinite(change).all()):
+                change = torch.where(torch.isfinite(change), change, math.inf)
+            change = change.to(torch.bfloat16)
+            if slot is not None:
+                self._rounding[slot] = change
+        if bool(torch.isinf(change).any()):
             self._fixed[index] = _OVERFLOW
-            change = torch.nan_to_num(change, 0.0, 0.0, 0.0)
+            return value
 
-        def hook(grad: Tensor) -> Tensor:
-            clean = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
-            moved = float(torch.dot(clean.reshape(-1), delta_of().reshape(-1)))
+        def hook(grad: Tensor) -> Tensor | None:
+            moved = float(torch.dot(grad.reshape(-1), change.reshape(-1).float()))
+            clean = None
+            if not math.isfinite(moved):
+                clean = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
+                moved = float(torch.dot(clean.reshape(-1), change.reshape(-1).float()))
             self._current[index] = self._current.get(index, 0.0) + moved
             return clean
 
-        overflowed = index in self._fixed
-        delta_of: Callable[[], Tensor] = (lambda: change) if overflowed else delta
         value.register_hook(hook)
         return value
 
@@ -341,7 +384,7 @@ class _Recording:
         for slot, exact, result in zip(node.outputs, results, got, strict=True):
             if isinstance(exact, Tensor) and exact.is_floating_point() and exact.requires_grad:
                 change = result.float() - exact.detach()
-                env[slot] = self._watch(exact.view(exact.shape), own, partial(_same, change))
+                env[slot] = self._watch(exact.view(exact.shape), own, change)
 
     def collect(self) -> None:
         """Take in one backward pass."""
@@ -358,9 +401,20 @@ class _Recording:
         return out
 
 
-def _same(value: Tensor) -> Tensor:
-    return value
+def _differentiable(value: Any) -> Any:
+    """A leaf where nothing before it has a gradient: an embedding of token ids, for instance."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
+        return value
+    leaf = value.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(_forget)
+    return leaf.view(leaf.shape)
 
 
 def _forget(leaf: Tensor) -> None:
     leaf.grad = None
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [_detached(v) for v in value] if isinstance(value, list) else value

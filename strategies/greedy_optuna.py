@@ -2,17 +2,17 @@
 
 A sequence of named passes over one ``problem.try_``, each with one guarantee:
 
+``cast``
+    Along a ranking of the units, a boundary: those beyond it are FP16, and the budget is met.
+``prune``
+    Each unit was tried in FP16; after the last pass, no single one can be cast within the budget.
+``bound``
+    Disjoint sets of units that each break the budget alone have been found; where there are as
+    many as units kept, no search for fewer is needed.
 ``rank``
     Every unit has been FP16 alone, the rest FP32, where there are few enough of them. (From the
     other side, one unit FP32 and the rest FP16, an overflow that spans several ops shows nothing
-    when one of them is fixed.) The first-order model of rounding ranks them all in any case.
-``cast``
-    Along each ranking, a boundary: the units beyond it are FP16, and the budget is met.
-``prune``
-    No single unit of the set can be cast to FP16 within the budget.
-``bound``
-    Disjoint sets of units that each break the budget alone have been found, as many as the order
-    gives; where there are as many as units kept, the search is over.
+    when one of them is fixed.)
 ``refine``
     Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
     place is in doubt, starting from the set so far.
@@ -20,33 +20,52 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     Putting one unit in does not let two others out, as far as the trials allowed.
 ``exhaust``
     Where few sets are smaller, all of them have been tried: the set is the smallest there is.
+``settle``
+    No unit can be swapped for its neighbour to save a cast, as far as the trials allowed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Sequence
 
 import optuna
 
 from mpsearch.problem import Problem
 
+from ._study import open_study
+
 #: Share of the trials that ranking one by one may take.
 _RANK_SHARE = 0.25
 _REFINE_SHARE = 0.25
+#: Trials for the lower bound before it is given up as a way to stop: per unit kept, and besides.
+_BOUND_PER_UNIT, _BOUND_TRIALS = 1.5, 12
+#: Swaps with neighbours that are tried at the end to save casts.
+_SETTLE_TRIALS = 20
 
 
 def search(problem: Problem) -> None:
     """Run the passes; see the module's docstring."""
-    kept = _cast(problem, _rankings(problem))
-    kept = _prune(problem, kept)
-    if problem.lower_bound() == problem.price(kept):
-        return
-    kept = _prune(problem, _refine(problem, kept))
-    kept = _exchange(problem, kept)
-    _exhaust(problem, kept)
+    kept = _prune(problem, _cast(problem, problem.keep_order()))
+    if len(problem.units) <= problem.remaining * _RANK_SHARE and not _reached(problem, kept):
+        other = _prune(problem, _cast(problem, _rank(problem)))
+        kept = min(kept, other, key=problem.rank)
+    if not _reached(problem, kept):
+        kept = _prune(problem, _refine(problem, kept))
+        kept = _exchange(problem, kept)
+        _exhaust(problem, kept)
+    _settle(problem)
+    if problem.best is not None:
+        _prune(problem, problem.best.kept, again=True)
+
+
+def _reached(problem: Problem, kept: frozenset[int]) -> bool:
+    """Whether the lower bound shows that there is nothing smaller to find."""
+    if problem.objective != "ops":
+        return False
+    trials = int(_BOUND_PER_UNIT * len(kept)) + _BOUND_TRIALS
+    return problem.lower_bound(len(kept), trials) == problem.price(kept)
 
 
 def find_integer(holds: Callable[[int], bool], high: int) -> int:
@@ -68,36 +87,43 @@ def find_integer(holds: Callable[[int], bool], high: int) -> int:
     return low
 
 
-def _rankings(problem: Problem) -> list[list[int]]:
-    """Rankings of the units, the worst first: by the model, and one by one where that is cheap."""
-    rankings = [problem.keep_order()]
-    if len(problem.units) <= problem.trials * _RANK_SHARE:
-        everything = problem.everything
-        trials = problem.try_many([everything - {u} for u in everything], "rank", exact=True)
-        loss = {next(iter(everything - t.kept)): t.loss for t in trials}
-        place = {u: i for i, u in enumerate(rankings[0])}
-        rankings.append(sorted(loss, key=lambda u: (-loss[u], place[u])))
-    return rankings
+def _rank(problem: Problem) -> list[int]:
+    """The units by what each does alone in FP16, the worst first."""
+    everything = problem.everything
+    trials = problem.try_many([everything - {u} for u in everything], "rank", exact=True)
+    loss = {next(iter(everything - t.kept)): t.loss for t in trials}
+    place = {u: i for i, u in enumerate(problem.keep_order())}
+    return sorted(loss, key=lambda u: (-loss[u], place[u]))
 
 
-def _cast(problem: Problem, rankings: Sequence[Sequence[int]]) -> frozenset[int]:
-    """The cheapest head of a ranking that meets the budget, by bisection."""
-    heads = []
-    for ranking in rankings:
-        count = len(ranking)
-        cast = find_integer(lambda n, r=ranking: problem.try_(r[: len(r) - n], "cast").met, count)  # type: ignore[misc]
-        heads.append(frozenset(ranking[: count - cast]))
-    return min(heads, key=problem.price)
+def _cast(problem: Problem, ranking: Sequence[int]) -> frozenset[int]:
+    """The shortest head of a ranking that meets the budget, by bisection."""
+    count = len(ranking)
+    cast = find_integer(lambda n: problem.try_(ranking[: count - n], "cast").met, count)
+    return frozenset(ranking[: count - cast])
 
 
-def _prune(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
-    """Cast units as long as one can be, those of least predicted harm for their cost first."""
+def _prune(problem: Problem, kept: frozenset[int], again: bool = False) -> frozenset[int]:
+    """Cast units, those of least predicted harm first, more at once while that goes well.
+
+    A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
+    that is known to be so.
+    """
+    least = max(max(problem.cost, default=0.0), 1.0) * 1e-9
     changed = True
     while changed:
         changed = False
-        for unit in sorted(kept, key=lambda u: (problem.harm(u, kept) / problem.cost[u], u)):
-            if problem.try_(kept - {unit}, "prune").met:
-                kept, changed = kept - {unit}, True
+        order = sorted(kept, key=lambda u: (problem.harm(u, kept) / max(problem.cost[u], least), u))
+        place, step = 0, 1
+        while place < len(order):
+            smaller = kept.difference(order[place : place + step])
+            if problem.rank(smaller) < problem.rank(kept) and problem.try_(smaller, "prune").met:
+                kept, changed = smaller, again
+                place, step = place + step, 2 * step
+            elif step > 1:
+                step = 1
+            else:
+                place += 1
     return kept
 
 
@@ -127,13 +153,9 @@ def _refine(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
         trial.set_constraint("budget", over if outcome.met else max(over, 1e-12))
         return cost
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=problem.seed, multivariate=True)
-        problem.study = optuna.create_study(direction="minimize", sampler=sampler)
-        problem.study.enqueue_trial({names[u]: u in kept for u in doubtful})
-        problem.study.optimize(objective, n_trials=tries)
+    with open_study(problem, multivariate=True) as study:
+        study.enqueue_trial({names[u]: u in kept for u in doubtful})
+        study.optimize(objective, n_trials=tries)
     return kept if problem.best is None else problem.best.kept
 
 
@@ -176,3 +198,24 @@ def _exhaust(problem: Problem, kept: frozenset[int]) -> None:
         for chosen in itertools.combinations(range(len(problem.units)), k):
             if problem.try_(chosen, "exhaust").met:
                 return
+
+
+def _settle(problem: Problem) -> None:
+    """Swap units for their neighbours where that leaves as many and saves casts."""
+    for _ in range(_SETTLE_TRIALS):
+        best = problem.best
+        if best is None or problem.remaining <= 0:
+            return
+        swaps = (
+            best.kept - {unit} | {other}
+            for unit in best.kept
+            for other in problem.neighbours(unit) - best.kept
+        )
+        fresh = {s for s in swaps if problem.known(s) is None and _saves(problem, s, best.kept)}
+        if not fresh:
+            return
+        problem.try_(min(fresh, key=lambda s: (problem.rank(s), sorted(s))), "settle")
+
+
+def _saves(problem: Problem, kept: frozenset[int], than: frozenset[int]) -> bool:
+    return problem.rank(kept) < problem.rank(than)

@@ -6,11 +6,11 @@ constraint, has used all trials, starting from the set of all units.
 
 from __future__ import annotations
 
-import warnings
-
 import optuna
 
 from mpsearch.problem import Problem
+
+from ._study import open_study
 
 
 def search(problem: Problem) -> None:
@@ -21,14 +21,11 @@ def search(problem: Problem) -> None:
         chosen = [trial.suggest_categorical(name, [False, True]) for name in names]
         kept = frozenset(i for i, fp32 in enumerate(chosen) if fp32)
         outcome = problem.try_(kept, "sample")
+        trial.set_user_attr("kept", sorted(kept))
         over = min(outcome.loss - problem.budget, 1e6)
         trial.set_constraint("budget", over if outcome.met else max(over, 1e-12))
         return problem.price(kept)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=problem.seed)
-        problem.study = optuna.create_study(direction="minimize", sampler=sampler)
-        problem.study.enqueue_trial(dict.fromkeys(names, True))
-        problem.study.optimize(objective, n_trials=max(problem.remaining, 1))
+    with open_study(problem, multivariate=False) as study:
+        study.enqueue_trial(dict.fromkeys(names, True))
+        study.optimize(objective, n_trials=max(problem.remaining, 1))

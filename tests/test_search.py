@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import optuna
 import pytest
 import torch
 
@@ -173,3 +174,88 @@ def test_fp16_inputs_and_outputs_are_named_as_the_cause():
     result = mpsearch.optimize(Difference(), data, 1e-3, io_dtype="fp16")
     assert result.status == "infeasible"
     assert "FP16 inputs and outputs cost the accuracy" in result.explanation
+
+
+def test_prove_tries_every_smaller_set():
+    free = mpsearch.optimize(Planted(0), samples(0), budget(0))
+    proven = mpsearch.optimize(Planted(0), samples(0), budget(0), prove=True, trials=10)
+    assert proven.proven and not free.proven
+    assert proven.lower_bound == len(proven.fp32_ops) == len(free.fp32_ops)
+    assert "all were tried" in proven.explanation
+
+
+class TwoWays(torch.nn.Module):
+    """An overflow that either of two spellings mends: inside a large product, or by small ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = torch.nn.Linear(8, 256)
+        self.back = torch.nn.Linear(256, 8)
+
+    def forward(self, x):
+        y = self.wide(x) * 300.0
+        return self.back(torch.sqrt(y * y + 1.0) / 300.0)
+
+
+def _planted(**options):
+    torch.manual_seed(0)
+    data = [torch.randn(2, 8) * 3 for _ in range(6)]
+    return mpsearch.optimize(TwoWays().eval(), data, 1e-2, **options)
+
+
+@pytest.mark.parametrize("objective", ["ops", "casts", "bytes", "flops"])
+def test_minimise_finds_the_cheapest_of_all_sets(objective):
+    result = _planted(minimise=objective, prove=True)
+    assert result.met and result.proven
+    assert result.minimised == objective
+    others = [_planted(minimise=o) for o in ("ops", "casts", "bytes", "flops")]
+    prices = [_price(objective, r) for r in [result, *others]]
+    assert prices[0] == min(prices)
+
+
+def _price(objective, result):
+    from mpsearch.prepare import prepare as make
+
+    torch.manual_seed(0)
+    data = [torch.randn(2, 8) * 3 for _ in range(6)]
+    ops = make(TwoWays().eval(), data, "rel_l2", "ieee", "iOS17", 0.25, None).ops
+    kept = [op for op in ops if op.name in result.fp32_ops]
+    if objective == "ops":
+        return len(kept)
+    if objective == "casts":
+        return len(kept) + result.casts
+    return sum(op.weight_bytes if objective == "bytes" else op.flops for op in kept)
+
+
+class Overflowing(torch.nn.Module):
+    """An op that overflows to where the next one puts it right again."""
+
+    def forward(self, x):
+        return torch.tanh(x * 40000.0) + x
+
+
+def test_tolerated_overflows_are_named_and_can_be_forbidden():
+    data = [torch.randn(1, 16, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    free = mpsearch.optimize(Overflowing(), data, 1e-2)
+    assert free.status == "fp16_suffices"
+    assert len(free.tolerated_overflows) == 1
+    assert any("overflow" in note for note in free.notes)
+    strict = mpsearch.optimize(Overflowing(), data, 1e-2, forbid_overflow=True)
+    assert strict.met and strict.tolerated_overflows == []
+    assert strict.fp32_ops == free.tolerated_overflows
+
+
+def test_the_study_is_kept_where_it_is_asked_for(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    result = mpsearch.optimize(
+        Planted(0), samples(0), budget(0), strategy="optuna", storage=url, trials=20
+    )
+    (name,) = optuna.get_all_study_names(url)
+    stored = optuna.load_study(study_name=name, storage=url)
+    assert [t.user_attrs["kept"] for t in stored.trials if "kept" in t.user_attrs]
+    assert len(stored.trials) == len(result.study.trials)
+
+
+def test_a_storage_that_cannot_be_opened_is_one_line():
+    with pytest.raises(mpsearch.InputError, match=r"sqlite:///study\.db"):
+        mpsearch.optimize(Planted(0), samples(0), budget(0), storage="nowhere://x")

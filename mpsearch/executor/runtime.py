@@ -96,10 +96,11 @@ class Runtime:
     def _constant(self, constant: Constant) -> Any:
         found = self._weights.get(constant)
         if found is None:
-            found = _to_tensor(constant.made.pop() if constant.made else constant.load())
-            if isinstance(found, Tensor):
-                found = narrow(found) if constant.narrow else found
-                found = found.to(self.device)
+            with torch.inference_mode(False):  # the rounding model takes gradients through these
+                found = _to_tensor(constant.made.pop() if constant.made else constant.load())
+                if isinstance(found, Tensor):
+                    found = narrow(found) if constant.narrow else found
+                    found = found.to(self.device)
             self._weights.put(constant, found)
         return found
 

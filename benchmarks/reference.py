@@ -1,0 +1,126 @@
+"""What a long local search finds: the yardstick for ``greedy-optuna``.
+
+python -m benchmarks.reference [--evaluations 20000] [cases of the zoo ...]
+
+Iterated local search on true evaluations, which knows nothing of rounding: cast ops in random
+order, blocks first, as long as the budget holds; then, until the evaluations are used up, put a
+few random ops back, cast in random order again, and keep what is not larger. Beside it, the
+default strategy with its 300 evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import zoo
+from mpsearch import search
+from mpsearch.prepare import Prepared, prepare
+from mpsearch.problem import Problem
+
+
+class LocalSearch:
+    """Sets of ops kept in FP32, each evaluated once."""
+
+    def __init__(self, prepared: Prepared, budget: float, evaluations: int, seed: int = 0) -> None:
+        self.evaluator = prepared.evaluator()
+        self.count = len(prepared.ops)
+        self.budget = budget
+        self.left = evaluations
+        self.random = random.Random(seed)
+        self.known: dict[frozenset[int], bool] = {}
+
+    def meets(self, kept: frozenset[int]) -> bool:
+        if kept not in self.known:
+            self.left -= 1
+            vector = tuple(i in kept for i in range(self.count))
+            measured = self.evaluator.evaluate(vector, self.budget)
+            self.known[kept] = measured.exact and measured.loss <= self.budget
+        return self.known[kept]
+
+    def cast(self, kept: frozenset[int]) -> frozenset[int]:
+        """Cast ops in random order, blocks of halving size, until none can be."""
+        size = max(len(kept) // 4, 1)
+        while self.left > 0:
+            order = sorted(kept)
+            self.random.shuffle(order)
+            for i in range(0, len(order), size):
+                tried = kept.difference(order[i : i + size])
+                if self.left > 0 and self.meets(tried):
+                    kept = tried
+            if size == 1:
+                break
+            size //= 2
+        return kept
+
+    def run(self) -> frozenset[int]:
+        everything = frozenset(range(self.count))
+        best = self.cast(everything)
+        misses = 0
+        # A set of which every neighbour is known asks for nothing new: stop after many of those.
+        while self.left > 0 and misses < 2000:
+            before = self.left
+            outside = sorted(everything - best)
+            if not outside:
+                break
+            added = self.random.sample(outside, min(self.random.randint(1, 4), len(outside)))
+            found = self.cast(best.union(added))
+            if len(found) <= len(best) and self.left >= 0:
+                best = found
+            misses = misses + 1 if self.left == before else 0
+        return best
+
+
+def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
+    numerics = zoo.numerics(case)
+    prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
+    units = search.units(prepared.ops, range(len(prepared.ops)), "op")
+    problem = Problem(units, prepared.ops, case.BUDGET, prepared.evaluator())
+    started = time.perf_counter()
+    problem.admit(problem.everything)
+    problem.admit(())
+    search.run(search.find_strategy("greedy-optuna"), problem)
+    row: dict[str, Any] = {
+        "case": name,
+        "ops": len(prepared.ops),
+        "budget": case.BUDGET,
+        "kept": len(problem.best.kept) if problem.best else None,
+        "evaluations": len(problem.history),
+        "forwards": round(problem.evaluator.forward_equivalents, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    started = time.perf_counter()
+    local = LocalSearch(prepared, case.BUDGET, evaluations)
+    row["reference"] = len(local.run())
+    row["reference evaluations"] = evaluations - max(local.left, 0)
+    row["reference seconds"] = round(time.perf_counter() - started, 1)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--evaluations", type=int, default=20_000)
+    parser.add_argument("--json", type=Path, help="Also append every row to this file.")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    columns = ["case", "ops", "budget", "kept", "evaluations", "forwards", "seconds"]
+    columns += ["reference", "reference evaluations", "reference seconds"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    for name, case in zoo.cases(arguments.cases).items():
+        row = compare(name, case, arguments.evaluations)
+        print("| " + " | ".join(str(row[c]) for c in columns) + " |", flush=True)
+        if arguments.json:
+            with arguments.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

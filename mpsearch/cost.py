@@ -1,0 +1,116 @@
+"""What keeping ops in FP32 costs: ops, casts, bytes of weights, floating-point operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .executor.graph import Function, Node, Ref, slots_read, walk
+
+if TYPE_CHECKING:
+    from .program import CandidateOp
+
+#: What can be minimised. ``casts`` counts FP32 ops as well: with every op in FP32 there are none.
+OBJECTIVES = ("ops", "casts", "bytes", "flops")
+
+_FP32, _FREE = -1, -2
+
+
+def check_objective(name: str) -> None:
+    """Fail early on an unknown objective.
+
+    Raises
+    ------
+    InputError
+        If it is none of :data:`OBJECTIVES`.
+    """
+    if name not in OBJECTIVES:
+        raise InputError(f"minimise {name!r} is not known; choose {', '.join(OBJECTIVES)}")
+
+
+def op_cost(op: CandidateOp, objective: str) -> float:
+    """The cost of one op in FP32 by itself."""
+    if objective == "bytes":
+        return float(op.weight_bytes)
+    if objective == "flops":
+        return float(op.flops)
+    return 1.0
+
+
+def flops(op_type: str, inputs: Mapping[str, Any], outputs: Sequence[tuple[int, ...]]) -> int:
+    """Floating-point operations of one op; a multiplication and an addition count two.
+
+    ``inputs`` maps parameter names to shapes. Products are counted by their dimensions, everything
+    else as one operation per element of the output. Symbolic sizes (-1) count as one.
+    """
+    size = sum(math.prod(abs(n) for n in shape) for shape in outputs)
+    if op_type in ("conv", "conv_quantized", "conv_transpose") and inputs.get("weight"):
+        return 2 * size * math.prod(inputs["weight"][1:])
+    if op_type == "linear" and inputs.get("weight"):
+        return 2 * size * inputs["weight"][-1]
+    if op_type == "matmul" and inputs.get("x"):
+        return 2 * size * abs(inputs["x"][-1])
+    if op_type == "scaled_dot_product_attention" and inputs.get("key") and inputs.get("query"):
+        return 4 * math.prod(map(abs, inputs["query"])) * abs(inputs["key"][-2])
+    if op_type in ("lstm", "gru", "rnn") and inputs.get("weight_ih") and inputs.get("x"):
+        steps, batch = (abs(n) for n in inputs["x"][:2])
+        weights = (math.prod(inputs[k]) for k in ("weight_ih", "weight_hh"))
+        return 2 * steps * batch * sum(weights)
+    return size
+
+
+class Casts:
+    """Counts the casts between FP16 and FP32 that a precision vector needs.
+
+    A value is cast once for all its readers of the other precision, as coremltools' passes leave
+    it. Inputs and outputs are FP32 unless the program casts them itself.
+    """
+
+    def __init__(self, function: Function) -> None:
+        nodes = list(walk(function.nodes))
+        self._producer: dict[int, int] = dict.fromkeys(function.inputs.values(), _FP32)
+        self._readers: dict[int, set[int]] = {}
+        for node in nodes:
+            kind = self._kind(node)
+            for slot, dtype in zip(node.outputs, node.fp32.out_dtypes, strict=True):
+                self._producer[slot] = kind if dtype == "fp32" else _FREE
+            if not node.blocks:
+                for slot in slots_read(node):
+                    self._readers.setdefault(slot, set()).add(kind)
+        for source in function.outputs.values():
+            if isinstance(source, Ref):
+                self._readers.setdefault(source.slot, set()).add(_FP32)
+
+    @staticmethod
+    def _kind(node: Node) -> int:
+        if node.candidate is not None:
+            return node.candidate
+        # What takes no part in the choice, but for casts that are there anyway.
+        return _FREE if node.op_type == "cast" or "fp32" not in node.fp32.out_dtypes else _FP32
+
+    def neighbours(self) -> dict[int, set[int]]:
+        """Candidate -> the candidates that write what it reads, or read what it writes."""
+        found: dict[int, set[int]] = {}
+        for slot, producer in self._producer.items():
+            if producer < 0:
+                continue
+            for reader in self._readers.get(slot, ()):
+                if reader >= 0:
+                    found.setdefault(producer, set()).add(reader)
+                    found.setdefault(reader, set()).add(producer)
+        return found
+
+    def count(self, fp32: Sequence[bool]) -> int:
+        """Casts for a precision vector (True = FP32)."""
+        total = 0
+        for slot, producer in self._producer.items():
+            if producer == _FREE:
+                continue
+            made = producer == _FP32 or fp32[producer]
+            wanted = {
+                kind == _FP32 or fp32[kind] for kind in self._readers.get(slot, ()) if kind != _FREE
+            }
+            total += (not made) in wanted
+        return total
