@@ -1,58 +1,97 @@
-"""All strategies side by side on the examples, each on an evaluator of its own.
+"""All strategies side by side on the zoo, each on an evaluator of its own.
 
-python -m benchmarks.strategies [models ...]
+python -m benchmarks.strategies [--json FILE] [cases ...]
 
-Ops kept in FP32, evaluations and forward-equivalents (measured op time over one forward of all
-calibration samples), on the calibration data, with 300 trials.
+Ops kept in FP32, evaluations, forward-equivalents (measured op time over one forward of all
+calibration samples) and seconds, on the calibration data, with 300 evaluations each.
+``SegmentList`` is onnxconverter-common's own class, driven by the same evaluator as its
+``auto_convert_mixed_precision`` drives it.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import json
 import time
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 import torch
+from onnxconverter_common.auto_mixed_precision import SegmentList
 
+from benchmarks import zoo
 from mpsearch import search
-from mpsearch.prepare import prepare
+from mpsearch.cost import Casts
+from mpsearch.prepare import Prepared, prepare
 from mpsearch.problem import Problem
 
-MODELS = ["complex_division", "stylegan2", "llama", "efficientvit", "minilm"]
+
+def segment_list(problem: Problem) -> None:
+    """The loop of ``auto_convert_mixed_precision``, without the conversion to ONNX."""
+    segments = SegmentList(list(range(len(problem.units))))
+    while (segment := segments.get_largest()) is not None:
+        if problem.try_(segments.get_nodes(segment), "segment").met:
+            segment.good = True
+        elif segment.size == 1:
+            segment.bad = True
+        else:
+            segment.split()
+
+
+def problem_of(prepared: Prepared, case: Any) -> Problem:
+    units = search.units(prepared.ops, range(len(prepared.ops)), "op")
+    casts = Casts(prepared.lowered)
+    problem = Problem(units, prepared.ops, case.BUDGET, prepared.evaluator(), casts=casts)
+    problem.admit(problem.everything)
+    problem.admit(())
+    return problem
+
+
+def measure(prepared: Prepared, case: Any, strategy: Any) -> tuple[dict[str, Any], Problem]:
+    started = time.perf_counter()
+    problem = problem_of(prepared, case)
+    if problem.best is None or problem.best.kept:
+        search.run(strategy, problem)
+    assert problem.best is not None
+    row = {
+        "kept": len(problem.best.kept),
+        "evaluations": len(problem.history),
+        "forwards": round(problem.evaluator.forward_equivalents, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    return row, problem
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--json", type=Path, help="Also append every row to this file.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = sorted(e.name for e in entry_points(group=search.GROUP) if e.name != "exhaustive")
-    print("| model (ops, budget) | " + " | ".join(names) + " | at least |")
-    print("|---" * (len(names) + 2) + "|")
-    for name in arguments.models:
-        module = importlib.import_module(f"examples.{name}")
-        prepared = prepare(module.build(), module.samples(), "rel_l2", "ieee", "iOS17", 0.25, None)
-        cells, bound = [], None
-        for strategy in names:
-            units = search.units(prepared.ops, range(len(prepared.ops)), "op")
-            evaluator = prepared.evaluator()
-            problem = Problem(units, prepared.ops, module.BUDGET, evaluator)
-            started = time.perf_counter()
-            problem.admit(problem.everything)
-            problem.admit(())
-            search.run(search.find_strategy(strategy), problem)
-            seconds = time.perf_counter() - started
-            assert problem.best is not None
-            cells.append(
-                f"{len(problem.best.kept)} ({len(problem.history)}, "
-                f"{evaluator.forward_equivalents:.0f}, {seconds:.0f} s)"
-            )
-            if strategy == "greedy-optuna":
+    strategies: dict[str, Any] = {"SegmentList": segment_list}
+    for entry in sorted(entry_points(group=search.GROUP), key=lambda e: e.name):
+        if entry.name != "exhaustive":
+            strategies[entry.name] = entry.load()
+    print("| case (ops, budget) | " + " | ".join(strategies) + " | at least |")
+    print("|---" * (len(strategies) + 2) + "|")
+    for name, case in zoo.cases(arguments.cases).items():
+        numerics = zoo.numerics(case)
+        prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
+        cells, rows, bound = [], {}, None
+        for label, strategy in strategies.items():
+            row, problem = measure(prepared, case, strategy)
+            rows[label] = row
+            numbers = f"{row['evaluations']}, {row['forwards']:.0f}, {row['seconds']:.0f} s"
+            cells.append(f"{row['kept']} ({numbers})")
+            if label == "greedy-optuna" and row["kept"]:
                 problem.extend(200)
                 bound = problem.lower_bound()
-        label = f"{name} ({len(prepared.ops)}, {module.BUDGET:g})"
-        print(f"| {label} | {' | '.join(cells)} | {'-' if bound is None else bound} |", flush=True)
+        title = f"{name} ({len(prepared.ops)}, {case.BUDGET:g})"
+        print(f"| {title} | {' | '.join(cells)} | {'-' if bound is None else bound} |", flush=True)
+        if arguments.json:
+            with arguments.json.open("a") as file:
+                file.write(json.dumps({"case": name, "bound": bound, **rows}) + "\n")
 
 
 if __name__ == "__main__":

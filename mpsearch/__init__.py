@@ -14,6 +14,7 @@ from .errors import (
     UnsupportedOpError,
     VerificationError,
 )
+from .pareto import Front, pareto
 from .predict import Executor
 from .result import Result
 from .stored import Report, apply, check
@@ -21,6 +22,7 @@ from .stored import Report, apply, check
 __all__ = [
     "ExecutionError",
     "Executor",
+    "Front",
     "InfeasibleError",
     "InputError",
     "MpsearchError",
@@ -31,4 +33,5 @@ __all__ = [
     "apply",
     "check",
     "optimize",
+    "pareto",
 ]

@@ -229,6 +229,51 @@ def _table(kept: Any) -> list[str]:
 
 
 @main.command(epilog=_MODEL)
+@click.argument("model")
+@_source
+@click.option("--points", type=int, default=8, show_default=True, help="Budgets to search for.")
+@click.option("--strategy", default="greedy-optuna", show_default=True)
+@click.option("--numerics", default="ieee", show_default=True, help="ieee, ane, strict or several.")
+@click.option("--target", default="iOS17", show_default=True, help="iOS15 to iOS18.")
+@click.option("--trials", type=int, default=600, show_default=True, help="Evaluations allowed.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--heldout", type=float, default=0.25, show_default=True, help="Share kept aside.")
+@click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
+def pareto(
+    model: str,
+    weights: str | None,
+    allow_pickle: bool,
+    inputs: str | None,
+    targets: str | None,
+    random_: int | None,
+    shape: tuple[str, ...],
+    metric: str | None,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what error each number of FP32 ops can buy."""
+    from . import pareto as front
+
+    loaded, data = _load(
+        model, weights, allow_pickle, inputs, targets, random_, shape, options["seed"]
+    )
+    found = front(loaded, data, metric or "rel_l2", device=device, **options)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    click.echo(
+        f"  FP32 ops  {found.metric:>10}    held-out   casts   (of {found.candidate_ops} ops)"
+    )
+    for point in found.points:
+        click.echo(
+            f"  {len(point.fp32_ops):8}  {_value(point.error):>10}  "
+            f"{_value(point.heldout_error):>10}  {point.casts:6}"
+        )
+    click.echo(f"  all FP32  {_value(found.error_fp32):>10}")
+
+
+@main.command(epilog=_MODEL)
 @click.argument("config")
 @click.argument("model")
 @click.option("--weights", help="State dict for package.module:factory.")

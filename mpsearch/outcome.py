@@ -100,6 +100,8 @@ def _lower_bound(problem: Problem, limit: float, best: Trial) -> int | None:
     """The bound for the user's own budget, with the trials that the search left over."""
     if problem.objective != "ops":
         return None
+    if not best.kept:
+        return 0
     if problem.proven and problem.budget == limit:
         return sum(problem.vector(best.kept))
     proven = problem.proven

@@ -115,6 +115,12 @@ class Executor:
                 "the path of an .mlpackage"
             )
         spec = source.get_spec()
+        kind = spec.WhichOneof("Type")
+        if kind not in ("mlProgram", "pipeline"):
+            raise InputError(
+                f"the model is a {kind}, expected an ML Program; convert the original again with "
+                "convert_to='mlprogram'"
+            )
         name = function_name or source.function_name or spec.description.defaultFunctionName
         name = name or "main"
         self._description = spec.description
@@ -261,7 +267,7 @@ class Executor:
         if not (fits if self._fixed(feature) else self._allowed(array.shape, feature)):
             raise InputError(
                 f"input {name!r} has shape {array.shape}, expected {self._expected(name)}"
-                + _declared_shapes(feature)
+                + _declared_shapes(array.shape, feature)
             )
         dtype = _NUMPY.get(_program.dtype_of(var), np.int32)
         return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
@@ -335,17 +341,21 @@ def open_package(path: str | Path) -> Any:
     return model
 
 
-def _declared_shapes(feature: Any) -> str:
-    """The shapes that a flexible input declares, for an error message."""
+def _declared_shapes(shape: tuple[int, ...], feature: Any) -> str:
+    """What a flexible input allows and ``shape`` is not, in Core ML's own words."""
     if feature is None or feature.type.WhichOneof("Type") != "multiArrayType":
         return ""
     array = feature.type.multiArrayType
     if array.enumeratedShapes.shapes:
+        given = " x ".join(map(str, shape))
         listed = " or ".join(str(tuple(s.shape)) for s in array.enumeratedShapes.shapes)
-        return f", one of the enumerated {listed}"
-    if array.shapeRange.sizeRanges:
-        ranges = ", ".join(f"{r.lowerBound}..{r.upperBound}" for r in array.shapeRange.sizeRanges)
-        return f", sizes within ({ranges})"
+        return f"; MultiArray Shape ({given}) was not in enumerated set of allowed shapes, {listed}"
+    ranges = array.shapeRange.sizeRanges
+    if len(ranges) == len(shape):
+        for axis, (size, r) in enumerate(zip(shape, ranges, strict=True)):
+            if size < r.lowerBound or 0 <= r.upperBound < size:
+                allowed = f"{r.lowerBound}..{r.upperBound}"
+                return f"; Size ({size}) of dimension ({axis}) is not in allowed range ({allowed})"
     return ""
 
 
@@ -416,4 +426,6 @@ def _image(array: np.ndarray, image: Any) -> Any:
         return Image.fromarray(pixels[0], "L")
     if image.colorSpace == spaces.Value("BGR"):
         pixels = pixels[::-1]
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), "RGB")
+    # Core ML hands out colour images with an alpha channel.
+    opaque = np.full_like(pixels[:1], 255)
+    return Image.fromarray(np.concatenate([pixels, opaque]).transpose(1, 2, 0).copy(), "RGBA")

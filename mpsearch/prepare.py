@@ -62,14 +62,27 @@ class Prepared:
 
     def evaluator(self, device: str = "cpu", cache_bytes: int | None = None) -> Evaluator:
         """An evaluator over the calibration data."""
+        return self._evaluator(self.calibration, self.references, device, cache_bytes)
+
+    def heldout_evaluator(
+        self, device: str = "cpu", cache_bytes: int | None = None
+    ) -> Evaluator | None:
+        """An evaluator over the held-out data; None without any."""
+        if not self.heldout.samples:
+            return None
+        return self._evaluator(self.heldout, self.heldout_references, device, cache_bytes)
+
+    def _evaluator(
+        self, data: Data, references: list[Outputs], device: str, cache_bytes: int | None
+    ) -> Evaluator:
         return Evaluator(
             self.lowered,
             len(self.ops),
-            self.calibration.samples,
-            self.references,
+            data.samples,
+            references,
             self.metric,
             self.profiles,
-            self.calibration.targets,
+            data.targets,
             device,
             cache_bytes,
         )

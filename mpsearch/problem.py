@@ -105,6 +105,9 @@ class Problem:
         The budget as given, before :meth:`tighten`.
     proven
         Whether every cheaper set was tried and broke the budget.
+    marginal
+        Whether the last lower bound rests on sets that break the budget by less than a factor of
+        two (6 dB), where rounding errors that cancel could make a smaller set meet it.
     contradicted
         Whether keeping more in FP32 was seen to hurt, so that there is no lower bound.
     """
@@ -141,6 +144,7 @@ class Problem:
         self.storage = storage
         self.user_budget = budget
         self.contradicted = False
+        self.marginal = False
         self.proven = False
         self._always = always
         self._casts = casts
@@ -375,11 +379,17 @@ class Problem:
                 return False  # not shown to break, so no core
 
         cores = disjoint_cores(self.keep_order(), breaks, wanted)
+        proofs = [self.known(everything.difference(core)) for core in cores]
+        self.marginal = any(t is not None and not self._far_beyond(t.loss) for t in proofs)
         bound = sum(min(self.cost[u] for u in core) for core in cores)
         met = [t.kept for t in self.history if t.met]
         broken = [t.kept for t in self.history if not t.met]
         self.contradicted = not monotone(met, broken)
         return None if self.contradicted else int(bound)
+
+    def _far_beyond(self, loss: float) -> bool:
+        """Whether a loss is so far beyond the budget that no other rounding could undo it."""
+        return loss > 2 * self.budget if self.budget > 0 else loss > self.budget + 6  # dB
 
     def reject(self, kept: Iterable[int]) -> None:
         """Never take this set as the best, whatever its loss."""

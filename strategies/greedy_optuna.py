@@ -8,7 +8,7 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     Each unit was tried in FP16; after the last pass, no single one can be cast within the budget.
 ``bound``
     Disjoint sets of units that each break the budget alone have been found; where there are as
-    many as units kept, no search for fewer is needed.
+    many as units kept, and each breaks it by far, no search for fewer is needed.
 ``rank``
     Every unit has been FP16 alone, the rest FP32, where there are few enough of them. (From the
     other side, one unit FP32 and the rest FP16, an overflow that spans several ops shows nothing
@@ -19,7 +19,8 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
 ``exchange``
     Putting one unit in does not let two others out, as far as the trials allowed.
 ``exhaust``
-    Where few sets are smaller, all of them have been tried: the set is the smallest there is.
+    Where few sets are one smaller, all of them have been tried; then those that are two smaller,
+    as far as the trials allowed.
 ``settle``
     No unit can be swapped for its neighbour to save a cast, as far as the trials allowed.
 """
@@ -65,7 +66,7 @@ def _reached(problem: Problem, kept: frozenset[int]) -> bool:
     if problem.objective != "ops":
         return False
     trials = int(_BOUND_PER_UNIT * len(kept)) + _BOUND_TRIALS
-    return problem.lower_bound(len(kept), trials) == problem.price(kept)
+    return problem.lower_bound(len(kept), trials) == problem.price(kept) and not problem.marginal
 
 
 def find_integer(holds: Callable[[int], bool], high: int) -> int:
@@ -190,14 +191,14 @@ def _pairs(ordered: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _exhaust(problem: Problem, kept: frozenset[int]) -> None:
-    """Try every cheaper set, the smallest first."""
-    sizes = range(1, len(kept))
-    if sum(math.comb(len(problem.units), k) for k in sizes) > problem.remaining:
-        return
-    for k in sizes:
-        for chosen in itertools.combinations(range(len(problem.units)), k):
+    """Try all sets that are one smaller, then two, as long as the trials last."""
+    every = sorted(problem.everything, key=lambda u: (-problem.relief(u, kept), u))
+    for size in range(len(kept) - 1, 0, -1):
+        if math.comb(len(every), size) > problem.remaining:
+            return
+        for chosen in itertools.combinations(every, size):
             if problem.try_(chosen, "exhaust").met:
-                return
+                break
 
 
 def _settle(problem: Problem) -> None:

@@ -259,3 +259,16 @@ def test_the_study_is_kept_where_it_is_asked_for(tmp_path):
 def test_a_storage_that_cannot_be_opened_is_one_line():
     with pytest.raises(mpsearch.InputError, match=r"sqlite:///study\.db"):
         mpsearch.optimize(Planted(0), samples(0), budget(0), storage="nowhere://x")
+
+
+def test_the_front_falls_and_holds_what_single_searches_find():
+    front = mpsearch.pareto(Planted(0), samples(0), points=4)
+    counts = [len(p.fp32_ops) for p in front.points]
+    errors = [p.error for p in front.points]
+    assert counts == sorted(set(counts)) and counts[0] == 0
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-5
+    assert all(p.heldout_error is not None for p in front.points)
+    alone = mpsearch.optimize(Planted(0), samples(0), budget(0), heldout=0.25)
+    within = [len(p.fp32_ops) for p in front.points if p.error <= budget(0)]
+    assert min(within) <= len(alone.fp32_ops)
