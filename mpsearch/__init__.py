@@ -14,7 +14,7 @@ from .errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from .pareto import Front, pareto
+from .front import Front, pareto
 from .predict import Executor
 from .result import Result
 from .stored import Report, apply, check

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import optuna
-
 from . import pins, search
 from .cost import Casts, check_objective
 from .errors import InputError
@@ -18,6 +16,7 @@ from .prepare import check_device, prepare
 from .problem import Problem
 from .progress import Progress
 from .result import Result
+from .storage import check_storage
 
 DEFAULT_TRIALS = 300
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
@@ -168,25 +167,6 @@ def optimize(
         return finish(prepared, problem, run_strategy, started, bar, interrupted=not finished)
     finally:
         bar.close()
-
-
-def check_storage(url: str | None) -> None:
-    """Fail early where Optuna cannot keep a study.
-
-    Raises
-    ------
-    InputError
-        If it cannot be opened.
-    """
-    if url is None:
-        return
-    try:
-        optuna.storages.get_storage(url)
-    except Exception as error:  # whatever the database's driver raises
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"storage {url!r} cannot be opened ({reason}); give a URL such as sqlite:///study.db"
-        ) from error
 
 
 def _loss_budget(budget: float, metric: Metric) -> float:

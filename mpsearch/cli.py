@@ -253,12 +253,12 @@ def pareto(
     **options: Any,
 ) -> None:
     """Show what error each number of FP32 ops can buy."""
-    from . import pareto as front
+    from . import front
 
     loaded, data = _load(
         model, weights, allow_pickle, inputs, targets, random_, shape, options["seed"]
     )
-    found = front(loaded, data, metric or "rel_l2", device=device, **options)
+    found = front.pareto(loaded, data, metric or "rel_l2", device=device, **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
