@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import zoo
 from mpsearch import search
+from mpsearch.cost import Casts
 from mpsearch.prepare import Prepared, prepare
 from mpsearch.problem import Problem
 
@@ -29,7 +30,7 @@ class LocalSearch:
     """Sets of ops kept in FP32, each evaluated once."""
 
     def __init__(self, prepared: Prepared, budget: float, evaluations: int, seed: int = 0) -> None:
-        self.evaluator = prepared.evaluator()
+        self.evaluator = prepared.evaluator(cache_bytes=1 << 30)
         self.count = len(prepared.ops)
         self.budget = budget
         self.left = evaluations
@@ -81,7 +82,9 @@ def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
     numerics = zoo.numerics(case)
     prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
     units = search.units(prepared.ops, range(len(prepared.ops)), "op")
-    problem = Problem(units, prepared.ops, case.BUDGET, prepared.evaluator())
+    evaluator = prepared.evaluator(cache_bytes=1 << 30)
+    casts = Casts(prepared.lowered)
+    problem = Problem(units, prepared.ops, case.BUDGET, evaluator, casts=casts)
     started = time.perf_counter()
     problem.admit(problem.everything)
     problem.admit(())
@@ -95,6 +98,7 @@ def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
         "forwards": round(problem.evaluator.forward_equivalents, 1),
         "seconds": round(time.perf_counter() - started, 1),
     }
+    del problem, evaluator
     started = time.perf_counter()
     local = LocalSearch(prepared, case.BUDGET, evaluations)
     row["reference"] = len(local.run())

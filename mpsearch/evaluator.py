@@ -267,6 +267,46 @@ class Evaluator:
             for step in self._steps:
                 see(step.node, self._fetch(identities[step.node.outputs[0]][0]))
 
+    def replaced(
+        self, sample: int, node: Node, results: tuple[Any, ...], profile: int = 0
+    ) -> dict[str, Tensor]:
+        """The outputs of all-FP32 when ``node`` gives ``results`` instead of its own."""
+        every = frozenset(range(self._candidates))
+        with torch.inference_mode():
+            plain = self._identities(every, sample, profile)
+            env: dict[int, Any] = dict(zip(node.outputs, results, strict=True))
+            runtime, started = self._runtimes[profile], False
+            for step in self._steps:
+                if step.node is node:
+                    started = True
+                elif started and any(slot in env for slot in step.reads):
+                    given = {s: env[s] if s in env else self._value(plain[s]) for s in step.reads}
+                    out = runtime.run(step.node, given, every.__contains__)
+                    env.update(zip(step.node.outputs, out, strict=True))
+            return {
+                name: env[source.slot].to("cpu")
+                if isinstance(source, Ref) and source.slot in env
+                else self._output(source, plain)
+                for name, source in self._function.outputs.items()
+            }
+
+    def taken(self, sample: int, node: Node) -> dict[int, Any]:
+        """The values that a node of the outer block reads in all-FP32, by slot."""
+        every = frozenset(range(self._candidates))
+        with torch.inference_mode():
+            plain = self._identities(every, sample, 0)
+            return {slot: self._value(plain[slot]) for slot in slots_read(node)}
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self._inputs)
+
+    @property
+    def runtimes(self) -> Sequence[Runtime]:
+        """A runtime for each profile."""
+        return self._runtimes
+
     def overflows(self, fp32: Vector) -> set[int]:
         """Candidates left in FP16 that overflow, on any sample, where FP32 would be finite.
 

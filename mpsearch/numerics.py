@@ -117,6 +117,43 @@ def narrow(x: Any) -> Any:
     return [narrow(item) for item in x] if isinstance(x, list) else x
 
 
+def rounded(
+    x: Tensor, digits: bool = True, overflow: bool = True, underflow: bool = True
+) -> Tensor:
+    """``x`` with only some of what rounding to FP16 loses, in FP32 storage.
+
+    ``digits`` keeps 11 significant bits, at any magnitude; ``overflow`` turns what rounds beyond
+    65504 into infinity; ``underflow`` rounds what is below 2**-14 to multiples of 2**-24. With all
+    three, the result is that of :func:`narrow`.
+    """
+    out = x.float()
+    if digits:
+        mantissa, exponent = torch.frexp(out)
+        out = torch.ldexp(torch.round(mantissa * 2**11) / 2**11, exponent)
+        out = torch.where(torch.isfinite(x), out, x)
+    if underflow:
+        small = x.abs() < 2.0**-14
+        out = torch.where(small, torch.round(x / 2.0**-24) * 2.0**-24, out)
+    if overflow:
+        out = torch.where(x.abs() >= 65520.0, torch.copysign(torch.full_like(x, math.inf), x), out)
+    return out
+
+
+def inner_peak(function: Callable[..., Any], arguments: dict[str, Any]) -> float:
+    """The largest magnitude among the inner steps of a composite op, computed in FP32."""
+    peak = 0.0
+
+    def see(out: Any) -> Any:
+        nonlocal peak
+        if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
+            peak = max(peak, float(out.abs().max()))
+        return out
+
+    with _Replaced(_STEPS, after=see):
+        function(**{k: _widen(v) for k, v in arguments.items()})
+    return peak
+
+
 def _widen(x: Any) -> Any:
     if isinstance(x, Tensor):
         return x.to(torch.float32) if x.dtype is torch.float16 else x

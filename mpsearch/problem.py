@@ -356,12 +356,14 @@ class Problem:
         free = {i for u in self.units for i in u.ops}
         return set(range(len(self.ops))) - free - self._always
 
-    def lower_bound(self, wanted: int | None = None, trials: int | None = None) -> int | None:
+    def lower_bound(
+        self, wanted: int | None = None, trials: int | None = None, clear: bool = False
+    ) -> int | None:
         """At least so much must be paid for FP32, under the assumption of :mod:`mpsearch.bound`.
 
         Evaluates the sets that prove it; those count as trials, and where they run out, what was
         found so far holds. ``wanted`` ends it once so many disjoint sets cannot be had, ``trials``
-        after so many new ones.
+        after so many new ones, ``clear`` at the first that breaks the budget only just.
 
         Returns
         -------
@@ -369,18 +371,23 @@ class Problem:
             None where the trials contradict the assumption.
         """
         everything, before = self.everything, len(self.history)
+        self.marginal = False
 
         def breaks(units: Sequence[int]) -> bool:
             if trials is not None and len(self.history) - before >= trials:
                 return False
+            if clear and self.marginal:
+                return False
             try:
-                return not self.try_(everything.difference(units), "bound").met
+                trial = self.try_(everything.difference(units), "bound")
             except Stop:
                 return False  # not shown to break, so no core
+            self.marginal |= not trial.met and len(units) == 1 and not self._far_beyond(trial.loss)
+            return not trial.met
 
         cores = disjoint_cores(self.keep_order(), breaks, wanted)
         proofs = [self.known(everything.difference(core)) for core in cores]
-        self.marginal = any(t is not None and not self._far_beyond(t.loss) for t in proofs)
+        self.marginal |= any(t is not None and not self._far_beyond(t.loss) for t in proofs)
         bound = sum(min(self.cost[u] for u in core) for core in cores)
         met = [t.kept for t in self.history if t.met]
         broken = [t.kept for t in self.history if not t.met]

@@ -17,7 +17,7 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
     place is in doubt, starting from the set so far.
 ``exchange``
-    Putting one unit in does not let two others out, as far as the trials allowed.
+    Putting one unit in, or two, does not let more others out, as far as the trials allowed.
 ``exhaust``
     Where few sets are one smaller, all of them have been tried; then those that are two smaller,
     as far as the trials allowed.
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 
@@ -42,6 +42,8 @@ _RANK_SHARE = 0.25
 _REFINE_SHARE = 0.25
 #: Trials for the lower bound before it is given up as a way to stop: per unit kept, and besides.
 _BOUND_PER_UNIT, _BOUND_TRIALS = 1.5, 12
+#: Units outside the set that are tried in it before others are cast in exchange.
+_ENTERING = 12
 #: Swaps with neighbours that are tried at the end to save casts.
 _SETTLE_TRIALS = 20
 
@@ -66,7 +68,8 @@ def _reached(problem: Problem, kept: frozenset[int]) -> bool:
     if problem.objective != "ops":
         return False
     trials = int(_BOUND_PER_UNIT * len(kept)) + _BOUND_TRIALS
-    return problem.lower_bound(len(kept), trials) == problem.price(kept) and not problem.marginal
+    bound = problem.lower_bound(len(kept), trials, clear=True)
+    return bound == problem.price(kept) and not problem.marginal
 
 
 def find_integer(holds: Callable[[int], bool], high: int) -> int:
@@ -161,33 +164,50 @@ def _refine(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
 
 
 def _exchange(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
-    """Put in the unit that relieves most, take out the two that harm least; repeat."""
+    """Put units in, take more out: first by the model's word, then by the true loss; repeat."""
     improved = True
     while improved and len(kept) > 1:
         improved = False
-        current = kept
-        entering = sorted(
-            problem.everything - current, key=lambda u: (-problem.relief(u, current), u)
-        )
-        for unit in entering:
-            grown = current | {unit}
-            leaving = sorted(current, key=lambda u, g=grown: (problem.harm(u, g), u))  # type: ignore[misc]
-            for pair in itertools.islice(_pairs(leaving), 6):
-                smaller = grown.difference(pair)
-                if problem.price(smaller) < problem.price(current) and (
-                    problem.try_(smaller, "exchange").met
-                ):
-                    kept, improved = _prune(problem, smaller), True
-                    break
-            if improved:
+        for smaller in itertools.chain(_swapped(problem, kept), _grown_and_pruned(problem, kept)):
+            if problem.price(smaller) < problem.price(kept) and (
+                problem.try_(smaller, "exchange").met
+            ):
+                kept, improved = _prune(problem, smaller), True
                 break
     return kept
+
+
+def _swapped(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
+    """The unit that relieves most put in, two of those that harm least taken out."""
+    entering = sorted(problem.everything - kept, key=lambda u: (-problem.relief(u, kept), u))
+    for unit in entering[:_ENTERING]:
+        grown = kept | {unit}
+        leaving = sorted(kept, key=lambda u, g=grown: (problem.harm(u, g), u))  # type: ignore[misc]
+        for pair in itertools.islice(_pairs(leaving), 6):
+            yield grown.difference(pair)
+
+
+def _grown_and_pruned(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
+    """The units put in that lower the true loss most, one or two, and all cast that then can be."""
+    for grown in _grown(problem, kept):
+        yield _prune(problem, grown)
 
 
 def _pairs(ordered: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs, those of the first elements first."""
     pairs = itertools.combinations(range(min(len(ordered), 12)), 2)
     return [(ordered[i], ordered[j]) for i, j in sorted(pairs, key=sum)]
+
+
+def _grown(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
+    """The set with one unit more, or two, those first that leave the smallest loss."""
+    outside = sorted(problem.everything - kept, key=lambda u: (-problem.relief(u, kept), u))
+    tried = [(u, problem.try_(kept | {u}, "exchange", exact=True)) for u in outside[:_ENTERING]]
+    best = [u for u, trial in sorted(tried, key=lambda pair: (pair[1].loss, pair[0]))]
+    for first in best[:2]:
+        yield kept | {first}
+    for pair in itertools.combinations(best[:4], 2):
+        yield kept.union(pair)
 
 
 def _exhaust(problem: Problem, kept: frozenset[int]) -> None:
