@@ -39,7 +39,9 @@ def _to_tensor(value: Any) -> Any:
     array = np.asarray(value)
     if array.dtype == np.float64:
         array = array.astype(np.float32)
-    elif array.dtype.kind in "iu" and array.dtype != np.int32:
+    elif (array.dtype.kind in "iu" and array.dtype != np.int32) or (
+        array.dtype == object and array.size == 0  # coremltools' empty part of a symbolic shape
+    ):
         array = array.astype(np.int32)
     elif array.dtype.kind in "US":
         return value
