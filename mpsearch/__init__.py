@@ -5,6 +5,7 @@
 >>> result.save("model-mixed")  # doctest: +SKIP
 """
 
+from .analysis import Analysis, analyze
 from .api import optimize
 from .errors import (
     ExecutionError,
@@ -20,6 +21,7 @@ from .result import Result
 from .stored import Report, apply, check
 
 __all__ = [
+    "Analysis",
     "ExecutionError",
     "Executor",
     "Front",
@@ -30,6 +32,7 @@ __all__ = [
     "Result",
     "UnsupportedOpError",
     "VerificationError",
+    "analyze",
     "apply",
     "check",
     "optimize",

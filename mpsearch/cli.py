@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +220,78 @@ def _table(kept: Any) -> list[str]:
         )
         for op in kept
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    widths[0], widths[2] = min(widths[0], 26), min(widths[2], 26)
+    return _columns(rows, (26, 20, 26, 8))
 
-    def fit(text: str, width: int) -> str:
-        return text.ljust(width) if len(text) <= width else "..." + text[-(width - 3) :]
 
-    return ["  " + "  ".join(map(fit, row, widths)).rstrip() for row in rows]
+@main.command(epilog=_MODEL)
+@click.argument("model")
+@_source
+@click.option("--budget", type=float, help="What counts as harm (default 2**-9).")
+@click.option("--numerics", default="ieee", show_default=True, help="ieee, ane, strict or several.")
+@click.option("--target", default="iOS17", show_default=True, help="iOS15 to iOS18.")
+@click.option("--io-dtype", help="fp32 or fp16 inputs and outputs (default: as the model has).")
+@click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18).")
+@click.option("--top", type=int, default=20, show_default=True, help="Ops to list.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
+def analyze(
+    model: str,
+    weights: str | None,
+    allow_pickle: bool,
+    inputs: str | None,
+    targets: str | None,
+    random_: int | None,
+    shape: tuple[str, ...],
+    metric: str | None,
+    device: str,
+    as_json: bool,
+    top: int,
+    **options: Any,
+) -> None:
+    """Say which ops FP16 breaks in MODEL, and why."""
+    from . import analysis
+
+    loaded, data = _load(
+        model, weights, allow_pickle, inputs, targets, random_, shape, options["seed"]
+    )
+    found = analysis.analyze(loaded, data, metric or "rel_l2", device=device, **options)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    for line in textwrap.wrap(found.explanation, 78):
+        click.echo(line)
+    click.echo(f"\n  error  all FP16  {_value(found.error_fp16)}")
+    click.echo(f"         all FP32  {_value(found.error_fp32)}   ({found.metric})")
+    rows = [
+        (
+            op.name,
+            op.type,
+            op.layer or "-",
+            op.verdict,
+            _value(op.sensitivity),
+            "-" if op.range is None else _value(op.range.largest),
+        )
+        for op in found.culprits
+    ]
+    if rows:
+        header = ("op", "type", "layer", "verdict", "alone", "largest")
+        click.echo("")
+        for line in _columns([header, *rows[:top]], (18, 14, 16, 12, 7, 8)):
+            click.echo(line)
+        if len(rows) > top:
+            click.echo(f"  and {len(rows) - top} more; --top {len(rows)} lists all")
+    for note in found.notes:
+        click.echo("\n" + "\n".join(textwrap.wrap(f"note: {note}", 78)))
+
+
+def _columns(rows: Sequence[tuple[str, ...]], limits: tuple[int, ...]) -> list[str]:
+    """Rows in columns no wider than their limits; what is cut loses its front."""
+    widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
+    return ["  " + "  ".join(map(_fit, row, widths)).rstrip() for row in rows]
+
+
+def _fit(text: str, width: int) -> str:
+    return text.ljust(width) if len(text) <= width else "..." + text[-(width - 3) :]
 
 
 @main.command(epilog=_MODEL)

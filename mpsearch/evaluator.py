@@ -298,6 +298,16 @@ class Evaluator:
             return {slot: self._value(plain[slot]) for slot in slots_read(node)}
 
     @property
+    def candidates(self) -> int:
+        """The length of a precision vector."""
+        return self._candidates
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes of the outer block that some output depends on, in execution order."""
+        return [step.node for step in self._steps]
+
+    @property
     def samples(self) -> int:
         """How many samples there are."""
         return len(self._inputs)

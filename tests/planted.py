@@ -11,7 +11,7 @@ KINDS = ("overflow", "underflow", "cancellation", "noise")
 class Planted(torch.nn.Module):
     """A short chain of elementwise ops and products around one or two planted failures.
 
-    At most 14 candidate ops. ``kind`` is the first failure; some models have a second one, of any
+    At most 16 candidate ops. ``kind`` is the first failure; some models have a second one, of any
     kind but noise.
     """
 

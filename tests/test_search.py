@@ -19,12 +19,12 @@ def _prepared(seed: int):
 
 
 def test_as_few_fp32_ops_as_brute_force():
-    """On 40 random models of at most 12 candidate ops, all 40 counts are the optimum."""
+    """On 40 random models of at most 16 candidate ops, all 40 counts are the optimum."""
     strategy = search.find_strategy("greedy-optuna")
     compared, equal, worse = 0, 0, []
-    for seed in range(40):
+    for seed in range(1000, 1040):  # not the seeds of the benchmark
         prepared = _prepared(seed)
-        assert len(prepared.ops) <= 12
+        assert len(prepared.ops) <= 16
         limit = budget(seed)
         best = optimum(prepared, limit)
         assert best is not None

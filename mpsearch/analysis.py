@@ -1,0 +1,251 @@
+"""What is wrong, where: every op's range, sensitivity and verdict, without a budget."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .diagnosis import VERDICTS, Diagnosis
+from .evaluator import Evaluator
+from .executor.graph import Node
+from .prepare import Prepared, check_device, prepare
+from .progress import Progress
+from .result import number
+
+#: The smallest normal FP16 number, and the largest.
+_NORMAL, _MAX = 2.0**-14, 65504.0
+#: Harm, where no budget says what it is: four times FP16's own rounding.
+_HARMFUL = 2.0**-9
+#: Ops predicted to do at least this share of harm are run alone.
+_SUSPECT = 0.1
+#: With no more ops than these, all are run alone.
+_FEW = 64
+
+
+@dataclass(slots=True)
+class Range:
+    """What an op computes in FP32 over all samples.
+
+    Attributes
+    ----------
+    largest, smallest
+        Magnitudes: of all finite values, and of those that are not 0.
+    below_normal
+        The share of values that are not 0 and below FP16's normal range (2**-14).
+    overflow
+        The share of values beyond 65504.
+    """
+
+    largest: float = 0.0
+    smallest: float = math.inf
+    below_normal: float = 0.0
+    overflow: float = 0.0
+    _count: int = 0
+
+    def add(self, value: Tensor) -> None:
+        """Take in one value of the op."""
+        size = value.detach().abs().reshape(-1).double()
+        size = size[torch.isfinite(size)]
+        if not size.numel():
+            return
+        there = size[size > 0]
+        self.largest = max(self.largest, float(size.max()))
+        if there.numel():
+            self.smallest = min(self.smallest, float(there.min()))
+        before, self._count = self._count, self._count + size.numel()
+        low = float((there < _NORMAL).sum())
+        high = float((size > _MAX).sum())
+        self.below_normal = (self.below_normal * before + low) / self._count
+        self.overflow = (self.overflow * before + high) / self._count
+
+
+@dataclass(slots=True)
+class OpAnalysis:
+    """One candidate op.
+
+    Attributes
+    ----------
+    verdict
+        One of :data:`mpsearch.diagnosis.VERDICTS`.
+    sensitivity
+        The relative L2 error of the outputs, against all-FP32, when this op alone is FP16.
+    measured
+        Whether that was measured; the first-order model predicts it for ops that do no harm.
+    range
+        What it computes; None for ops inside loops and branches.
+    """
+
+    name: str
+    type: str
+    layer: str
+    verdict: str
+    sensitivity: float
+    measured: bool
+    range: Range | None
+
+
+@dataclass(slots=True)
+class Analysis:
+    """What :func:`analyze` found.
+
+    Attributes
+    ----------
+    error_fp32, error_fp16
+        The errors of the all-FP32 and the all-FP16 program against the PyTorch model.
+    is_precision
+        Whether the all-FP32 program agrees with the PyTorch model, so that precision can help.
+    explanation
+        The finding in a sentence.
+    """
+
+    ops: list[OpAnalysis]
+    metric: str
+    error_fp32: float
+    error_fp16: float
+    is_precision: bool
+    explanation: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def culprits(self) -> list[OpAnalysis]:
+        """The harmful ops, the worst first."""
+        found = [op for op in self.ops if op.verdict != "fine"]
+        return sorted(found, key=lambda op: (-op.sensitivity, VERDICTS.index(op.verdict)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``mpsearch analyze --json`` prints. Infinite values are null."""
+        return {
+            "metric": self.metric,
+            "error_fp32": number(self.error_fp32),
+            "error_fp16": number(self.error_fp16),
+            "is_precision": self.is_precision,
+            "explanation": self.explanation,
+            "notes": self.notes,
+            "ops": [_plain(op) for op in self.ops],
+        }
+
+
+def _plain(op: OpAnalysis) -> dict[str, Any]:
+    out = asdict(op)
+    out["sensitivity"] = number(op.sensitivity)
+    if op.range is not None:
+        keys = ("largest", "smallest", "below_normal", "overflow")
+        out["range"] = {key: number(getattr(op.range, key)) for key in keys}
+    return out
+
+
+def analyze(
+    model: Any,
+    inputs: Any,
+    metric: str | Callable[..., float] = "rel_l2",
+    *,
+    budget: float | None = None,
+    numerics: str = "ieee",
+    target: str = "iOS17",
+    seed: int = 0,
+    io_dtype: str | None = None,
+    states: Iterable[str] = (),
+    device: str = "cpu",
+    cache_bytes: int | None = None,
+    progress: bool | None = None,
+) -> Analysis:
+    """Say of every op what FP16 does to it, and why.
+
+    Parameters are those of :func:`mpsearch.optimize`. ``budget``, where given, says from which
+    relative L2 error on an op counts as harmful, and how far the all-FP32 program may be from the
+    PyTorch model; 2**-9 otherwise.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+    check_device(device)
+    bar = Progress(progress)
+    try:
+        bar.stage("converting")
+        prepared = prepare(model, inputs, metric, numerics, target, 0.0, io_dtype, states)
+        evaluator = prepared.evaluator(device, cache_bytes)
+        bar.stage("measuring all-FP32 and all-FP16")
+        count = len(prepared.ops)
+        floor = evaluator.evaluate((True,) * count).loss
+        fp16 = evaluator.evaluate((False,) * count).loss
+        bar.stage("looking at every op")
+        ops = _ops(prepared, evaluator, _HARMFUL if budget is None else budget, seed)
+    finally:
+        bar.close()
+    loss_of = prepared.metric.loss_of
+    limit = _HARMFUL if budget is None else loss_of(budget)
+    is_precision = prepared.metric.larger_is_better or floor <= limit
+    found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision, "")
+    found.explanation = _explain(found)
+    if prepared.calibration.noise:
+        found.notes.append("The data is random: real inputs may have other ranges.")
+    return found
+
+
+def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) -> list[OpAnalysis]:
+    ranges = _ranges(evaluator)
+    nodes: dict[int, Node] = {
+        n.candidate: n for n in evaluator.nodes if n.candidate is not None and not n.blocks
+    }
+    model = evaluator.rounding_model(seed)
+    diagnosis = Diagnosis(evaluator, harmful)
+    few = len(prepared.ops) <= _FEW
+    special = {op.type for op in prepared.ops if any(p.treats(op.type) for p in prepared.profiles)}
+    out = []
+    for op in prepared.ops:
+        verdict, measured = "fine", False
+        sensitivity = math.sqrt(model.harm((op.index,), ()))
+        # What a profile does inside an op, and what flips an index, is beyond first order.
+        suspect = few or sensitivity >= _SUSPECT * harmful or op.type in special
+        if op.index in nodes and suspect:
+            verdict, sensitivity = diagnosis.verdict(nodes[op.index])
+            measured = True
+        out.append(
+            OpAnalysis(
+                op.name, op.type, op.layer, verdict, sensitivity, measured, ranges.get(op.index)
+            )
+        )
+    return out
+
+
+def _ranges(evaluator: Evaluator) -> dict[int, Range]:
+    ranges: dict[int, Range] = {}
+
+    def see(node: Node, results: tuple[Any, ...]) -> None:
+        if node.candidate is None:
+            return
+        for value in results:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                ranges.setdefault(node.candidate, Range()).add(value)
+
+    every = frozenset(range(evaluator.candidates))
+    for sample in range(evaluator.samples):
+        evaluator.trace(every, sample, see)
+    return ranges
+
+
+def _explain(found: Analysis) -> str:
+    if not found.is_precision:
+        return (
+            f"Not precision: with every op in FP32 the error is already {found.error_fp32:.3g}. "
+            "The converted program differs from the PyTorch model, so no FP32 op will help."
+        )
+    culprits = found.culprits
+    if not culprits:
+        return "No op alone does harm in FP16."
+    kinds = Counter(op.verdict for op in culprits)
+    said = ", ".join(f"{n} by {kind}" for kind, n in kinds.most_common())
+    first = culprits[0]
+    where = f" in {first.layer}" if first.layer else ""
+    return (
+        f"{len(culprits)} of {len(found.ops)} ops do harm alone in FP16: {said}. The worst is "
+        f"{first.name} ({first.type}{where})."
+    )

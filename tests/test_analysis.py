@@ -1,0 +1,95 @@
+"""Verdicts: the planted cause is found, at the right op, and nothing is found where nothing is."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+
+import pytest
+import torch
+
+import mpsearch
+from mpsearch.cli import main
+from mpsearch.numerics import narrow, rounded
+from tests.causes import CAUSES, planted
+
+
+def _right(seed: int) -> bool:
+    """Whether an op that suffers the planted cause is among the worst, with that verdict."""
+    case = planted(seed)
+    culprits = mpsearch.analyze(case.model, case.samples).culprits
+    if not culprits:
+        return False
+    worst = culprits[0].sensitivity
+    near = [op for op in culprits if op.sensitivity >= worst / 4 or math.isinf(worst)]
+    return any(op.verdict == case.cause and op.type in case.types for op in near)
+
+
+def test_verdicts_on_a_hundred_models_with_a_planted_cause():
+    wrong = [seed for seed in range(100) if not _right(seed)]
+    kinds = collections.Counter(CAUSES[seed % len(CAUSES)] for seed in wrong)
+    assert len(wrong) <= 5, (wrong, kinds)
+
+
+def test_a_benign_model_has_no_culprits():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+    found = mpsearch.analyze(model.eval(), [torch.randn(2, 8) for _ in range(4)])
+    assert found.culprits == []
+    assert found.is_precision
+    assert found.error_fp16 < 2e-3
+
+
+class Inverse(torch.nn.Module):
+    """coremltools #2773: reciprocal is converted with an epsilon of 1e-4, which is not there."""
+
+    def forward(self, x):
+        return torch.reciprocal(x)
+
+
+def test_a_wrong_conversion_is_not_precision():
+    data = [1e-4 * (1 + torch.rand(1, 8)) for _ in range(4)]
+    found = mpsearch.analyze(Inverse(), data)
+    assert not found.is_precision
+    assert found.error_fp32 > 0.1
+    assert found.explanation.startswith("Not precision")
+
+
+def test_ranges_are_those_of_the_values():
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            return torch.tanh(x * 1000.0)
+
+    x = torch.tensor([[1e-9, -0.5, 0.0, 100.0]])
+    found = mpsearch.analyze(Scaled(), [x])
+    (product,) = [op for op in found.ops if op.type == "mul"]
+    assert product.range.largest == pytest.approx(1e5)
+    assert product.range.smallest == pytest.approx(1e-6)
+    assert product.range.overflow == product.range.below_normal == 0.25
+
+
+def test_rounding_in_parts_is_rounding_as_a_whole():
+    """All three losses together are torch's own conversion, bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    scale = 10.0 ** torch.randint(-9, 7, (50_000,), generator=generator)
+    edges = [0.0, math.inf, -math.inf, 65504.0, 65519.99, 65520.0, 2.0**-24, 2.0**-25, 2.0**-14]
+    x = torch.cat([torch.randn(50_000, generator=generator) * scale, torch.tensor(edges)])
+    assert torch.equal(rounded(x), narrow(x).float())
+    assert torch.equal(rounded(x, digits=False, overflow=False, underflow=False), x)
+    assert torch.isfinite(rounded(torch.tensor([1e30]), overflow=False)).all()
+    assert (rounded(torch.tensor([1e-30]), underflow=False) > 0).all()
+
+
+def test_the_command_prints_a_table_and_json(capsys):
+    arguments = ["analyze", "benchmarks.zoo.log_softmax:build"]
+    arguments += ["--inputs", "benchmarks.zoo.log_softmax:samples"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert any("underflow" in line and "softmax" in line for line in lines)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {op["verdict"] for op in found["ops"]} == {"underflow", "fine"}
