@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import frontend
 from .diagnosis import VERDICTS, Diagnosis
 from .evaluator import Evaluator
 from .executor.graph import Node
@@ -100,6 +101,9 @@ class Analysis:
         The errors of the all-FP32 and the all-FP16 program against the PyTorch model.
     is_precision
         Whether the all-FP32 program agrees with the PyTorch model, so that precision can help.
+    parts_at
+        Where precision is not the cause: the name of the first op whose FP32 result differs from
+        what PyTorch computes there; None where that cannot be told.
     explanation
         The finding in a sentence.
     """
@@ -109,7 +113,8 @@ class Analysis:
     error_fp32: float
     error_fp16: float
     is_precision: bool
-    explanation: str
+    explanation: str = ""
+    parts_at: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -125,6 +130,7 @@ class Analysis:
             "error_fp32": number(self.error_fp32),
             "error_fp16": number(self.error_fp16),
             "is_precision": self.is_precision,
+            "parts_at": self.parts_at,
             "explanation": self.explanation,
             "notes": self.notes,
             "ops": [_plain(op) for op in self.ops],
@@ -177,14 +183,16 @@ def analyze(
         floor = evaluator.evaluate((True,) * count).loss
         fp16 = evaluator.evaluate((False,) * count).loss
         bar.stage("looking at every op")
-        ops = _ops(prepared, evaluator, _HARMFUL if budget is None else budget, seed)
+        harmful = _HARMFUL if budget is None else budget
+        ops = _ops(prepared, evaluator, harmful, seed)
+        is_precision = prepared.metric.larger_is_better or floor <= harmful
+        place = None if is_precision else _parting(prepared, evaluator, harmful)
     finally:
         bar.close()
     loss_of = prepared.metric.loss_of
-    limit = _HARMFUL if budget is None else loss_of(budget)
-    is_precision = prepared.metric.larger_is_better or floor <= limit
-    found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision, "")
-    found.explanation = _explain(found)
+    found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision)
+    found.parts_at = None if place is None else place.name
+    found.explanation = _explain(found, place)
     if prepared.calibration.noise:
         found.notes.append("The data is random: real inputs may have other ranges.")
     return found
@@ -216,6 +224,66 @@ def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) ->
     return out
 
 
+def _parting(prepared: Prepared, evaluator: Evaluator, limit: float) -> Node | None:
+    """The first op whose result in all-FP32 is not what the PyTorch model computes there."""
+    if prepared.torch_model is None:
+        return None
+    every = frozenset(range(evaluator.candidates))
+    for sample, given in enumerate(prepared.given):
+        values = frontend.intermediates(prepared.torch_model, given, prepared.precast.kind)
+        wanted = _counterparts(evaluator.nodes, values)
+        found: list[Node] = []
+
+        def see(
+            node: Node,
+            results: tuple[Any, ...],
+            wanted: dict[str, Tensor] = wanted,
+            found: list[Node] = found,
+        ) -> None:
+            if not found and node.name in wanted and _differs(results[0], wanted[node.name], limit):
+                found.append(node)
+
+        evaluator.trace(every, sample, see)
+        if found:
+            return found[0]
+    return None
+
+
+def _counterparts(nodes: Sequence[Node], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Op name -> the PyTorch value that it stands for.
+
+    What coremltools lowers to several ops has them named after the one value with a suffix each;
+    the last of them stands for it.
+    """
+    found: dict[str, Tensor] = {}
+    last: dict[str, str] = {}
+    for node in nodes:
+        for name in (node.result, node.name):
+            if name in values:
+                found[node.name] = values[name]
+                break
+        else:
+            parts = node.name.split("_")
+            for end in range(len(parts) - 1, 0, -1):
+                if (prefix := "_".join(parts[:end])) in values:
+                    last[prefix] = node.name
+                    break
+    for prefix, name in last.items():
+        found.setdefault(name, values[prefix])
+    return found
+
+
+def _differs(value: Any, wanted: Tensor, limit: float) -> bool:
+    """Whether a float value is further than ``limit`` from another, in relative L2."""
+    if not isinstance(value, Tensor) or not wanted.is_floating_point():
+        return False
+    if value.shape != wanted.shape or not value.numel():
+        return False  # a layout of coremltools' own
+    size = float(torch.linalg.vector_norm(wanted.double()))
+    off = float(torch.linalg.vector_norm(value.double().cpu() - wanted.double().cpu()))
+    return off > limit * size if math.isfinite(size) else False
+
+
 def _ranges(evaluator: Evaluator) -> dict[int, Range]:
     ranges: dict[int, Range] = {}
 
@@ -232,11 +300,13 @@ def _ranges(evaluator: Evaluator) -> dict[int, Range]:
     return ranges
 
 
-def _explain(found: Analysis) -> str:
+def _explain(found: Analysis, place: Node | None) -> str:
     if not found.is_precision:
+        where = "" if place is None else f" The two part at {place}."
         return (
             f"Not precision: with every op in FP32 the error is already {found.error_fp32:.3g}. "
             "The converted program differs from the PyTorch model, so no FP32 op will help."
+            f"{where}"
         )
     culprits = found.culprits
     if not culprits:

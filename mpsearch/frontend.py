@@ -397,6 +397,64 @@ def _export(model: TorchModel, sample: Sample) -> _Routed | None:
     return _Routed(program, "exported", _exported_layers(program))
 
 
+def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Tensor]:
+    """Every tensor that the PyTorch model computes for a sample, under the name that MIL gives it.
+
+    coremltools names a MIL value after the value of the traced graph, or the node of the exported
+    program, that it stands for. ``kind`` is that of the conversion (:attr:`Precast.kind`).
+    """
+    with _deterministic(), quiet(), torch.no_grad():
+        routed = _direct(model, sample)
+        if kind == "exported":
+            routed = routed or _export(model, sample)
+            return {} if routed is None else _exported_values(routed.source, sample)
+        routed = routed or _trace(model, sample)
+        tensors = [_traceable(v) for v in sample.values() if isinstance(v, Tensor)]
+        with model.in_fp32():
+            return _traced_values(routed.source, tensors)
+
+
+def _traced_values(traced: Any, tensors: list[Tensor]) -> dict[str, Tensor]:
+    """Run a copy of the graph that gives all its tensors as a list."""
+    graph = traced.inlined_graph.copy()
+    tensor = torch._C.TensorType.get()
+    values = [
+        value
+        for node in graph.nodes()
+        if node.kind() not in ("prim::GetAttr", "prim::Constant")
+        for value in node.outputs()
+        if value.type().isSubtypeOf(tensor)
+    ]
+    everything = graph.create("prim::ListConstruct", values, 1)
+    everything.output().setType(torch._C.ListType(tensor))
+    graph.appendNode(everything)
+    while len(list(graph.outputs())):
+        graph.eraseOutput(0)
+    graph.registerOutput(everything.output())
+    out = torch._C._create_function_from_graph("values", graph)(traced._c, *tensors)
+    return dict(zip([v.debugName() for v in values], out, strict=True))
+
+
+class _Recorder(torch.fx.Interpreter):
+    """Keeps what every node gives."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, Tensor):
+            self.values[n.name] = out
+        return out
+
+
+def _exported_values(program: Any, sample: Sample) -> dict[str, Tensor]:
+    recorder = _Recorder(program.module())
+    recorder.run(*(v for v in sample.values() if isinstance(v, Tensor)))
+    return recorder.values
+
+
 def wrapped(model: TorchModel, sample: Sample) -> Flat | None:
     """The wrapper that a model needs to be traced, None where it can be traced as it is."""
     tensors = {k: v for k, v in sample.items() if isinstance(v, Tensor)}

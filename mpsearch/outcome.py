@@ -240,7 +240,7 @@ def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) ->
     return (
         f"{where}: precision is not the cause. The converted program already differs from the "
         "PyTorch model, so no FP32 op will help. Raise the budget, or change the model where the "
-        "two part."
+        "two part: mpsearch analyze says where."
     )
 
 

@@ -45,15 +45,35 @@ class Inverse(torch.nn.Module):
     """coremltools #2773: reciprocal is converted with an epsilon of 1e-4, which is not there."""
 
     def forward(self, x):
-        return torch.reciprocal(x)
+        tiny = torch.abs(x) * 1e-4
+        flipped = torch.reciprocal(tiny)
+        return torch.tanh(flipped * 1e-4)
 
 
-def test_a_wrong_conversion_is_not_precision():
-    data = [1e-4 * (1 + torch.rand(1, 8)) for _ in range(4)]
-    found = mpsearch.analyze(Inverse(), data)
+class SmallNorm(torch.nn.Module):
+    """coremltools #2821: the epsilon of rms_norm is multiplied by the largest square."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = torch.nn.Linear(8, 8)
+        self.norm = torch.nn.RMSNorm(8, eps=0.3)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.before(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "op_type", "layer"), [(Inverse(), "inverse", ""), (SmallNorm(), "", "norm")]
+)
+def test_a_wrong_conversion_is_not_precision(model, op_type, layer):
+    torch.manual_seed(0)
+    data = [10 * (1 + torch.rand(1, 8)) for _ in range(4)]
+    found = mpsearch.analyze(model.eval(), data)
     assert not found.is_precision
-    assert found.error_fp32 > 0.1
+    assert found.error_fp32 > 0.01
     assert found.explanation.startswith("Not precision")
+    (place,) = [op for op in found.ops if op.name == found.parts_at]
+    assert (place.type == op_type) if op_type else (place.layer == layer)
 
 
 def test_ranges_are_those_of_the_values():
