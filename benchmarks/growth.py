@@ -49,9 +49,9 @@ def decoder(layers: int) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     return model.eval(), [torch.randn(1, 32, 128) for _ in range(8)]
 
 
-def one(layers: int, eager: bool) -> dict[str, Any]:
+def one(layers: int, eager: bool, budget: float) -> dict[str, Any]:
     """One size in this process."""
-    import mpsearch
+    import mpsearch  # before memory is measured, with eager as well
 
     torch.set_num_threads(1)
     process = psutil.Process()
@@ -62,7 +62,7 @@ def one(layers: int, eager: bool) -> dict[str, Any]:
             model(samples[0])
         return {"bytes": _peak() - before}
     started = time.perf_counter()
-    result = mpsearch.optimize(model, samples, BUDGET, cache_bytes=CACHE_BYTES)
+    result = mpsearch.optimize(model, samples, budget, cache_bytes=CACHE_BYTES)
     seconds = time.perf_counter() - started
     study = result.study
     own = sum(t.seconds for t in result.history if t.asked_by == "refine")
@@ -88,8 +88,9 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def in_a_process(layers: int, eager: bool) -> dict[str, Any]:
+def in_a_process(layers: int, eager: bool, budget: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.growth", "--one", str(layers)]
+    command += ["--budget", str(budget)]
     done = subprocess.run(command + ["--eager"] * eager, check=True, capture_output=True, text=True)
     row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return row
@@ -99,11 +100,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, nargs="*", default=[5, 10, 20, 40, 80, 120])
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--budget", type=float, default=BUDGET)
     parser.add_argument("--one", type=int)
     parser.add_argument("--eager", action="store_true")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one(arguments.one, arguments.eager)))
+        print(json.dumps(one(arguments.one, arguments.eager, arguments.budget)))
         return
     print(
         "| ops | kept | at least | evaluations | forward-equivalents | seconds | Optuna's own | "
@@ -112,8 +114,8 @@ def main() -> None:
     print("|---" * 9 + "|")
     rows = []
     for layers in arguments.layers:
-        row = in_a_process(layers, False)
-        row["eager"] = in_a_process(layers, True)["bytes"]
+        row = in_a_process(layers, False, arguments.budget)
+        row["eager"] = in_a_process(layers, True, arguments.budget)["bytes"]
         rows.append(row)
         print(
             f"| {row['ops']} | {row['kept']} | {row['bound']} | {row['evaluations']} | "
@@ -121,6 +123,8 @@ def main() -> None:
             f"{row['bytes'] >> 20} | {row['eager'] >> 20} |",
             flush=True,
         )
+    if len(rows) < 2:
+        return
     slope = _slope([r["ops"] for r in rows], [r["forwards"] for r in rows])
     print(f"\nforward-equivalents grow as n^{slope:.2f}")
     if arguments.plot:

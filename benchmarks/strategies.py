@@ -66,12 +66,13 @@ def measure(prepared: Prepared, case: Any, strategy: Any) -> tuple[dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*")
+    parser.add_argument("--without", nargs="*", default=[], help="Strategies to leave out.")
     parser.add_argument("--json", type=Path, help="Also append every row to this file.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     strategies: dict[str, Any] = {"SegmentList": segment_list}
     for entry in sorted(entry_points(group=search.GROUP), key=lambda e: e.name):
-        if entry.name != "exhaustive":
+        if entry.name not in ("exhaustive", *arguments.without):
             strategies[entry.name] = entry.load()
     print("| case (ops, budget) | " + " | ".join(strategies) + " | at least |")
     print("|---" * (len(strategies) + 2) + "|")

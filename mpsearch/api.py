@@ -10,6 +10,8 @@ from typing import Any
 from . import pins, search
 from .cost import Casts, check_objective
 from .errors import InputError
+from .hazards import check_action, struck
+from .hazards import notes as hazard_notes
 from .metrics import Metric
 from .outcome import finish, infeasible
 from .prepare import check_device, prepare
@@ -41,6 +43,7 @@ def optimize(
     minimise: str = "ops",
     prove: bool = False,
     forbid_overflow: bool = False,
+    hazards: str = "pin",
     storage: str | None = None,
     heldout: float = 0.25,
     io_dtype: str | None = None,
@@ -88,6 +91,9 @@ def optimize(
     forbid_overflow
         Refuse sets that leave an op in FP16 whose result overflows where FP32's is finite, even
         where the error stays within the budget.
+    hazards
+        What to do about ops that are known to fail at run time in FP16
+        (:mod:`mpsearch.hazards`): ``pin`` them to FP32, ``warn``, or ``off``.
     storage
         Where Optuna is to keep its study, for instance ``sqlite:///study.db``; default in memory.
     heldout
@@ -130,6 +136,7 @@ def optimize(
     if prove:
         run_strategy = search.proving(run_strategy)
     check_objective(minimise)
+    check_action(hazards)
     check_storage(storage)
     check_device(device)
     bar = Progress(progress)
@@ -141,8 +148,13 @@ def optimize(
         ops = prepared.ops
         fp32 = pins.resolve(keep_fp32, ops, "--keep-fp32")
         fp16 = pins.resolve(keep_fp16, ops, "--keep-fp16")
+        faulty = set(struck(ops)) - fp16 if hazards != "off" else set()
         if fp32 & fp16:
             raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
+        chosen = set(fp32)
+        if hazards == "pin":
+            fp32 = fp32 | faulty
+        prepared.notes += hazard_notes(ops, faulty - chosen, hazards == "pin")
         problem = Problem(
             search.units(ops, [i for i in range(len(ops)) if i not in fp32 | fp16], by),
             ops,

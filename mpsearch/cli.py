@@ -122,6 +122,9 @@ def _load(
 )
 @click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
 @click.option("--forbid-overflow", is_flag=True, help="Leave no op in FP16 that overflows.")
+@click.option(
+    "--hazards", default="pin", show_default=True, help="Known runtime faults: pin, warn or off."
+)
 @click.option("--storage", help="Keep Optuna's study there, e.g. sqlite:///study.db.")
 @click.option("--heldout", type=float, default=0.25, show_default=True, help="Share kept aside.")
 @click.option("--io-dtype", help="fp32 or fp16 inputs and outputs (default: as the model has).")

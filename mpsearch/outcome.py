@@ -206,7 +206,7 @@ def _explain(result: Result) -> str:
 
 
 def _notes(prepared: Prepared) -> list[str]:
-    notes = []
+    notes = list(prepared.notes)
     if prepared.calibration.noise:
         notes.append("The data is random: a budget met on noise says little about real inputs.")
     if not prepared.heldout.samples:

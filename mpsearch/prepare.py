@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Prepared:
         The dtype of float inputs and outputs of the Core ML model.
     source
         What the model is, for people.
+    notes
+        What the result is to say beside its numbers.
     """
 
     precast: Precast
@@ -59,6 +61,7 @@ class Prepared:
     torch_model: TorchModel | None
     io_dtype: str
     source: str
+    notes: list[str] = field(default_factory=list)
 
     def evaluator(self, device: str = "cpu", cache_bytes: int | None = None) -> Evaluator:
         """An evaluator over the calibration data."""

@@ -272,3 +272,30 @@ def test_the_front_falls_and_holds_what_single_searches_find():
     alone = mpsearch.optimize(Planted(0), samples(0), budget(0), heldout=0.25)
     within = [len(p.fp32_ops) for p in front.points if p.error <= budget(0)]
     assert min(within) <= len(alone.fp32_ops)
+
+
+class Upsampler(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = torch.nn.ConvTranspose2d(2, 2, 3, 2)
+
+    def forward(self, x):
+        return torch.tanh(self.up(x))
+
+
+def test_conv_transpose_is_pinned_by_hazard_unless_told_otherwise():
+    """coremltools #2324: FP16 conv_transpose is wrong at run time, which no simulation shows."""
+    torch.manual_seed(0)
+    data = [torch.randn(1, 2, 4, 4) for _ in range(4)]
+    model = Upsampler().eval()
+    pinned = mpsearch.optimize(model, data, 1e-2)
+    assert [op.type for op in pinned.kept] == ["conv_transpose"]
+    assert any("#2324" in note and pinned.fp32_ops[0] in note for note in pinned.notes)
+    warned = mpsearch.optimize(model, data, 1e-2, hazards="warn")
+    assert warned.fp32_ops == [] and any("#2324" in note for note in warned.notes)
+    off = mpsearch.optimize(model, data, 1e-2, hazards="off")
+    assert off.fp32_ops == [] and not any("#2324" in note for note in off.notes)
+    free = mpsearch.optimize(model, data, 1e-2, keep_fp16=["type:conv_transpose"])
+    assert free.fp32_ops == []
+    with pytest.raises(mpsearch.InputError, match="pin, warn, off"):
+        mpsearch.optimize(model, data, 1e-2, hazards="maybe")
