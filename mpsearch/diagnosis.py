@@ -115,8 +115,8 @@ class Diagnosis:
         )
 
     def _little(self, full: float) -> float:
-        """The largest error that counts as gone, given what it was."""
-        return max(self._harmful, _GONE * full if math.isfinite(full) else 0.0)
+        """The largest error that counts as gone, given what it was; beyond 1 all is wrong."""
+        return max(self._harmful, _GONE * min(full, 1.0))
 
     def _digits(self, node: Node, sample: int) -> str:
         """Digits are lost: by subtraction, along a sum, or harmlessly here and not later."""
