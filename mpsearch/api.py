@@ -154,6 +154,7 @@ def optimize(
         chosen = set(fp32)
         if hazards == "pin":
             fp32 = fp32 | faulty
+            prepared.pinned_by_hazard = [ops[i].name for i in sorted(faulty - chosen)]
         prepared.notes += hazard_notes(ops, faulty - chosen, hazards == "pin")
         problem = Problem(
             search.units(ops, [i for i in range(len(ops)) if i not in fp32 | fp16], by),

@@ -158,6 +158,7 @@ def _result(prepared: Prepared, problem: Problem, started: float, status: str) -
         seconds=time.perf_counter() - started,
         minimised=problem.objective,
         notes=_notes(prepared),
+        pinned_by_hazard=prepared.pinned_by_hazard,
         history=list(problem.history),
         study=problem.study,
     )

@@ -45,6 +45,8 @@ class Prepared:
         What the model is, for people.
     notes
         What the result is to say beside its numbers.
+    pinned_by_hazard
+        Names of the ops kept FP32 for a known runtime fault.
     """
 
     precast: Precast
@@ -62,6 +64,7 @@ class Prepared:
     io_dtype: str
     source: str
     notes: list[str] = field(default_factory=list)
+    pinned_by_hazard: list[str] = field(default_factory=list)
 
     def evaluator(self, device: str = "cpu", cache_bytes: int | None = None) -> Evaluator:
         """An evaluator over the calibration data."""

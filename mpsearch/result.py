@@ -61,6 +61,9 @@ class Result:
         Whether every smaller set was tried and broke the budget (``prove``).
     minimised
         What was minimised.
+    pinned_by_hazard
+        Ops of ``fp32_ops`` that were not searched but kept FP32 for a known runtime fault
+        (:mod:`mpsearch.hazards`).
     tolerated_overflows
         Ops left in FP16 whose results overflow on the calibration data where FP32's are finite.
     casts
@@ -88,6 +91,7 @@ class Result:
     lower_bound: int | None = None
     proven: bool = False
     minimised: str = "ops"
+    pinned_by_hazard: list[str] = field(default_factory=list)
     tolerated_overflows: list[str] = field(default_factory=list)
     casts: int = 0
     explanation: str = ""
@@ -150,6 +154,7 @@ class Result:
             "gap": self.gap,
             "proven": self.proven,
             "minimised": self.minimised,
+            "pinned_by_hazard": self.pinned_by_hazard,
             "tolerated_overflows": self.tolerated_overflows,
             "evaluations": self.evaluations,
             "op_executions": self.op_executions,

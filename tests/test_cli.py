@@ -244,6 +244,9 @@ def _files(here: Path) -> None:
 
 
 BAD = {
+    "objective": ([NET, "--inputs", "good.npz", "--minimise", "watts"], "ops, casts, bytes, flops"),
+    "hazards": ([NET, "--inputs", "good.npz", "--hazards", "maybe"], "pin, warn, off"),
+    "storage": ([NET, "--inputs", "good.npz", "--storage", "nowhere"], "sqlite:///study.db"),
     "missing file": (["nowhere.pt", "--inputs", "good.npz"], "does not exist"),
     "missing data": ([NET, "--inputs", "nowhere.npz"], "does not exist"),
     "wrong keys": ([NET, "--inputs", "key.npz"], "'y'"),
@@ -328,3 +331,14 @@ def test_exported_program_with_code_in_it_is_refused(here):
     outcome = run("optimize", "bad.pt2", "--inputs", "x.npz", "--budget", "1", expect=2)
     assert "--allow-pickle" in outcome.stderr
     assert not marker.exists()
+
+
+def test_pareto_and_analyze_take_the_same_model_and_data(here):
+    front = json.loads(run("pareto", NET, "--inputs", DATA, "--points", "3", "--json").stdout)
+    errors = [point["error"] for point in front["points"]]
+    assert errors == sorted(errors, reverse=True) and len(front["points"][0]["fp32_ops"]) == 0
+    found = json.loads(run("analyze", NET, "--inputs", DATA, "--json").stdout)
+    assert len(found["ops"]) == front["candidate_ops"]
+    assert found["is_precision"] and found["parts_at"] is None
+    outcome = run("pareto", NET, "--inputs", DATA, "--points", "1", expect=2)
+    assert outcome.stderr == "error: points is 1, expected 2 or more\n"

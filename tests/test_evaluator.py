@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from mpsearch import emission, verification
+from mpsearch.cost import Casts
 from mpsearch.prepare import prepare
 from tests.models import batches, net
 from tests.planted import Planted, samples
@@ -114,3 +116,16 @@ def test_rounding_model_ranks_as_single_evaluations_do():
     predicted = [math.sqrt(model.harm((i,), ())) for i in range(count)]
     true = [evaluator.evaluate(tuple(j != i for j in range(count))).loss for i in range(count)]
     assert spearmanr(predicted, true).statistic > 0.9
+
+
+def test_casts_are_counted_as_the_package_has_them(tmp_path):
+    """Against the package as coremltools writes it, for random vectors."""
+    prepared = prepare(Planted(4).eval(), samples(4), "rel_l2", "ieee", "iOS17", 0.0, None)
+    casts = Casts(prepared.lowered)
+    random = np.random.default_rng(0)
+    for share in (0.0, 0.3, 0.6, 1.0):
+        vector = [bool(b) for b in random.random(len(prepared.ops)) < share]
+        names = [op.name for op in prepared.ops if vector[op.index]]
+        path = tmp_path / f"{share}.mlpackage"
+        emission.convert(prepared.precast, emission.selector(names)).save(str(path))
+        assert casts.count(vector) == verification.read_back(path).casts

@@ -290,6 +290,7 @@ def test_conv_transpose_is_pinned_by_hazard_unless_told_otherwise():
     model = Upsampler().eval()
     pinned = mpsearch.optimize(model, data, 1e-2)
     assert [op.type for op in pinned.kept] == ["conv_transpose"]
+    assert pinned.pinned_by_hazard == pinned.fp32_ops
     assert any("#2324" in note and pinned.fp32_ops[0] in note for note in pinned.notes)
     warned = mpsearch.optimize(model, data, 1e-2, hazards="warn")
     assert warned.fp32_ops == [] and any("#2324" in note for note in warned.notes)
