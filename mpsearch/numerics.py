@@ -130,7 +130,8 @@ def rounded(
     if digits:
         mantissa, exponent = torch.frexp(out)
         out = torch.ldexp(torch.round(mantissa * 2**11) / 2**11, exponent)
-        out = torch.where(torch.isfinite(x), out, x)
+        # What is not finite stays as it is, and what would round beyond FP32 as well.
+        out = torch.where(torch.isfinite(out), out, x)
     if underflow:
         small = x.abs() < 2.0**-14
         out = torch.where(small, torch.round(x / 2.0**-24) * 2.0**-24, out)
