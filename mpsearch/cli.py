@@ -75,17 +75,12 @@ def _source(command: Any) -> Any:
     return command
 
 
-def _load(
-    model: str,
-    weights: str | None,
-    allow_pickle: bool,
-    inputs: str | None,
-    targets: str | None,
-    random_: int | None,
-    shape: tuple[str, ...],
-    seed: int,
-) -> tuple[Any, Any]:
-    """The model and its data."""
+def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """The model and its data; takes what says so out of ``options``."""
+    weights, allow_pickle = options.pop("weights"), options.pop("allow_pickle")
+    inputs, targets = options.pop("inputs"), options.pop("targets")
+    random_, shape = options.pop("random_"), options.pop("shape")
+
     from . import data
     from .errors import InputError
     from .loading import load_model
@@ -138,12 +133,6 @@ def optimize(
     model: str,
     budget: float,
     out: Path | None,
-    weights: str | None,
-    allow_pickle: bool,
-    inputs: str | None,
-    targets: str | None,
-    random_: int | None,
-    shape: tuple[str, ...],
     metric: str | None,
     device: str,
     as_json: bool,
@@ -155,9 +144,7 @@ def optimize(
 
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target)
-    loaded, data = _load(
-        model, weights, allow_pickle, inputs, targets, random_, shape, options["seed"]
-    )
+    loaded, data = _load(model, options, options["seed"])
     result = api.optimize(
         loaded, data, budget, metric or "rel_l2", device=device, name=model, **options
     )
@@ -239,12 +226,6 @@ def _table(kept: Any) -> list[str]:
 @click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
 def analyze(
     model: str,
-    weights: str | None,
-    allow_pickle: bool,
-    inputs: str | None,
-    targets: str | None,
-    random_: int | None,
-    shape: tuple[str, ...],
     metric: str | None,
     device: str,
     as_json: bool,
@@ -254,9 +235,7 @@ def analyze(
     """Say which ops FP16 breaks in MODEL, and why."""
     from . import analysis
 
-    loaded, data = _load(
-        model, weights, allow_pickle, inputs, targets, random_, shape, options["seed"]
-    )
+    loaded, data = _load(model, options, options["seed"])
     found = analysis.analyze(loaded, data, metric or "rel_l2", device=device, **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
@@ -310,12 +289,6 @@ def _fit(text: str, width: int) -> str:
 @click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
 def pareto(
     model: str,
-    weights: str | None,
-    allow_pickle: bool,
-    inputs: str | None,
-    targets: str | None,
-    random_: int | None,
-    shape: tuple[str, ...],
     metric: str | None,
     device: str,
     as_json: bool,
@@ -324,9 +297,7 @@ def pareto(
     """Show what error each number of FP32 ops can buy."""
     from . import front
 
-    loaded, data = _load(
-        model, weights, allow_pickle, inputs, targets, random_, shape, options["seed"]
-    )
+    loaded, data = _load(model, options, options["seed"])
     found = front.pareto(loaded, data, metric or "rel_l2", device=device, **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
@@ -381,25 +352,21 @@ def apply(
 @click.pass_context
 def check(
     ctx: click.Context,
+    /,
     config: str,
     model: str,
     budget: float | None,
-    weights: str | None,
-    allow_pickle: bool,
-    inputs: str | None,
-    targets: str | None,
-    random_: int | None,
-    shape: tuple[str, ...],
     metric: str | None,
     device: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
     from . import config as configs
     from . import stored
 
     parsed = configs.read(config)
-    loaded, data = _load(model, weights, allow_pickle, inputs, targets, random_, shape, parsed.seed)
+    loaded, data = _load(model, options, parsed.seed)
     report = stored.check(parsed, loaded, data, budget=budget, metric=metric, device=device)
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
