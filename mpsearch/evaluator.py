@@ -29,6 +29,7 @@ from .sensitivity import RoundingModel, rounding_model
 Vector = tuple[bool, ...]
 Place = tuple[int, int]  # step, sample
 Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
+See = Callable[[int, int, dict[str, Tensor]], None]  # sample, profile, outputs
 
 
 #: What a key with its recipe takes, about, and what they may take however small the limit.
@@ -211,17 +212,18 @@ class Evaluator:
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def evaluate(self, fp32: Vector, limit: float = math.inf) -> Measured:
+    def evaluate(self, fp32: Vector, limit: float = math.inf, see: See | None = None) -> Measured:
         """The loss of a precision vector (True = FP32).
 
-        ``limit`` stops at the first sample that brings the loss above it.
+        ``limit`` stops at the first sample that brings the loss above it. ``see`` is shown what
+        comes out: sample, profile and outputs.
         """
         started, executed = time.perf_counter(), self.counters.executions
         kept = frozenset(i for i, bit in enumerate(fp32) if bit)
         worst, exact = -math.inf, True
         profiles = range(len(self._runtimes)) if len(kept) < self._candidates else range(1)
         for profile in profiles:
-            loss, complete = self._in_profile(kept, profile, limit)
+            loss, complete = self._in_profile(kept, profile, limit, see)
             worst, exact = max(worst, loss), exact and complete
             if worst > limit:
                 break
@@ -230,14 +232,21 @@ class Evaluator:
         self.counters.seconds += seconds
         return Measured(worst, exact, self.counters.executions - executed, seconds)
 
-    def _in_profile(self, kept: frozenset[int], profile: int, limit: float) -> tuple[float, bool]:
+    def _in_profile(
+        self, kept: frozenset[int], profile: int, limit: float, see: See | None
+    ) -> tuple[float, bool]:
         if self.metric.combine == "task":
             outputs = [self.outputs(kept, s, profile) for s in range(len(self._inputs))]
+            for sample, given in enumerate(outputs):
+                if see is not None:
+                    see(sample, profile, given)
             return self.metric.whole(self._references, outputs, self._targets), True
         parts: dict[int, tuple[float, float]] = {}
         assert self.metric.parts is not None
         for position, sample in enumerate(self._order):
             outputs_ = self.outputs(kept, sample, profile)
+            if see is not None:
+                see(sample, profile, outputs_)
             parts[sample] = self.metric.parts(self._references[sample], outputs_)
             if self.metric.combine == "max" and parts[sample][0] > limit:
                 # What broke the budget now is likeliest to break it for the next vector.
@@ -296,6 +305,11 @@ class Evaluator:
         with torch.inference_mode():
             plain = self._identities(every, sample, 0)
             return {slot: self._value(plain[slot]) for slot in slots_read(node)}
+
+    @property
+    def references(self) -> Sequence[Outputs]:
+        """Per sample, what the outputs should be."""
+        return self._references
 
     @property
     def candidates(self) -> int:

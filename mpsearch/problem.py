@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from .bound import disjoint_cores, monotone
 from .cost import Casts, op_cost
 from .evaluator import Evaluator
 from .program import CandidateOp
+from .response import Response, Sketch
 from .sensitivity import RoundingModel
 
 
@@ -156,6 +159,8 @@ class Problem:
         self._ranks: dict[frozenset[int], tuple[float, float, int]] = {}
         self._model: RoundingModel | None = None
         self._adjacent: dict[int, set[int]] | None = None
+        self._sketch = Sketch(evaluator.references, seed)
+        self._errors: dict[frozenset[int], dict[tuple[int, int], np.ndarray]] = {}
         self._ends: tuple[float, float] | None = None
 
     @property
@@ -269,7 +274,14 @@ class Problem:
 
     def _evaluate(self, key: frozenset[int], by: str, exact: bool) -> Trial:
         limit = math.inf if exact else self.budget
-        measured = self.evaluator.evaluate(self.vector(key), limit)
+        errors = self._errors.setdefault(key, {})
+
+        def see(sample: int, profile: int, outputs: dict[str, Any]) -> None:
+            error = self._sketch(sample, outputs)
+            if error is not None:
+                errors[sample, profile] = error
+
+        measured = self.evaluator.evaluate(self.vector(key), limit, see)
         met = measured.exact and measured.loss <= self.budget
         overflows = met and self._forbid_overflow and bool(self.overflows(key))
         trial = Trial(
@@ -347,6 +359,17 @@ class Problem:
     def relief(self, unit: int, kept: Iterable[int]) -> float:
         """The model's squared error that goes when a unit outside ``kept`` joins it."""
         return self.model.relief(self.units[unit].ops, self._fp16(kept))
+
+    def response(self, middle: Iterable[int], units: Iterable[int]) -> Response:
+        """What the trials say of sets that differ from ``middle``, one that met, in ``units``."""
+        key = frozenset(middle)
+        fp16 = self._fp16(key)
+        effects = {}
+        for unit in units:
+            ops = self.units[unit].ops
+            known = self.model.harm if unit in key else self.model.relief
+            effects[unit] = known(ops, fp16)
+        return Response(key, self._errors, effects)
 
     def _fp16(self, kept: Iterable[int]) -> set[int]:
         return {i for i, fp32 in enumerate(self.vector(kept)) if not fp32}

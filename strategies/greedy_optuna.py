@@ -13,11 +13,14 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     Every unit has been FP16 alone, the rest FP32, where there are few enough of them. (From the
     other side, one unit FP32 and the rest FP16, an overflow that spans several ops shows nothing
     when one of them is fixed.)
+``respond``
+    Exchanges were made as long as what the trials say of the outputs' errors
+    (:mod:`mpsearch.response`) led to smaller sets.
 ``refine``
     Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
     place is in doubt, starting from the set so far.
 ``exchange``
-    Putting one unit in, or two, does not let more others out, as far as the trials allowed.
+    Putting in one or two of the units that lower the true loss most does not let more others out.
 ``exhaust``
     Where few sets are one smaller, all of them have been tried; then those that are two smaller,
     as far as the trials allowed.
@@ -43,7 +46,12 @@ _REFINE_SHARE = 0.25
 #: Trials for the lower bound before it is given up as a way to stop: per unit kept, and besides.
 _BOUND_PER_UNIT, _BOUND_TRIALS = 1.5, 12
 #: Units outside the set that are tried in it before others are cast in exchange.
-_ENTERING = 12
+_ENTERING = 8
+#: Exchanges in a row that may fail before the responses are given up, and how many units of those
+#: kept, and of the others, they are taken from.
+_MISSES, _CHANGING = 48, 24
+#: A squared effect from which on casting is hopeless: an overflow.
+_HOPELESS = 1e20
 #: Swaps with neighbours that are tried at the end to save casts.
 _SETTLE_TRIALS = 20
 
@@ -55,6 +63,7 @@ def search(problem: Problem) -> None:
         other = _prune(problem, _cast(problem, _rank(problem)))
         kept = min(kept, other, key=problem.rank)
     if not _reached(problem, kept):
+        kept = _respond(problem, kept)
         kept = _prune(problem, _refine(problem, kept))
         kept = _exchange(problem, kept)
         _exhaust(problem, kept)
@@ -163,40 +172,44 @@ def _refine(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
     return kept if problem.best is None else problem.best.kept
 
 
-def _exchange(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
-    """Put units in, take more out: first by the model's word, then by the true loss; repeat."""
-    improved = True
-    while improved and len(kept) > 1:
-        improved = False
-        for smaller in itertools.chain(_swapped(problem, kept), _grown_and_pruned(problem, kept)):
-            if problem.price(smaller) < problem.price(kept) and (
-                problem.try_(smaller, "exchange").met
-            ):
-                kept, improved = _prune(problem, smaller), True
-                break
+def _respond(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
+    """Exchange by what the trials so far say of the outputs' errors, until that misleads."""
+    misses = 0
+    while misses < _MISSES and len(kept) > 1:
+        response = problem.response(kept, _changing(problem, kept))
+        sets = response.exchanges(problem.cost)
+        smaller = next((s for s in sets if _fresh(problem, s, kept)), None)
+        if smaller is None:
+            break
+        met = problem.try_(smaller, "respond").met
+        kept, misses = (smaller, 0) if met else (kept, misses + 1)
     return kept
 
 
-def _swapped(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
-    """The unit that relieves most put in, two of those that harm least taken out."""
-    entering = sorted(problem.everything - kept, key=lambda u: (-problem.relief(u, kept), u))
-    for unit in entering[:_ENTERING]:
-        grown = kept | {unit}
-        leaving = sorted(kept, key=lambda u, g=grown: (problem.harm(u, g), u))  # type: ignore[misc]
-        for pair in itertools.islice(_pairs(leaving), 6):
-            yield grown.difference(pair)
+def _changing(problem: Problem, kept: frozenset[int]) -> list[int]:
+    """The units whose place is in doubt: those that harm least, and those that relieve most."""
+    harm = {u: problem.harm(u, kept) for u in kept}
+    relief = {u: problem.relief(u, kept) for u in problem.everything - kept}
+    inside = sorted((u for u in harm if harm[u] < _HOPELESS), key=lambda u: (harm[u], u))
+    outside = sorted((u for u in relief if relief[u] > 0), key=lambda u: (-relief[u], u))
+    return inside[:_CHANGING] + outside[:_CHANGING]
 
 
-def _grown_and_pruned(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
-    """The units put in that lower the true loss most, one or two, and all cast that then can be."""
-    for grown in _grown(problem, kept):
-        yield _prune(problem, grown)
+def _fresh(problem: Problem, smaller: frozenset[int], kept: frozenset[int]) -> bool:
+    return problem.known(smaller) is None and problem.price(smaller) < problem.price(kept)
 
 
-def _pairs(ordered: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs, those of the first elements first."""
-    pairs = itertools.combinations(range(min(len(ordered), 12)), 2)
-    return [(ordered[i], ordered[j]) for i, j in sorted(pairs, key=sum)]
+def _exchange(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
+    """Put units in and cast all that then can be, as long as that takes out more than it put in."""
+    improved = True
+    while improved and len(kept) > 1:
+        improved = False
+        for grown in _grown(problem, kept):
+            smaller = _prune(problem, grown)
+            if problem.price(smaller) < problem.price(kept):
+                kept, improved = _respond(problem, smaller), True
+                break
+    return kept
 
 
 def _grown(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
