@@ -42,11 +42,11 @@ class Overflowing(torch.nn.Module):
 
 def decoder(layers: int) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     torch.manual_seed(0)
-    model = Decoder(width=128, heads=4, layers=layers, length=32)
+    model = Decoder(width=256, heads=4, layers=layers, length=32)
     for share in (0.25, 0.5, 0.75):
         place = int(share * layers)
         model.layers[place] = Overflowing(model.layers[place])
-    return model.eval(), [torch.randn(1, 32, 128) for _ in range(8)]
+    return model.eval(), [torch.randn(1, 32, 256) for _ in range(8)]
 
 
 def one(layers: int, eager: bool, budget: float) -> dict[str, Any]:

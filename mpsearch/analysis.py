@@ -17,53 +17,15 @@ from .evaluator import Evaluator
 from .executor.graph import Node
 from .prepare import Prepared, check_device, prepare
 from .progress import Progress
+from .ranges import Range, ranges
 from .result import number
 
-#: The smallest normal FP16 number, and the largest.
-_NORMAL, _MAX = 2.0**-14, 65504.0
 #: Harm, where no budget says what it is: four times FP16's own rounding.
 _HARMFUL = 2.0**-9
 #: Ops predicted to do at least this share of harm are run alone.
 _SUSPECT = 0.1
 #: With no more ops than these, all are run alone.
 _FEW = 64
-
-
-@dataclass(slots=True)
-class Range:
-    """What an op computes in FP32 over all samples.
-
-    Attributes
-    ----------
-    largest, smallest
-        Magnitudes: of all finite values, and of those that are not 0.
-    below_normal
-        The share of values that are not 0 and below FP16's normal range (2**-14).
-    overflow
-        The share of values beyond 65504.
-    """
-
-    largest: float = 0.0
-    smallest: float = math.inf
-    below_normal: float = 0.0
-    overflow: float = 0.0
-    _count: int = 0
-
-    def add(self, value: Tensor) -> None:
-        """Take in one value of the op."""
-        size = value.detach().abs().reshape(-1).double()
-        size = size[torch.isfinite(size)]
-        if not size.numel():
-            return
-        there = size[size > 0]
-        self.largest = max(self.largest, float(size.max()))
-        if there.numel():
-            self.smallest = min(self.smallest, float(there.min()))
-        before, self._count = self._count, self._count + size.numel()
-        low = float((there < _NORMAL).sum())
-        high = float((size > _MAX).sum())
-        self.below_normal = (self.below_normal * before + low) / self._count
-        self.overflow = (self.overflow * before + high) / self._count
 
 
 @dataclass(slots=True)
@@ -141,7 +103,7 @@ def _plain(op: OpAnalysis) -> dict[str, Any]:
     out = asdict(op)
     out["sensitivity"] = number(op.sensitivity)
     if op.range is not None:
-        keys = ("largest", "smallest", "below_normal", "overflow")
+        keys = ("largest", "smallest", "below_normal", "subnormal", "overflow")
         out["range"] = {key: number(getattr(op.range, key)) for key in keys}
     return out
 
@@ -199,7 +161,7 @@ def analyze(
 
 
 def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) -> list[OpAnalysis]:
-    ranges = _ranges(evaluator)
+    found = ranges(evaluator)
     nodes: dict[int, Node] = {
         n.candidate: n for n in evaluator.nodes if n.candidate is not None and not n.blocks
     }
@@ -218,7 +180,7 @@ def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) ->
             measured = True
         out.append(
             OpAnalysis(
-                op.name, op.type, op.layer, verdict, sensitivity, measured, ranges.get(op.index)
+                op.name, op.type, op.layer, verdict, sensitivity, measured, found.get(op.index)
             )
         )
     return out
@@ -282,22 +244,6 @@ def _differs(value: Any, wanted: Tensor, limit: float) -> bool:
     size = float(torch.linalg.vector_norm(wanted.double()))
     off = float(torch.linalg.vector_norm(value.double().cpu() - wanted.double().cpu()))
     return off > limit * size if math.isfinite(size) else False
-
-
-def _ranges(evaluator: Evaluator) -> dict[int, Range]:
-    ranges: dict[int, Range] = {}
-
-    def see(node: Node, results: tuple[Any, ...]) -> None:
-        if node.candidate is None:
-            return
-        for value in results:
-            if isinstance(value, Tensor) and value.is_floating_point():
-                ranges.setdefault(node.candidate, Range()).add(value)
-
-    every = frozenset(range(evaluator.candidates))
-    for sample in range(evaluator.samples):
-        evaluator.trace(every, sample, see)
-    return ranges
 
 
 def _explain(found: Analysis, place: Node | None) -> str:

@@ -19,6 +19,7 @@ from .problem import Problem
 from .progress import Progress
 from .result import Result
 from .storage import check_storage
+from .weights import check_storage as check_weights
 
 DEFAULT_TRIALS = 300
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
@@ -44,6 +45,7 @@ def optimize(
     prove: bool = False,
     forbid_overflow: bool = False,
     hazards: str = "pin",
+    weights: str | None = None,
     storage: str | None = None,
     heldout: float = 0.25,
     io_dtype: str | None = None,
@@ -94,6 +96,9 @@ def optimize(
     hazards
         What to do about ops that are known to fail at run time in FP16
         (:mod:`mpsearch.hazards`): ``pin`` them to FP32, ``warn``, or ``off``.
+    weights
+        How weights are stored where the budget allows it: ``fp16`` also for FP32 ops, or ``int8``
+        (:mod:`mpsearch.weights`); default as their ops are typed.
     storage
         Where Optuna is to keep its study, for instance ``sqlite:///study.db``; default in memory.
     heldout
@@ -138,6 +143,7 @@ def optimize(
     check_objective(minimise)
     check_action(hazards)
     check_storage(storage)
+    check_weights(weights, target)
     check_device(device)
     bar = Progress(progress)
     try:
@@ -177,7 +183,7 @@ def optimize(
         if floor > limit or not problem.admit(problem.everything).met:
             return infeasible(prepared, problem, started)
         finished = problem.admit(frozenset()).met or search.run(run_strategy, problem)
-        return finish(prepared, problem, run_strategy, started, bar, interrupted=not finished)
+        return finish(prepared, problem, run_strategy, started, bar, not finished, weights)
     finally:
         bar.close()
 

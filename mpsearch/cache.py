@@ -39,6 +39,11 @@ class ByteCache(Generic[V]):
             _, dropped = self._values.popitem(last=False)
             self.bytes -= self._size(dropped)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._values.clear()
+        self.bytes = 0
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._values
 

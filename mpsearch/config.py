@@ -44,6 +44,15 @@ _SCHEMA: dict[str, Any] = {
         "errors": {"type": "object", "additionalProperties": _NUMBER},
         "numerics": {"type": "string"},
         "seed": {"type": "integer"},
+        "weights": {
+            "type": ["object", "null"],
+            "required": ["storage", "names"],
+            "additionalProperties": False,
+            "properties": {
+                "storage": {"enum": ["fp16", "int8"]},
+                "names": {"type": "array", "items": {"type": "string"}},
+            },
+        },
         "inputs": {
             "type": "array",
             "items": {
@@ -67,6 +76,8 @@ _SCHEMA: dict[str, Any] = {
                     "name": {"type": "string"},
                     "type": {"type": "string"},
                     "layer": {"type": "string"},
+                    "line": {"type": "string"},
+                    "verdict": {"type": "string"},
                     "sensitivity": _NUMBER,
                 },
             },
@@ -81,12 +92,16 @@ class KeptOp:
 
     ``sensitivity`` is the error when this op alone is FP16, None where that is infinite: measured,
     or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.sensitivity`).
+    ``line`` is where it stands in Python, ``verdict`` why FP16 breaks it by itself
+    (:data:`mpsearch.diagnosis.VERDICTS`), ``adds up`` where it does not; both empty where unknown.
     """
 
     name: str
     type: str
     layer: str
     sensitivity: float | None = None
+    line: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ class Config:
     """What :func:`mpsearch.apply` and :func:`mpsearch.check` need to know.
 
     ``inputs`` are the model's inputs as the first sample gave them: name, torch dtype, shape.
+    ``weights`` says how weights are stored, and which (:mod:`mpsearch.weights`); None as typed.
     """
 
     source: str
@@ -108,6 +124,7 @@ class Config:
     seed: int
     inputs: list[dict[str, Any]] = field(default_factory=list)
     fp32_ops: list[KeptOp] = field(default_factory=list)
+    weights: dict[str, Any] | None = None
     version: int = VERSION
 
     def write(self, path: Path) -> None:

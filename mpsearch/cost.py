@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from .errors import InputError
 from .executor.graph import Function, Node, Ref, slots_read, walk
@@ -90,17 +95,34 @@ class Casts:
         # What takes no part in the choice, but for casts that are there anyway.
         return _FREE if node.op_type == "cast" or "fp32" not in node.fp32.out_dtypes else _FP32
 
+    def reads(self) -> dict[int, set[int]]:
+        """Candidate -> the candidates whose results it reads."""
+        found: dict[int, set[int]] = {}
+        for slot, producer in self._producer.items():
+            for reader in self._readers.get(slot, ()) if producer >= 0 else ():
+                if reader >= 0:
+                    found.setdefault(reader, set()).add(producer)
+        return found
+
     def neighbours(self) -> dict[int, set[int]]:
         """Candidate -> the candidates that write what it reads, or read what it writes."""
         found: dict[int, set[int]] = {}
-        for slot, producer in self._producer.items():
-            if producer < 0:
-                continue
-            for reader in self._readers.get(slot, ()):
-                if reader >= 0:
-                    found.setdefault(producer, set()).add(reader)
-                    found.setdefault(reader, set()).add(producer)
+        for reader, producers in self.reads().items():
+            for producer in producers:
+                found.setdefault(producer, set()).add(reader)
+                found.setdefault(reader, set()).add(producer)
         return found
+
+    def islands(self, fp32: Sequence[bool]) -> list[list[int]]:
+        """The connected groups of FP32 ops, each in execution order."""
+        kept = [i for i, bit in enumerate(fp32) if bit]
+        place = {op: k for k, op in enumerate(kept)}
+        pairs = [(a, b) for a, near in self.neighbours().items() for b in near if fp32[a]]
+        linked = [(place[a], place[b]) for a, b in pairs if fp32[b]]
+        rows, columns = zip(*linked, strict=True) if linked else ((), ())
+        graph = csr_array((np.ones(len(linked)), (rows, columns)), shape=(len(kept), len(kept)))
+        count, labels = connected_components(graph, directed=False) if kept else (0, [])
+        return [[kept[k] for k in np.flatnonzero(labels == label)] for label in range(count)]
 
     def count(self, fp32: Sequence[bool]) -> int:
         """Casts for a precision vector (True = FP32)."""
@@ -114,3 +136,41 @@ class Casts:
             }
             total += (not made) in wanted
         return total
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a precision vector costs.
+
+    Attributes
+    ----------
+    fp32_ops
+        Ops in FP32. The Neural Engine does not run FP32, so each of them leaves it.
+    islands
+        Connected groups of them.
+    casts
+        Casts between FP16 and FP32.
+    weight_bytes
+        Bytes of the weights of candidate ops: 4 a number in FP32 ops, 2 in FP16 ops.
+    fp32_flops
+        The share of floating-point operations that is done in FP32, 0 to 1.
+    """
+
+    fp32_ops: int
+    islands: int
+    casts: int
+    weight_bytes: int
+    fp32_flops: float
+
+
+def cost(ops: Sequence[CandidateOp], casts: Casts, fp32: Sequence[bool]) -> Cost:
+    """The cost of a precision vector (True = FP32)."""
+    kept = [op for op in ops if fp32[op.index]]
+    total = sum(op.flops for op in ops)
+    return Cost(
+        len(kept),
+        len(casts.islands(fp32)),
+        casts.count(fp32),
+        sum(op.weight_bytes if fp32[op.index] else op.weight_bytes // 2 for op in ops),
+        sum(op.flops for op in kept) / total if total else 0.0,
+    )

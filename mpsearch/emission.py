@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import flat
+from . import flat, weights
 from ._ct import ct, quiet
 from .errors import InputError
 from .frontend import Precast, passes_from_cast
@@ -34,12 +34,18 @@ def selector(fp32_ops: Collection[str]) -> Selector:
     return op_selector
 
 
-def convert(precast: Precast, op_selector: Selector) -> Any:
+def convert(
+    precast: Precast, op_selector: Selector, stored: tuple[str, Collection[str]] | None = None
+) -> Any:
     """The ``MLModel`` that coremltools makes of a pre-cast program with a selector.
 
     Runs the rest of coremltools' default passes, the cast first: the same package as a full
-    conversion from PyTorch with that selector.
+    conversion from PyTorch with that selector. ``stored`` says how weights are stored, and which
+    (:mod:`mpsearch.weights`).
     """
+    pipeline = PassPipeline(passes_from_cast() + ([weights.PASS] if stored else []), "from_cast")
+    if stored is not None:
+        pipeline.set_options(weights.PASS, {"storage": stored[0], "names": stored[1]})
     with quiet():
         return ct.convert(
             copy_program(precast.program),
@@ -47,9 +53,14 @@ def convert(precast: Precast, op_selector: Selector) -> Any:
             convert_to="mlprogram",
             compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
             minimum_deployment_target=getattr(ct.target, precast.target),
-            pass_pipeline=PassPipeline(passes_from_cast(), "from_cast"),
+            pass_pipeline=pipeline,
             skip_model_load=True,
         )
+
+
+def package_bytes(path: Path) -> int:
+    """Bytes of a package on disk."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 @contextmanager

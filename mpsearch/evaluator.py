@@ -256,6 +256,7 @@ class Evaluator:
 
     def outputs(self, kept: frozenset[int], sample: int, profile: int = 0) -> dict[str, Tensor]:
         """The outputs for one sample when the ops in ``kept`` are FP32 and the others FP16."""
+        self._tidy()
         with torch.inference_mode():
             identities = self._identities(kept, sample, profile)
             return {
@@ -271,6 +272,7 @@ class Evaluator:
         profile: int = 0,
     ) -> None:
         """Show ``see`` every node of the outer block and its results, in order."""
+        self._tidy()
         with torch.inference_mode():
             identities = self._identities(kept, sample, profile)
             for step in self._steps:
@@ -281,6 +283,7 @@ class Evaluator:
     ) -> dict[str, Tensor]:
         """The outputs of all-FP32 when ``node`` gives ``results`` instead of its own."""
         every = frozenset(range(self._candidates))
+        self._tidy()
         with torch.inference_mode():
             plain = self._identities(every, sample, profile)
             env: dict[int, Any] = dict(zip(node.outputs, results, strict=True))
@@ -302,6 +305,7 @@ class Evaluator:
     def taken(self, sample: int, node: Node) -> dict[int, Any]:
         """The values that a node of the outer block reads in all-FP32, by slot."""
         every = frozenset(range(self._candidates))
+        self._tidy()
         with torch.inference_mode():
             plain = self._identities(every, sample, 0)
             return {slot: self._value(plain[slot]) for slot in slots_read(node)}
@@ -348,6 +352,7 @@ class Evaluator:
     def _overflows(
         self, kept: frozenset[int], every: frozenset[int], sample: int, profile: int
     ) -> set[int]:
+        self._tidy()
         mixed = self._identities(kept, sample, profile)
         plain = self._identities(every, sample, profile)
         found: set[int] = set()
@@ -368,12 +373,15 @@ class Evaluator:
             tainted.update(fresh)
         return found
 
+    def _tidy(self) -> None:
+        """Start over where the tables have grown too large; identities held do not outlive this."""
+        if self._memory.overgrown:
+            self._memory = _Identities(self._memory.tensors.limit)
+
     # -- identities ----------------------------------------------------------------------------
 
     def _identities(self, kept: frozenset[int], sample: int, profile: int) -> dict[int, Where]:
         """Slot -> (identity of the result, place in the result's tuple)."""
-        if self._memory.overgrown:
-            self._memory = _Identities(self._memory.tensors.limit)
         memory = self._memory
         found = dict(self._inputs[sample])
         for step in self._steps:
@@ -473,6 +481,12 @@ class Evaluator:
             value = self._runtimes[0].source(source, {})
         out: Tensor = value
         return out.to("cpu")
+
+    def release(self) -> None:
+        """Give back the memory of what is remembered; it is computed again when needed."""
+        self._memory = _Identities(self._memory.tensors.limit)
+        for runtime in self._runtimes:
+            runtime.release()
 
     def rounding_model(self, seed: int, samples: int = 2) -> RoundingModel:
         """The first-order model of rounding over the first samples, worst profile last."""

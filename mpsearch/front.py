@@ -160,7 +160,7 @@ def _front(prepared: Prepared, problem: Problem, device: str, cache_bytes: int |
     metric = prepared.metric
     held = prepared.heldout_evaluator(device, cache_bytes)
     points = []
-    for trial in _undominated(problem):
+    for trial in undominated(problem):
         vector = problem.vector(trial.kept)
         points.append(
             Point(
@@ -175,7 +175,7 @@ def _front(prepared: Prepared, problem: Problem, device: str, cache_bytes: int |
     return Front(points, metric.name, len(prepared.ops), floor, counters.evaluations)
 
 
-def _undominated(problem: Problem) -> Sequence[Trial]:
+def undominated(problem: Problem) -> Sequence[Trial]:
     """Trials that no other beats in both ops and loss, the fewest ops first."""
     exact = [t for t in problem.history if t.exact]
     best = math.inf

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,8 @@ class Precast:
         ``torchscript``, ``exported`` or ``mlpackage``.
     layer_of
         The PyTorch module of a MIL op.
+    line_of
+        The line of Python that a MIL op came from, as ``file:line``; empty where unknown.
     wrapper
         What the model was wrapped in to be traced, if anything.
     states
@@ -111,6 +115,7 @@ class Precast:
     target: str
     kind: str
     layer_of: Callable[[Operation], str]
+    line_of: Callable[[Operation], str] = lambda op: ""
     wrapper: Flat | None = None
     states: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -315,6 +320,7 @@ def convert(
             target,
             routed.kind,
             routed.layer_of,
+            _line_of(routed.lines),
             routed.wrapper,
             {s.name: tuple(s.shape.shape) for s in arguments.get("states", [])},
         )
@@ -357,6 +363,7 @@ class _Routed:
     source: Any
     kind: str
     layer_of: Callable[[Operation], str]
+    lines: dict[str, str]
     wrapper: Flat | None = None
 
 
@@ -364,9 +371,11 @@ def _direct(model: TorchModel, sample: Sample) -> _Routed | None:
     """Exported programs and TorchScript as they are."""
     if model.exported is not None and not model.half:
         program = model.exported.run_decompositions({})
-        return _Routed(program, "exported", _exported_layers(program))
+        return _Routed(program, "exported", _exported_layers(program), _exported_lines(program))
     if isinstance(model.source, torch.jit.ScriptModule) and len(model(sample)) == 1:
-        return _Routed(model.module, "torchscript", _program.torchscript_layer)
+        return _Routed(
+            model.module, "torchscript", _program.torchscript_layer, _traced_lines(model.module)
+        )
     return None
 
 
@@ -380,7 +389,7 @@ def _trace(model: TorchModel, sample: Sample) -> _Routed:
         state.zero_()
     with torch.no_grad(), _tagged(model.module, paths), model.in_fp32():
         traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
-    return _Routed(traced, "torchscript", _tagged_layer(paths), wrapper)
+    return _Routed(traced, "torchscript", _tagged_layer(paths), _traced_lines(traced), wrapper)
 
 
 def _export(model: TorchModel, sample: Sample) -> _Routed | None:
@@ -394,7 +403,7 @@ def _export(model: TorchModel, sample: Sample) -> _Routed | None:
         else:
             exported = torch.export.export(model.module, (), given, strict=False)
     program = exported.run_decompositions({})
-    return _Routed(program, "exported", _exported_layers(program))
+    return _Routed(program, "exported", _exported_layers(program), _exported_lines(program))
 
 
 def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Tensor]:
@@ -414,9 +423,21 @@ def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Ten
             return _traced_values(routed.source, tensors)
 
 
+def _named_graph(traced: Any) -> Any:
+    """A copy of the inlined graph whose values have the names that coremltools gives them.
+
+    It numbers unnamed values anew after the same passes (``_expand_and_optimize_ir``).
+    """
+    graph = traced.inlined_graph.copy()
+    torch._C._jit_pass_inline_fork_wait(graph)
+    torch._C._jit_pass_dce(graph)
+    torch._C._jit_pass_canonicalize_graph_fuser_ops(graph)
+    return torch._C._jit_pass_canonicalize(graph)
+
+
 def _traced_values(traced: Any, tensors: list[Tensor]) -> dict[str, Tensor]:
     """Run a copy of the graph that gives all its tensors as a list."""
-    graph = traced.inlined_graph.copy()
+    graph = _named_graph(traced)
     tensor = torch._C.TensorType.get()
     values = [
         value
@@ -531,6 +552,61 @@ def _exported_layers(program: Any) -> Callable[[Operation], str]:
         return ""
 
     return layer
+
+
+#: Frames of a Python stack, innermost first in TorchScript's notation, last in torch.export's.
+_TRACED_FRAME = re.compile(r"^(?P<file>.+)\((?P<line>\d+)\): ", re.MULTILINE)
+_EXPORTED_FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+def _traced_lines(traced: Any) -> dict[str, str]:
+    """Traced value -> the line of the user's code that computed it."""
+    try:
+        nodes = list(_named_graph(traced).nodes())
+    except RuntimeError:  # scripted modules that call what cannot be inlined
+        return {}
+    found = {}
+    for node in nodes:
+        line = _users_line(_TRACED_FRAME.finditer(node.sourceRange()))
+        if line:
+            found.update({value.debugName(): line for value in node.outputs()})
+    return found
+
+
+def _exported_lines(program: Any) -> dict[str, str]:
+    """Node of an exported program -> the line of the user's code that computed it."""
+    found = {}
+    for node in program.graph.nodes:
+        frames = list(_EXPORTED_FRAME.finditer(node.meta.get("stack_trace") or ""))
+        if line := _users_line(reversed(frames)):
+            found[node.name] = line
+    return found
+
+
+def _users_line(frames: Iterable[re.Match[str]]) -> str:
+    """The innermost frame outside torch, as ``file:line``, relative to where the user stands."""
+    for frame in frames:
+        file = frame["file"]
+        if not file.startswith(_NOT_THE_USERS):
+            path = Path(file)
+            here = path.is_relative_to(Path.cwd())
+            return f"{path.relative_to(Path.cwd()) if here else path}:{frame['line']}"
+    return ""
+
+
+def _line_of(lines: dict[str, str]) -> Callable[[Operation], str]:
+    """Ops are named after the value that they stand for, several for one with a suffix each."""
+
+    def line(op: Operation) -> str:
+        for name in (op.outputs[0].name if op.outputs else "", op.name):
+            while name:
+                if name in lines:
+                    return lines[name]
+                name = name.rpartition("_")[0]
+        return ""
+
+    return line
 
 
 def from_package(model: Any) -> Precast:

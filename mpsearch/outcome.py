@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from . import emission, frontend, search, verification
-from .config import Config, KeptOp
+from . import account, emission, frontend, search, verification, weights
+from .config import Config
 from .errors import VerificationError
 from .evaluator import Evaluator
 from .frontend import TorchModel
@@ -24,8 +25,6 @@ from .result import PACKAGE, Result, number
 
 #: How much below the budget to search once a set has failed where the search could not see it.
 _MARGIN = 0.9
-#: Up to so many kept ops are measured alone; more are predicted by the first-order model.
-_MEASURED_ALONE = 64
 
 
 def finish(
@@ -35,8 +34,11 @@ def finish(
     started: float,
     bar: Progress,
     interrupted: bool,
+    storage: str | None = None,
 ) -> Result:
     """Write the best set, read it back, and search on with more margin until it holds.
+
+    ``storage`` is how weights are to be stored then, where that keeps the budget.
 
     Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
     not known to the search: either can break the budget that the search met.
@@ -55,6 +57,7 @@ def finish(
         bits = problem.vector(best.kept)
         names = [op.name for op in prepared.ops if bits[op.index]]
         bar.stage("writing the package and reading it back")
+        problem.evaluator.release()  # coremltools and the package hold the weights once more each
         package, measured, held = _emit(prepared, names, path)
         worst = max(measured, held)
         if worst <= limit or best.kept == problem.everything:
@@ -71,7 +74,20 @@ def finish(
         bar.stage("bounding")
         bound = _lower_bound(problem, limit, best)
     result = _result(prepared, problem, started, status)
-    kept = _kept_ops(prepared, problem, bits)
+    stored_names: list[str] = []
+    if storage is not None:
+        bar.stage(f"storing weights as {storage}")
+        package, measured, held, result.weights, stored_names = _store(
+            prepared, names, path, (package, measured, held), storage, limit
+        )
+    bar.stage("measuring the kept ops alone")
+    kept = account.kept_ops(prepared, problem, bits)
+    result.ops = account.op_rows(prepared, problem, bits)
+    result.costs = account.costs(prepared, bits, package.casts)
+    result.islands = account.islands(prepared, bits)
+    result.front = account.front(problem, prepared.metric)
+    result.remedies = account.remedies(prepared, problem, kept)
+    result.package_bytes = emission.package_bytes(path)
     result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
     metric = prepared.metric
     result.error = metric.loss_of(measured)
@@ -88,7 +104,7 @@ def finish(
     if result.tolerated_overflows:
         result.notes.append(_overflow_note(result.tolerated_overflows))
     result.explanation = _explain(result)
-    result.config = _make_config(prepared, result, problem.seed)
+    result.config = _make_config(prepared, result, problem.seed, storage, stored_names)
     result._selector_source = emission.selector_source(
         prepared.precast, result.fp32_ops, _facts(prepared, result)
     )
@@ -165,10 +181,13 @@ def _result(prepared: Prepared, problem: Problem, started: float, status: str) -
 
 
 def _emit(
-    prepared: Prepared, names: Sequence[str], path: Path
+    prepared: Prepared,
+    names: Sequence[str],
+    path: Path,
+    stored: tuple[str, Collection[str]] | None = None,
 ) -> tuple[verification.ReadBack, float, float]:
     """Write a package and measure it as read back: (package, loss, loss on held-out data)."""
-    mlmodel = emission.convert(prepared.precast, emission.selector(names))
+    mlmodel = emission.convert(prepared.precast, emission.selector(names), stored)
     mlmodel.save(str(path))
     package = verification.read_back(path)
     wrong = verification.precision_mismatch(package, prepared.lowered, names)
@@ -180,20 +199,40 @@ def _emit(
     return package, measured, held
 
 
-def _kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
-    """The kept ops, each with the error of the program when it alone is FP16."""
-    kept = [op for op in prepared.ops if bits[op.index]]
-    measure = len(kept) <= _MEASURED_ALONE
-    out = []
-    for op in kept:
-        if measure:
-            vector = tuple(i != op.index for i in range(len(prepared.ops)))
-            alone = problem.evaluator.evaluate(vector).loss
-        else:
-            alone = math.sqrt(problem.model.harm((op.index,), ()))
-        alone = prepared.metric.loss_of(alone)
-        out.append(KeptOp(op.name, op.type, op.layer, number(alone)))
-    return out
+def _store(
+    prepared: Prepared,
+    names: Sequence[str],
+    path: Path,
+    plain: tuple[verification.ReadBack, float, float],
+    storage: str,
+    limit: float,
+) -> tuple[verification.ReadBack, float, float, weights.Stored, list[str]]:
+    """Store as many weights otherwise as the budget allows, and read the package back."""
+    before = emission.package_bytes(path)
+    function = plain[0].function
+    forms = weights.changed(function, storage)
+
+    def holds(chosen: set[str]) -> bool:
+        tried = replace(plain[0], function=weights.with_weights(function, forms, chosen))
+        sets = (
+            (prepared.calibration, prepared.references),
+            (prepared.heldout, prepared.heldout_references),
+        )
+        return all(
+            verification.losses(tried, data, wanted, prepared.metric, prepared.profiles) <= limit
+            for data, wanted in sets
+        )
+
+    chosen = weights.largest_set(list(forms), holds)
+    written = plain
+    if chosen:
+        written = _emit(prepared, names, path, (storage, chosen))
+        if max(written[1:]) > limit:
+            raise VerificationError(
+                f"the package with weights stored as {storage} has another error than was measured"
+            )
+    stored = weights.Stored(storage, len(chosen), len(forms), before, emission.package_bytes(path))
+    return (*written, stored, sorted(chosen))
 
 
 def _explain(result: Result) -> str:
@@ -270,7 +309,9 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("mpsearch", "coremltools", "torch", "numpy", "optuna")}
 
 
-def _make_config(prepared: Prepared, result: Result, seed: int) -> Config:
+def _make_config(
+    prepared: Prepared, result: Result, seed: int, storage: str | None, stored: list[str]
+) -> Config:
     return Config(
         source=prepared.source,
         fingerprint=frontend.fingerprint(prepared.precast),
@@ -291,6 +332,7 @@ def _make_config(prepared: Prepared, result: Result, seed: int) -> Config:
             {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in prepared.inputs
         ],
         fp32_ops=result.kept,
+        weights={"storage": storage, "names": stored} if stored else None,
     )
 
 

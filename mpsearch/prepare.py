@@ -136,7 +136,9 @@ def prepare(
         io = io_dtype or ("fp16" if torch_model.io_half and target != "iOS15" else "fp32")
         precast = frontend.convert(torch_model, data.samples, target, io)
     (function_name,) = precast.program.functions
-    lowered, ops = lower_candidates(precast.program, function_name, precast.layer_of)
+    lowered, ops = lower_candidates(
+        precast.program, function_name, precast.layer_of, precast.line_of
+    )
     bind = _binder(precast, lowered, torch_model)
     bound = [bind(s) for s in data.samples]
     renamed = Data([s for s, _ in bound], data.targets, data.noise)

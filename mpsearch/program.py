@@ -21,10 +21,12 @@ with quiet():
     from coremltools.converters.mil.frontend.milproto.load import load as _load_milproto
     from coremltools.converters.mil.mil import Block as MilBlock
     from coremltools.converters.mil.mil import Operation, Program, Var, types
+    from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
     from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
     from coremltools.converters.mil.mil.scope import ScopeSource
 
 LayerOf = Callable[[Operation], str]
+LineOf = Callable[[Operation], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class CandidateOp:
         Bytes of its FP32 constants.
     flops
         Floating-point operations, as :func:`mpsearch.cost.flops` counts them.
+    line
+        The line of Python that it came from, as ``file:line``; empty where unknown.
     """
 
     index: int
@@ -56,6 +60,7 @@ class CandidateOp:
     output_shapes: tuple[tuple[int, ...], ...]
     weight_bytes: int
     flops: int
+    line: str = ""
 
 
 # --- copies and files ------------------------------------------------------------------------
@@ -154,6 +159,11 @@ def _record_casts(program: Program) -> dict[str, tuple[dict[str, Any], tuple[str
     return recorder.cast
 
 
+def written_name(name: str) -> str:
+    """A value's name as coremltools writes it to a package."""
+    return str(NameSanitizer(prefix="var_").sanitize_name(name))
+
+
 def dtype_of(var: Var) -> str:
     """The element type of a value as MIL writes it; ``list`` for a list."""
     return "list" if types.is_list(var.sym_type) else types.builtin_to_string(var.dtype)
@@ -170,11 +180,16 @@ def lower(program: Program, function: str = "main", layer_of: LayerOf | None = N
     UnsupportedOpError
         If the function updates a state inside a loop or a branch.
     """
-    return _Lowering(program.functions[function], {}, layer_of or torchscript_layer).function()
+    return _Lowering(
+        program.functions[function], {}, layer_of or torchscript_layer, lambda op: ""
+    ).function()
 
 
 def lower_candidates(
-    program: Program, function: str = "main", layer_of: LayerOf | None = None
+    program: Program,
+    function: str = "main",
+    layer_of: LayerOf | None = None,
+    line_of: LineOf | None = None,
 ) -> tuple[Function, list[CandidateOp]]:
     """A function of a pre-cast program with the FP16 form of every op that can be cast.
 
@@ -182,7 +197,8 @@ def lower_candidates(
     ``common::add_fp16_cast``, run once over a copy of the program.
     """
     layers = layer_of or torchscript_layer
-    lowering = _Lowering(program.functions[function], _record_casts(program), layers)
+    lines = line_of or (lambda op: "")
+    lowering = _Lowering(program.functions[function], _record_casts(program), layers, lines)
     return lowering.function(), lowering.candidates
 
 
@@ -198,10 +214,12 @@ class _Lowering:
         function: Any,
         casts: dict[str, tuple[dict[str, Any], tuple[str, ...]]],
         layer_of: LayerOf,
+        line_of: LineOf,
     ) -> None:
         self._function = function
         self._casts = casts
         self._layer_of = layer_of
+        self._line_of = line_of
         self._slots: dict[Var, int] = {}
         self._constants: dict[Var, Constant] = {}
         self._states: dict[Var, Source] = {}
@@ -291,7 +309,8 @@ class _Lowering:
         taken = {n: _shape(v) for n, v in given.items() if isinstance(v, Var)}
         work = flops(op.op_type, taken, shapes)
         index = len(self.candidates)
-        return CandidateOp(index, op.name, op.op_type, node.layer, shapes, weights, work)
+        line = self._line_of(op)
+        return CandidateOp(index, op.name, op.op_type, node.layer, shapes, weights, work, line)
 
     def _block(self, block: MilBlock) -> Block:
         self._depth += 1

@@ -6,15 +6,18 @@ import json
 import math
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import emission
 from ._ct import ct, quiet
 from .config import Config, KeptOp
+from .cost import Cost
 from .errors import InfeasibleError
 from .problem import Trial
+from .remedies import Remedy
+from .weights import Stored
 
 PACKAGE = "model.mlpackage"
 
@@ -22,6 +25,30 @@ PACKAGE = "model.mlpackage"
 def number(value: float | None) -> float | None:
     """A number as JSON can hold it: None for infinite."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class OpRow:
+    """One candidate op, for the report.
+
+    Attributes
+    ----------
+    fp32
+        Whether it is FP32 in the package.
+    sensitivity
+        The relative L2 error when it alone is FP16, predicted to first order
+        (:mod:`mpsearch.sensitivity`); None where it overflows.
+    reads
+        The candidate ops whose results it reads, by name.
+    """
+
+    name: str
+    type: str
+    layer: str
+    line: str
+    fp32: bool
+    sensitivity: float | None
+    reads: list[str]
 
 
 @dataclass(slots=True)
@@ -68,6 +95,20 @@ class Result:
         Ops left in FP16 whose results overflow on the calibration data where FP32's are finite.
     casts
         Casts between FP16 and FP32 in the written package.
+    costs
+        What ``fp16``, the ``package`` and ``fp32`` cost (:class:`mpsearch.cost.Cost`).
+    islands
+        The connected groups of FP32 ops, each in execution order.
+    ops
+        Every candidate op, in execution order.
+    front
+        FP32 ops and error of the trials that no other beats in both.
+    remedies
+        Changes to the PyTorch model that would cost less (:mod:`mpsearch.remedies`).
+    weights
+        What came of storing weights otherwise (``weights``); None where that was not asked for.
+    package_bytes
+        The package on disk.
     explanation
         One sentence for people.
     history, study
@@ -94,6 +135,13 @@ class Result:
     pinned_by_hazard: list[str] = field(default_factory=list)
     tolerated_overflows: list[str] = field(default_factory=list)
     casts: int = 0
+    costs: dict[str, Cost] = field(default_factory=dict)
+    islands: list[list[str]] = field(default_factory=list)
+    ops: list[OpRow] = field(default_factory=list)
+    front: list[tuple[int, float | None]] = field(default_factory=list)
+    remedies: list[Remedy] = field(default_factory=list)
+    weights: Stored | None = None
+    package_bytes: int = 0
     explanation: str = ""
     notes: list[str] = field(default_factory=list)
     history: list[Trial] = field(default_factory=list)
@@ -163,6 +211,24 @@ class Result:
             "seconds": round(self.seconds, 3),
             "explanation": self.explanation,
             "notes": self.notes,
+            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
+            "package_bytes": self.package_bytes,
+            "weights": None if self.weights is None else asdict(self.weights),
+            "kept": [asdict(op) for op in self.kept],
+            "islands": self.islands,
+            "remedies": [{**asdict(r), "code": r.code} for r in self.remedies],
+            "front": self.front,
+            "ops": [asdict(op) for op in self.ops],
+            "trials": [
+                {
+                    "pass": t.asked_by,
+                    "fp32_ops": len(t.kept),
+                    "error": number(t.loss),
+                    "met": t.met,
+                    "exact": t.exact,
+                }
+                for t in self.history
+            ],
         }
 
     def save(self, path: str | Path) -> Path:

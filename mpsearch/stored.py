@@ -118,8 +118,9 @@ def apply(config: Config | str | Path, model: Any, inputs: Any = None) -> Any:
             f"the config names {len(missing)} ops that the model does not have: {listed}; "
             "run optimize on this model"
         )
+    stored = config.weights and (config.weights["storage"], config.weights["names"])
     return emission.convert(
-        precast, emission.selector([op.name for op in ops if op.index in found])
+        precast, emission.selector([op.name for op in ops if op.index in found]), stored or None
     )
 
 

@@ -23,7 +23,6 @@ from .predict import open_package
 
 with quiet():
     from coremltools.converters.mil.mil import types
-    from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
 
 #: reduce_transposes numbers the transposes that it makes from 0 again, so that their names may be
 #: those of others before the cast. A transpose moves values and rounds none.
@@ -142,8 +141,8 @@ def precision_mismatch(
     Passes after the cast may merge and drop ops; those have no counterpart and promise nothing.
     """
     nodes = list(walk(lowered.nodes))
-    known = {_clean(n.result): n for n in nodes}
-    wanted = {_clean(n.result) for n in nodes if n.name in fp32_ops}
+    known = {_program.written_name(n.result): n for n in nodes}
+    wanted = {_program.written_name(n.result) for n in nodes if n.name in fp32_ops}
     for op_type, result in package.fp16_ops:
         base = _CAST.sub("", result)
         if base in wanted and "_cast_fp16" in result:
@@ -158,8 +157,3 @@ def precision_mismatch(
         if node is not None and node.candidate is not None and base not in wanted:
             return f"{op_type} {result!r} was to be FP16 and is FP32 in the package"
     return None
-
-
-def _clean(name: str) -> str:
-    """A value's name as coremltools writes it to a package."""
-    return str(NameSanitizer(prefix="var_").sanitize_name(name))

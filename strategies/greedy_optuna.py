@@ -43,6 +43,8 @@ from ._study import open_study
 #: Share of the trials that ranking one by one may take.
 _RANK_SHARE = 0.25
 _REFINE_SHARE = 0.25
+#: Share of the trials left that one pruning may take.
+_PRUNE_SHARE = 0.5
 #: Trials for the lower bound before it is given up as a way to stop: per unit kept, and besides.
 _BOUND_PER_UNIT, _BOUND_TRIALS = 1.5, 12
 #: Units outside the set that are tried in it before others are cast in exchange.
@@ -77,6 +79,8 @@ def _reached(problem: Problem, kept: frozenset[int]) -> bool:
     if problem.objective != "ops":
         return False
     trials = int(_BOUND_PER_UNIT * len(kept)) + _BOUND_TRIALS
+    if trials > problem.remaining / 2:
+        return False  # too many ops are kept for a proof to pay
     bound = problem.lower_bound(len(kept), trials, clear=True)
     return bound == problem.price(kept) and not problem.marginal
 
@@ -120,15 +124,16 @@ def _prune(problem: Problem, kept: frozenset[int], again: bool = False) -> froze
     """Cast units, those of least predicted harm first, more at once while that goes well.
 
     A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
-    that is known to be so.
+    that is known to be so, however many trials it takes.
     """
     least = max(max(problem.cost, default=0.0), 1.0) * 1e-9
+    spare = 0 if again else int(problem.remaining * (1 - _PRUNE_SHARE))
     changed = True
     while changed:
         changed = False
         order = sorted(kept, key=lambda u: (problem.harm(u, kept) / max(problem.cost[u], least), u))
         place, step = 0, 1
-        while place < len(order):
+        while place < len(order) and problem.remaining > spare:
             smaller = kept.difference(order[place : place + step])
             if problem.rank(smaller) < problem.rank(kept) and problem.try_(smaller, "prune").met:
                 kept, changed = smaller, again

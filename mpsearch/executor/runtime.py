@@ -93,6 +93,10 @@ class Runtime:
         self._weights = other._weights
         self._python = other._python
 
+    def release(self) -> None:
+        """Drop the derived forms of constants; they are made again when needed."""
+        self._weights.clear()
+
     # -- what a node takes ---------------------------------------------------------------------
 
     def _constant(self, constant: Constant) -> Any:

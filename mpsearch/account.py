@@ -1,0 +1,116 @@
+"""What a chosen set is made of and what it costs: the numbers behind the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from . import remedies as _remedies
+from .config import KeptOp
+from .cost import Casts, Cost, cost
+from .diagnosis import Diagnosis
+from .executor.graph import Node
+from .front import undominated
+from .metrics import Metric
+from .prepare import Prepared
+from .problem import Problem
+from .ranges import ranges
+from .remedies import Remedy
+from .result import OpRow, number
+
+#: Up to so many kept ops are measured alone; more are predicted by the first-order model.
+_MEASURED_ALONE = 64
+#: Harm, for measures other than relative L2: four times FP16's own rounding.
+_HARMFUL = 2.0**-9
+#: The verdict on ops that break nothing alone: they are kept for what they add to others.
+ADDS_UP = "adds up"
+
+
+def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
+    """The kept ops, each with the error of the program when it alone is FP16, and why."""
+    kept = [op for op in prepared.ops if bits[op.index]]
+    measure = len(kept) <= _MEASURED_ALONE
+    verdicts = _verdicts(prepared, problem, [op.index for op in kept]) if measure else {}
+    out = []
+    for op in kept:
+        if measure:
+            vector = tuple(i != op.index for i in range(len(prepared.ops)))
+            alone = problem.evaluator.evaluate(vector).loss
+        else:
+            alone = math.sqrt(problem.model.harm((op.index,), ()))
+        alone = prepared.metric.loss_of(alone)
+        verdict = verdicts.get(op.index, "")
+        out.append(KeptOp(op.name, op.type, op.layer, number(alone), op.line, verdict))
+    return out
+
+
+def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict[int, str]:
+    """Why FP16 breaks each op by itself; ops in loops and branches are left out."""
+    if not kept:
+        return {}
+    harmful = problem.user_budget if prepared.metric.name == "rel_l2" else _HARMFUL
+    diagnosis = Diagnosis(problem.evaluator, harmful)
+    nodes = _nodes(problem)
+    found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
+    return {i: ADDS_UP if verdict == "fine" else verdict for i, verdict in found.items()}
+
+
+def _nodes(problem: Problem) -> dict[int, Node]:
+    nodes = problem.evaluator.nodes
+    return {n.candidate: n for n in nodes if n.candidate is not None and not n.blocks}
+
+
+def op_rows(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[OpRow]:
+    """Every candidate op: its precision, its predicted sensitivity, and what it reads."""
+    reads = Casts(prepared.lowered).reads()
+    model = problem.model
+    return [
+        OpRow(
+            op.name,
+            op.type,
+            op.layer,
+            op.line,
+            bits[op.index],
+            _finite(math.sqrt(model.harm((op.index,), ()))),
+            [prepared.ops[i].name for i in sorted(reads.get(op.index, ()))],
+        )
+        for op in prepared.ops
+    ]
+
+
+def _finite(sensitivity: float) -> float | None:
+    """None where the model says that the op overflows: it then gives a number without meaning."""
+    return sensitivity if sensitivity < 1e6 else None
+
+
+def costs(prepared: Prepared, bits: Sequence[bool], casts: int) -> dict[str, Cost]:
+    """The cost of all-FP16, of the package (with ``casts`` as counted in it), and of all-FP32."""
+    counter = Casts(prepared.lowered)
+    ends = {"fp16": [False] * len(bits), "fp32": [True] * len(bits)}
+    fp16, fp32 = (cost(prepared.ops, counter, ends[key]) for key in ("fp16", "fp32"))
+    mine = cost(prepared.ops, counter, bits)
+    package = Cost(mine.fp32_ops, mine.islands, casts, mine.weight_bytes, mine.fp32_flops)
+    return {"fp16": fp16, "package": package, "fp32": fp32}
+
+
+def islands(prepared: Prepared, bits: Sequence[bool]) -> list[list[str]]:
+    """The FP32 islands, each with the names of its ops in execution order."""
+    groups = Casts(prepared.lowered).islands(bits)
+    return [[prepared.ops[i].name for i in group] for group in groups]
+
+
+def front(problem: Problem, metric: Metric) -> list[tuple[int, float | None]]:
+    """FP32 ops and error of the trials that no other beats in both; infinite errors are None."""
+    return [
+        (int(problem.rank(t.kept)[1]), number(metric.loss_of(t.loss))) for t in undominated(problem)
+    ]
+
+
+def remedies(prepared: Prepared, problem: Problem, kept: Sequence[KeptOp]) -> list[Remedy]:
+    """Changes to the model that would cost less than these ops in FP32."""
+    index = {op.name: op.index for op in prepared.ops}
+    verdicts = {index[op.name]: op.verdict for op in kept if op.verdict not in ("", ADDS_UP)}
+    if not verdicts:
+        return []
+    largest = {i: found.largest for i, found in ranges(problem.evaluator).items()}
+    return _remedies.remedies(prepared.lowered, prepared.ops, verdicts, largest)
