@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from . import frontend
+from .cost import Casts
 from .diagnosis import VERDICTS, Diagnosis
 from .evaluator import Evaluator
 from .executor.graph import Node
 from .prepare import Prepared, check_device, prepare
 from .progress import Progress
 from .ranges import Range, ranges
+from .remedies import Remedy, remedies
 from .result import number
 
 #: Harm, where no budget says what it is: four times FP16's own rounding.
@@ -42,6 +44,10 @@ class OpAnalysis:
         Whether that was measured; the first-order model predicts it for ops that do no harm.
     range
         What it computes; None for ops inside loops and branches.
+    line
+        The line of Python that it came from, as ``file:line``; empty where unknown.
+    reads
+        The candidate ops whose results it reads, by name.
     """
 
     name: str
@@ -51,6 +57,28 @@ class OpAnalysis:
     sensitivity: float
     measured: bool
     range: Range | None
+    line: str = ""
+    reads: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAnalysis:
+    """The candidate ops of one PyTorch module.
+
+    Attributes
+    ----------
+    ops, harmful
+        How many there are, and how many of them do harm alone in FP16.
+    verdict, sensitivity, line
+        Those of the worst.
+    """
+
+    layer: str
+    ops: int
+    harmful: int
+    verdict: str
+    sensitivity: float
+    line: str
 
 
 @dataclass(slots=True)
@@ -66,6 +94,8 @@ class Analysis:
     parts_at
         Where precision is not the cause: the name of the first op whose FP32 result differs from
         what PyTorch computes there; None where that cannot be told.
+    remedies
+        Changes to the PyTorch model that would cost less than FP32 (:mod:`mpsearch.remedies`).
     explanation
         The finding in a sentence.
     """
@@ -78,6 +108,25 @@ class Analysis:
     explanation: str = ""
     parts_at: str | None = None
     notes: list[str] = field(default_factory=list)
+    remedies: list[Remedy] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[LayerAnalysis]:
+        """The ops by PyTorch module, the worst module first; ops of no module are left out."""
+        groups: dict[str, list[OpAnalysis]] = {}
+        for op in self.ops:
+            if op.layer:
+                groups.setdefault(op.layer, []).append(op)
+        found = []
+        for layer, ops in groups.items():
+            worst = max(ops, key=lambda op: (op.verdict != "fine", op.sensitivity))
+            harmful = sum(op.verdict != "fine" for op in ops)
+            found.append(
+                LayerAnalysis(
+                    layer, len(ops), harmful, worst.verdict, worst.sensitivity, worst.line
+                )
+            )
+        return sorted(found, key=lambda row: (row.harmful == 0, -row.sensitivity))
 
     @property
     def culprits(self) -> list[OpAnalysis]:
@@ -95,6 +144,8 @@ class Analysis:
             "parts_at": self.parts_at,
             "explanation": self.explanation,
             "notes": self.notes,
+            "remedies": [{**asdict(r), "code": r.code} for r in self.remedies],
+            "layers": [{**asdict(r), "sensitivity": number(r.sensitivity)} for r in self.layers],
             "ops": [_plain(op) for op in self.ops],
         }
 
@@ -155,6 +206,10 @@ def analyze(
     found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision)
     found.parts_at = None if place is None else place.name
     found.explanation = _explain(found, place)
+    if is_precision:
+        harm = {i: op.verdict for i, op in enumerate(ops) if op.verdict != "fine"}
+        largest = {i: op.range.largest for i, op in enumerate(ops) if op.range is not None}
+        found.remedies = remedies(prepared.lowered, prepared.ops, harm, largest)
     if prepared.calibration.noise:
         found.notes.append("The data is random: real inputs may have other ranges.")
     return found
@@ -162,6 +217,7 @@ def analyze(
 
 def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) -> list[OpAnalysis]:
     found = ranges(evaluator)
+    reads = Casts(prepared.lowered).reads()
     nodes: dict[int, Node] = {
         n.candidate: n for n in evaluator.nodes if n.candidate is not None and not n.blocks
     }
@@ -180,7 +236,15 @@ def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) ->
             measured = True
         out.append(
             OpAnalysis(
-                op.name, op.type, op.layer, verdict, sensitivity, measured, found.get(op.index)
+                op.name,
+                op.type,
+                op.layer,
+                verdict,
+                sensitivity,
+                measured,
+                found.get(op.index),
+                op.line,
+                [prepared.ops[i].name for i in sorted(reads.get(op.index, ()))],
             )
         )
     return out
@@ -261,6 +325,7 @@ def _explain(found: Analysis, place: Node | None) -> str:
     said = ", ".join(f"{n} by {kind}" for kind, n in kinds.most_common())
     first = culprits[0]
     where = f" in {first.layer}" if first.layer else ""
+    where += f", {first.line}" if first.line else ""
     return (
         f"{len(culprits)} of {len(found.ops)} ops do harm alone in FP16: {said}. The worst is "
         f"{first.name} ({first.type}{where})."

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +49,19 @@ def main() -> None:
         sys.path.insert(0, os.getcwd())
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
 def _source(command: Any) -> Any:
     """Options that say what the model and the data are."""
     for option in reversed(
         [
-            click.option("--weights", help="State dict for package.module:factory."),
+            click.option(
+                "--weights",
+                multiple=True,
+                help="State dict for package.module:factory. With optimize also fp16 or int8: "
+                "how weights are stored where the budget allows.",
+            ),
             click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code."),
             click.option("--inputs", help=".npz, .pt, .safetensors or package.module:callable."),
             click.option("--targets", help="What a task metric compares with (same formats)."),
@@ -68,7 +74,7 @@ def _source(command: Any) -> Any:
             ),
             click.option("--metric", default=None, help="Error measure (default rel_l2)."),
             click.option("--device", default="cpu", show_default=True, help="A torch device."),
-            click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
+            _json,
         ]
     ):
         command = option(command)
@@ -77,7 +83,7 @@ def _source(command: Any) -> Any:
 
 def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     """The model and its data; takes what says so out of ``options``."""
-    weights, allow_pickle = options.pop("weights"), options.pop("allow_pickle")
+    files, allow_pickle = options.pop("weights"), options.pop("allow_pickle")
     inputs, targets = options.pop("inputs"), options.pop("targets")
     random_, shape = options.pop("random_"), options.pop("shape")
 
@@ -88,7 +94,9 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 
     if (inputs is None) == (random_ is None):
         raise InputError("give calibration data with --inputs, or --random N to do without")
-    loaded = load_model(model, weights, allow_pickle)
+    if len(files) > 1:
+        raise InputError(f"--weights {files[1]!r}: there is a state dict already, {files[0]!r}")
+    loaded = load_model(model, files[0] if files else None, allow_pickle)
     names, required, shapes = declared_inputs(loaded, shape)
     if inputs is not None:
         return loaded, data.read(inputs, names, required, targets, shapes)
@@ -126,6 +134,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18).")
 @click.option("--cache-bytes", type=int, help="Bytes of results to remember.")
 @click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
+@click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
 @click.pass_context
 def optimize(
     ctx: click.Context,
@@ -136,15 +145,25 @@ def optimize(
     metric: str | None,
     device: str,
     as_json: bool,
+    verbose: bool,
     **options: Any,
 ) -> None:
     """Search MODEL and write the mixed-precision package."""
     from . import api
     from .emission import check_writable
+    from .errors import InputError
+    from .report import text
+    from .weights import STORAGES
 
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target)
+    given = options["weights"]
+    storages = [w for w in given if w in STORAGES]
+    options["weights"] = tuple(w for w in given if w not in STORAGES)
+    if len(storages) > 1:
+        raise InputError(f"--weights is given as {' and as '.join(storages)}; choose one")
     loaded, data = _load(model, options, options["seed"])
+    options["weights"] = storages[0] if storages else None
     result = api.optimize(
         loaded, data, budget, metric or "rel_l2", device=device, name=model, **options
     )
@@ -152,65 +171,25 @@ def optimize(
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
-        click.echo(_summary(result, written))
+        _say(text.summary(result, written, _paint))
+    if verbose:
+        click.echo(text.passes(result.history), err=True)
     ctx.exit(_EXIT[result.status])
+
+
+def _say(message: str) -> None:
+    """Print to stdout, in colour only on a terminal, and never where NO_COLOR is set."""
+    click.echo(message, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def _paint(message: str, mood: str) -> str:
+    if mood == "quiet":
+        return click.style(message, dim=True)
+    return click.style(message, fg={"good": "green", "bad": "red"}[mood])
 
 
 def _stem(model: str) -> str:
     return model.rpartition(":")[2] if not Path(model).exists() else Path(model).stem
-
-
-def _value(error: float | None) -> str:
-    return "-" if error is None else f"{error:.3g}"
-
-
-def _bound(result: Any) -> str:
-    if result.proven:
-        return " (proven least)"
-    return f" (at least {result.lower_bound})" if result.lower_bound else ""
-
-
-def _summary(result: Any, written: Path | None) -> str:
-    lines = [result.explanation, ""]
-    lines += [
-        f"  error  all FP16      {_value(result.error_fp16)}",
-        f"         all FP32      {_value(result.error_fp32)}",
-    ]
-    if written is not None:
-        lines += [
-            f"         this package  {_value(result.error)}   ({result.metric}, "
-            f"budget {result.budget:g})",
-            f"         held-out      {_value(result.heldout_error)}",
-            f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
-            + _bound(result)
-            + f", {result.casts} casts",
-        ]
-    lines.append(
-        f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "
-        f"{result.forward_equivalents:.1f} forwards"
-    )
-    if result.kept:
-        lines += ["", *_table(result.kept)]
-    for note in result.notes:
-        lines += ["", *textwrap.wrap(f"note: {note}", 78)]
-    if written is not None:
-        lines += ["", f"wrote {written}/"]
-    return "\n".join(lines)
-
-
-def _table(kept: Any) -> list[str]:
-    """Ops kept in FP32, in 80 columns."""
-    rows = [("op", "type", "layer", "alone")]
-    rows += [
-        (
-            op.name,
-            op.type,
-            op.layer or "-",
-            "inf" if op.sensitivity is None else f"{op.sensitivity:.2g}",
-        )
-        for op in kept
-    ]
-    return _columns(rows, (26, 20, 26, 8))
 
 
 @main.command(epilog=_MODEL)
@@ -221,7 +200,14 @@ def _table(kept: Any) -> list[str]:
 @click.option("--target", default="iOS17", show_default=True, help="iOS15 to iOS18.")
 @click.option("--io-dtype", help="fp32 or fp16 inputs and outputs (default: as the model has).")
 @click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18).")
-@click.option("--top", type=int, default=20, show_default=True, help="Ops to list.")
+@click.option("--top", type=int, default=20, show_default=True, help="Rows to list.")
+@click.option("--by", default="op", show_default=True, help="List by op or by layer.")
+@click.option(
+    "--model-explorer",
+    "graph",
+    type=click.Path(path_type=Path),
+    help="Also write the graph, with node data beside it, for Google's Model Explorer.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--progress/--no-progress", default=None, help="Show a bar (default: on a terminal).")
 def analyze(
@@ -230,50 +216,25 @@ def analyze(
     device: str,
     as_json: bool,
     top: int,
+    by: str,
+    graph: Path | None,
     **options: Any,
 ) -> None:
     """Say which ops FP16 breaks in MODEL, and why."""
     from . import analysis
+    from .errors import InputError
+    from .report import model_explorer, text
 
+    if by not in ("op", "layer"):
+        raise InputError(f"--by {by!r} is not known; choose op or layer")
     loaded, data = _load(model, options, options["seed"])
     found = analysis.analyze(loaded, data, metric or "rel_l2", device=device, **options)
+    if graph is not None:
+        model_explorer.write(found, graph)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
-    for line in textwrap.wrap(found.explanation, 78):
-        click.echo(line)
-    click.echo(f"\n  error  all FP16  {_value(found.error_fp16)}")
-    click.echo(f"         all FP32  {_value(found.error_fp32)}   ({found.metric})")
-    rows = [
-        (
-            op.name,
-            op.type,
-            op.layer or "-",
-            op.verdict,
-            _value(op.sensitivity),
-            "-" if op.range is None else _value(op.range.largest),
-        )
-        for op in found.culprits
-    ]
-    if rows:
-        header = ("op", "type", "layer", "verdict", "alone", "largest")
-        click.echo("")
-        for line in _columns([header, *rows[:top]], (18, 14, 16, 12, 7, 8)):
-            click.echo(line)
-        if len(rows) > top:
-            click.echo(f"  and {len(rows) - top} more; --top {len(rows)} lists all")
-    for note in found.notes:
-        click.echo("\n" + "\n".join(textwrap.wrap(f"note: {note}", 78)))
-
-
-def _columns(rows: Sequence[tuple[str, ...]], limits: tuple[int, ...]) -> list[str]:
-    """Rows in columns no wider than their limits; what is cut loses its front."""
-    widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
-    return ["  " + "  ".join(map(_fit, row, widths)).rstrip() for row in rows]
-
-
-def _fit(text: str, width: int) -> str:
-    return text.ljust(width) if len(text) <= width else "..." + text[-(width - 3) :]
+    _say(text.analysis(found, top, by, _paint))
 
 
 @main.command(epilog=_MODEL)
@@ -296,21 +257,14 @@ def pareto(
 ) -> None:
     """Show what error each number of FP32 ops can buy."""
     from . import front
+    from .report import text
 
     loaded, data = _load(model, options, options["seed"])
     found = front.pareto(loaded, data, metric or "rel_l2", device=device, **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
-    click.echo(
-        f"  FP32 ops  {found.metric:>10}    held-out   casts   (of {found.candidate_ops} ops)"
-    )
-    for point in found.points:
-        click.echo(
-            f"  {len(point.fp32_ops):8}  {_value(point.error):>10}  "
-            f"{_value(point.heldout_error):>10}  {point.casts:6}"
-        )
-    click.echo(f"  all FP32  {_value(found.error_fp32):>10}")
+    _say(text.front(found))
 
 
 @main.command(epilog=_MODEL)
@@ -322,8 +276,15 @@ def pareto(
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .mlpackage to write."
 )
+@_json
 def apply(
-    config: str, model: str, weights: str | None, allow_pickle: bool, inputs: str | None, out: Path
+    config: str,
+    model: str,
+    weights: str | None,
+    allow_pickle: bool,
+    inputs: str | None,
+    out: Path,
+    as_json: bool,
 ) -> None:
     """Convert MODEL with a stored CONFIG (precision.json or its directory)."""
     from . import config as configs
@@ -341,7 +302,7 @@ def apply(
     converted = stored.apply(parsed, loaded, example)
     with emission.directory(out) as scratch:
         converted.save(str(scratch))
-    click.echo(f"wrote {out}")
+    click.echo(json.dumps({"written": str(out)}) if as_json else f"wrote {out}")
 
 
 @main.command(epilog=_MODEL)
@@ -364,6 +325,7 @@ def check(
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
     from . import config as configs
     from . import stored
+    from .report import text
 
     parsed = configs.read(config)
     loaded, data = _load(model, options, parsed.seed)
@@ -371,14 +333,7 @@ def check(
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        verdict = "holds" if report.holds else "does not hold"
-        click.echo(
-            f"the config {verdict}: error {_value(report.error)}, budget {report.budget:g} "
-            f"({report.metric}; all FP16 {_value(report.error_fp16)}, "
-            f"all FP32 {_value(report.error_fp32)})"
-        )
-        for op in report.unmatched:
-            click.echo(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
+        _say(text.check(report, _paint))
     ctx.exit(_OK if report.holds else _CHECK_FAILED)
 
 
@@ -391,8 +346,15 @@ def check(
 @click.option("--numerics", default="ieee", show_default=True, help="ieee, ane, strict or wide.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--function", "function_name", help="Which function of a multi-function package.")
+@_json
 def run(
-    model: str, inputs: str, out: Path, numerics: str, device: str, function_name: str | None
+    model: str,
+    inputs: str,
+    out: Path,
+    numerics: str,
+    device: str,
+    function_name: str | None,
+    as_json: bool,
 ) -> None:
     """Predict with MODEL.mlpackage on any machine.
 
@@ -404,7 +366,19 @@ def run(
 
     check_device(device)
     names = predict_file(model, inputs, out, numerics, device, function_name)
-    click.echo(f"wrote {out}: {', '.join(names)}")
+    found = {"written": str(out), "outputs": names}
+    click.echo(json.dumps(found) if as_json else f"wrote {out}: {', '.join(names)}")
+
+
+@main.command()
+@click.argument("directory")
+@_json
+def report(directory: str, as_json: bool) -> None:
+    """Write report.html anew into DIRECTORY, one that optimize wrote."""
+    from .report import html
+
+    written = html.write(directory)
+    click.echo(json.dumps({"written": str(written)}) if as_json else f"wrote {written}")
 
 
 if __name__ == "__main__":

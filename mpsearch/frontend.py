@@ -585,11 +585,14 @@ def _exported_lines(program: Any) -> dict[str, str]:
 
 
 def _users_line(frames: Iterable[re.Match[str]]) -> str:
-    """The innermost frame outside torch, as ``file:line``, relative to where the user stands."""
+    """The innermost frame outside torch, as ``file:line``.
+
+    Files of installed packages are named from the package on, others from where the user stands.
+    """
     for frame in frames:
         file = frame["file"]
         if not file.startswith(_NOT_THE_USERS):
-            path = Path(file)
+            path = Path(file.rpartition("site-packages/")[2])
             here = path.is_relative_to(Path.cwd())
             return f"{path.relative_to(Path.cwd()) if here else path}:{frame['line']}"
     return ""

@@ -193,7 +193,7 @@ def _norm(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         "scaled_norm",
         "Scale to at most 1 before squaring: the squares leave FP16's range, the norm does not.",
         [square, summed, *rooted],
-        f"x = scaled_norm(x, dim={dim}, eps={eps:g}{mean})  # x: {graph.shape(x)}",
+        f"# x: {graph.shape(x)}\nx = scaled_norm(x, dim={dim}, eps={eps:g}{mean})",
     )
 
 
@@ -212,7 +212,7 @@ def _log_power(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         "log_power",
         "Scale the signal down before the power spectrum and add the logarithm back after it.",
         [square, *path],
-        f"y = log_power(x, scale={scale:g}, eps={eps:g})  # x: {graph.shape(x)}",
+        f"# x: {graph.shape(x)}\ny = log_power(x, scale={scale:g}, eps={eps:g})",
     )
 
 
@@ -229,7 +229,7 @@ def _complex_division(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
                 "complex_divide",
                 "Divide by the larger of the two parts of the denominator before squaring them.",
                 [total, *squares, *divided, *above],
-                f"re, im = complex_divide(a, b, c, d)  # each {graph.shape(x)}",
+                f"# each {graph.shape(x)}\nre, im = complex_divide(a, b, c, d)",
             )
     return None
 
@@ -242,7 +242,7 @@ def _softplus(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         "softplus",
         "Spell softplus so that exp never sees a positive number (mish: x * tanh(softplus(x))).",
         [node],
-        f"y = softplus(x)  # x: {graph.shape(x)}",
+        f"# x: {graph.shape(x)}\ny = softplus(x)",
     )
 
 
@@ -255,7 +255,7 @@ def _logsumexp(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         "logsumexp",
         "Take the largest value out before exp and add it after log.",
         [node],
-        f"y = logsumexp(x, dim={dim})  # x: {graph.shape(node.fp32.inputs['x'])}",
+        f"# x: {graph.shape(node.fp32.inputs['x'])}\ny = logsumexp(x, dim={dim})",
     )
 
 
@@ -270,7 +270,7 @@ def _log_softmax(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         "log_softmax",
         "Subtract the logarithm of the sum instead of taking the logarithm of softmax.",
         found,
-        f"y = log_softmax(x, dim={dim})  # x: {graph.shape(found[0].fp32.inputs['x'])}",
+        f"# x: {graph.shape(found[0].fp32.inputs['x'])}\ny = log_softmax(x, dim={dim})",
     )
 
 
@@ -289,7 +289,7 @@ def _attention(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
                 "attention_scores",
                 "Scale q and k before their product: it leaves FP16's range, the logits do not.",
                 [node, reader],
-                f"scores = attention_scores(q, k, scale={scale:g})  # q: {q}, k transposed: {k}",
+                f"# q: {q}, k transposed: {k}\nscores = attention_scores(q, k, scale={scale:g})",
             )
     return None
 
@@ -307,7 +307,7 @@ def _linear_attention(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         "linear_attention",
         "Average over the tokens instead of summing: what is divided later shrinks alike.",
         [node, *path, *between],
-        f"out = linear_attention(q, k, v, eps={eps:g})  # the product takes {k}",
+        f"# the product takes {k}\nout = linear_attention(q, k, v, eps={eps:g})",
     )
 
 

@@ -17,6 +17,7 @@ from .cost import Cost
 from .errors import InfeasibleError
 from .problem import Trial
 from .remedies import Remedy
+from .report import html
 from .weights import Stored
 
 PACKAGE = "model.mlpackage"
@@ -232,7 +233,7 @@ class Result:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write ``model.mlpackage``, ``op_selector.py``, ``precision.json``, ``result.json``.
+        """Write the package, ``op_selector.py`` and the JSON files, and ``report.html``.
 
         The directory appears as a whole or not at all; one written before is replaced.
 
@@ -253,4 +254,5 @@ class Result:
             (out / "op_selector.py").write_text(self._selector_source)
             self.config.write(out / "precision.json")
             (out / "result.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n")
+            (out / "report.html").write_text(html.render(self.as_dict(), asdict(self.config)))
         return target

@@ -1,7 +1,8 @@
 """PyTorch code that computes the same without leaving FP16's range.
 
 Each function is a drop-in for what :mod:`mpsearch.remedies` finds in a model: equal in FP32, and
-within range in FP16 where the usual spelling is not. They are shown to the user as they stand.
+within range in FP16 where the usual spelling is not. They are shown to the user as they stand, so
+they are narrow enough for a terminal.
 """
 
 from __future__ import annotations
@@ -10,42 +11,59 @@ import torch
 from torch import Tensor
 
 
-def scaled_norm(x: Tensor, dim: int | tuple[int, ...], eps: float, mean: bool = True) -> Tensor:
-    """x * rsqrt(mean(x^2) + eps), or of the sum, with x scaled to at most 1 before it is squared.
+def scaled_norm(
+    x: Tensor,
+    dim: int | tuple[int, ...],
+    eps: float,
+    mean: bool = True,
+) -> Tensor:
+    """x * rsqrt(mean(x^2) + eps), or of the sum, x at most 1 when squared.
 
-    The usual spelling overflows from |x| = 256 on (executorch PR 19523; ConvNeXt#80 for x - mean).
+    The usual spelling overflows from |x| = 256 on (executorch PR 19523;
+    ConvNeXt#80 for x minus its mean).
     """
     peak = x.abs().amax(dim, keepdim=True).clamp(min=1e-4)
     y = x / peak
-    square = (y * y).mean(dim, keepdim=True) if mean else (y * y).sum(dim, keepdim=True)
+    square = y * y
+    if mean:
+        square = square.mean(dim, keepdim=True)
+    else:
+        square = square.sum(dim, keepdim=True)
     return y * torch.rsqrt(square + eps / peak / peak)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) that never takes exp of a positive number (coremltools #2687, #2359)."""
+    """log(1 + exp(x)) without exp of a positive number.
+
+    coremltools #2687, #2359.
+    """
     return torch.relu(x) + torch.log(1 + torch.exp(-x.abs()))
 
 
 def logsumexp(x: Tensor, dim: int) -> Tensor:
-    """log(sum(exp(x))) with the largest x taken out first (coremltools #2690)."""
+    """log(sum(exp(x))) with the largest x taken out (coremltools #2690)."""
     peak = x.amax(dim, keepdim=True)
-    return (torch.log(torch.exp(x - peak).sum(dim, keepdim=True)) + peak).squeeze(dim)
+    total = torch.exp(x - peak).sum(dim, keepdim=True)
+    return (torch.log(total) + peak).squeeze(dim)
 
 
 def log_softmax(x: Tensor, dim: int) -> Tensor:
-    """log(softmax(x)) without the softmax, whose small values vanish (coremltools #2728)."""
+    """log(softmax(x)) without softmax, whose small values vanish.
+
+    coremltools #2728.
+    """
     x = x - x.amax(dim, keepdim=True)
     return x - torch.log(torch.exp(x).sum(dim, keepdim=True))
 
 
 def attention_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """q k^T scaled before the product instead of after it (FluidInference mobius#42)."""
+    """q k^T scaled before the product (FluidInference mobius#42)."""
     root = scale**0.5
     return (q * root) @ (k * root).transpose(-1, -2)
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
-    """(sum over tokens of v k) q over (sum of k) q, with means for sums (efficientvit#110).
+    """sum(v k) q over sum(k) q, with means for sums (efficientvit#110).
 
     q, k: (..., channels, tokens), v: (..., channels of v, tokens).
     """
@@ -55,20 +73,34 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     return (v @ k.transpose(-1, -2)) @ q / (weights + eps / tokens)
 
 
-def complex_divide(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """(a + bi) / (c + di) with c and d scaled to at most 1 (coremltools #2164)."""
+def complex_divide(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(a + bi) / (c + di) with c and d at most 1 (coremltools #2164)."""
     peak = torch.maximum(c.abs(), d.abs()).clamp(min=1e-4)
     c, d = c / peak, d / peak
     size = c * c + d * d
-    return (a * c + b * d) / size / peak, (b * c - a * d) / size / peak
+    re, im = a * c + b * d, b * c - a * d
+    return re / size / peak, im / size / peak
 
 
 def log_power(x: Tensor, scale: float, eps: float) -> Tensor:
-    """log(x^2 + eps) of samples as large as ``scale``, such as 16-bit audio (SenseVoice)."""
+    """log(x^2 + eps) of samples as large as ``scale`` (SenseVoice).
+
+    What is between the square and the logarithm must be linear: scale x
+    at the front, and eps and the result as here.
+    """
     y = x / scale
-    return torch.log(y * y + eps / scale / scale) + 2 * torch.log(torch.tensor(scale))
+    power = y * y + eps / scale / scale
+    return torch.log(power) + 2 * torch.log(torch.tensor(scale))
 
 
 def finite_mask(mask: Tensor) -> Tensor:
-    """An additive attention mask whose values FP16 can hold (coremltools #2669, UForm#50)."""
+    """An additive mask that FP16 can hold (coremltools #2669, UForm#50).
+
+    Rows that are masked from end to end get other values than before.
+    """
     return mask.clamp(min=-1e4)

@@ -1,0 +1,161 @@
+"""``report.html``: one self-contained file, made from ``result.json`` and ``precision.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .. import config as _config
+from ..emission import directory
+from ..errors import InputError
+
+#: Islands, and rows of an island, that are drawn.
+_ISLANDS, _ROWS = 12, 30
+#: Heights and widths of the drawing of an island, in CSS pixels.
+_ROW, _SIDE = 40, 72
+
+
+def write(folder: str | Path) -> Path:
+    """Write ``report.html`` into a directory that ``optimize`` wrote.
+
+    Raises
+    ------
+    InputError
+        If the directory holds no result, or it cannot be written.
+    """
+    place = Path(folder)
+    config = _config.read(place)
+    target = place / "report.html"
+    text = render(_result(place / "result.json"), asdict(config))
+    with directory(target) as scratch:
+        scratch.write_text(text)
+    return target
+
+
+def _result(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise InputError(f"{file} does not exist; give a directory that mpsearch optimize wrote")
+    try:
+        found = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, dict) or not {"ops", "trials", "costs"} <= found.keys():
+        raise InputError(f"{file} is no result of this version; run mpsearch optimize again")
+    return found
+
+
+def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The report as HTML.
+
+    Parameters
+    ----------
+    result, config
+        The contents of ``result.json`` and ``precision.json``.
+    """
+    # Here, so that what only searches need not load them.
+    import jinja2
+
+    from . import charts
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mpsearch.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(number=number, size=size, share=share)
+    template = environment.get_template("template.html")
+    drawn = {
+        "sensitivity": charts.sensitivity(result) if result["ops"] else "",
+        "progress": charts.progress(result) if result["trials"] else "",
+        "front": charts.front(result) if len(result["front"]) > 1 else "",
+    }
+    return template.render(
+        r=result,
+        c=config,
+        charts=drawn,
+        islands=_islands(result),
+        more_islands=max(len(result["islands"]) - _ISLANDS, 0),
+        layers=_layers(result),
+    )
+
+
+def number(value: float | None) -> str:
+    """Three digits; what JSON holds as null is infinite."""
+    return "inf" if value is None or math.isinf(value) else f"{value:.3g}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def share(value: float) -> str:
+    """A share as percents."""
+    return f"{100 * value:.3g}%"
+
+
+def _layers(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """FP32 ops by PyTorch module, those with most of them first."""
+    found: dict[str, dict[str, Any]] = {}
+    for op in result["ops"]:
+        row = found.setdefault(op["layer"] or "(no module)", {"fp32": 0, "ops": 0, "line": ""})
+        row["ops"] += 1
+        if op["fp32"]:
+            row["fp32"] += 1
+            row["line"] = row["line"] or op["line"]
+    rows = [{"layer": layer, **row} for layer, row in found.items() if row["fp32"]]
+    return sorted(rows, key=lambda row: -row["fp32"])
+
+
+def _islands(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The largest islands as arc diagrams: rows in execution order, an arc for each value read."""
+    ops = {op["name"]: op for op in result["ops"]}
+    place = {name: i for i, name in enumerate(ops)}
+    readers: dict[str, list[str]] = {}
+    for op in result["ops"]:
+        for source in op["reads"]:
+            readers.setdefault(source, []).append(op["name"])
+    drawn = []
+    for members in sorted(result["islands"], key=len, reverse=True)[:_ISLANDS]:
+        near = set(members)
+        for name in members:
+            near.update(ops[name]["reads"])
+            near.update(readers.get(name, ()))
+        names = sorted(near, key=place.__getitem__)
+        rows = [ops[name] for name in names[:_ROWS]]
+        drawn.append(
+            {
+                "size": len(members),
+                "rows": rows,
+                "hidden": len(names) - len(rows),
+                "height": _ROW * len(rows),
+                "side": _SIDE,
+                "arcs": _arcs(rows),
+            }
+        )
+    return drawn
+
+
+def _arcs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    line = {op["name"]: i for i, op in enumerate(rows)}
+    arcs = []
+    for reader, op in enumerate(rows):
+        for source in op["reads"]:
+            if source in line:
+                start, end = (_ROW * (i + 0.5) for i in (line[source], reader))
+                bend = min(8 + 9 * (reader - line[source]), _SIDE - 16)
+                x = _SIDE - 12
+                path = f"M{x} {start:g} C{x - bend} {start:g} {x - bend} {end:g} {x} {end:g}"
+                cast = op["fp32"] != rows[line[source]]["fp32"]
+                arcs.append({"path": path, "cast": cast})
+    return arcs

@@ -1,0 +1,100 @@
+"""The graph and its node data as Google's Model Explorer reads them.
+
+Model Explorer (ai-edge-model-explorer 0.1.34) has no adapter for Core ML, and a graph file cannot
+hold node data. So three files are written: the graph of the candidate ops, and beside it the
+verdicts and the sensitivities. ``model-explorer FILE --node_data_paths=A,B`` shows them together.
+Keys of node data are node ids, here the names of MIL ops.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..analysis import Analysis, OpAnalysis
+from ..diagnosis import VERDICTS
+from ..emission import directory
+from .text import value
+
+#: From harmless to lost.
+_RAMP = ("#c8e6c9", "#fff59d", "#ffcc80", "#ef9a9a", "#e57373")
+_COLOURS = dict(
+    zip(
+        VERDICTS,
+        ("#e57373", "#90caf9", "#ce93d8", "#ffcc80", "#fff59d", "#ef9a9a", "#c8e6c9"),
+        strict=True,
+    )
+)
+
+
+def write(found: Analysis, file: str | Path) -> list[Path]:
+    """Write the graph to ``file``, and the node data beside it; returns the paths.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be written.
+    """
+    target = Path(file)
+    contents = {
+        target: _graph(found),
+        target.with_suffix(".verdict.json"): _data(
+            "verdict", {op.name: _verdict(op) for op in found.ops}
+        ),
+        target.with_suffix(".sensitivity.json"): _data(
+            "sensitivity", {op.name: _sensitivity(op) for op in found.ops}
+        ),
+    }
+    for path, content in contents.items():
+        with directory(path) as scratch:
+            scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return list(contents)
+
+
+def _graph(found: Analysis) -> dict[str, Any]:
+    nodes = [
+        {
+            "id": op.name,
+            "label": op.type,
+            "namespace": op.layer.replace("/", "\\/").replace(".", "/"),
+            "attrs": [{"key": key, "value": text} for key, text in _facts(op) if text],
+            "incomingEdges": [
+                {
+                    "sourceNodeId": source,
+                    "sourceNodeOutputId": "0",
+                    "targetNodeInputId": str(place),
+                }
+                for place, source in enumerate(op.reads)
+            ],
+        }
+        for op in found.ops
+    ]
+    return {"label": "mpsearch", "graphs": [{"id": "main", "nodes": nodes}]}
+
+
+def _facts(op: OpAnalysis) -> list[tuple[str, str]]:
+    facts = [("verdict", op.verdict), ("alone", value(op.sensitivity)), ("line", op.line)]
+    if op.range is not None:
+        facts += [
+            ("largest", value(op.range.largest)),
+            ("smallest", value(op.range.smallest)),
+        ]
+    return facts
+
+
+def _data(name: str, results: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "results": results, "showExpandedSummaryOnGroupNode": True}
+
+
+def _verdict(op: OpAnalysis) -> dict[str, Any]:
+    return {"value": op.verdict, "bgColor": _COLOURS[op.verdict]}
+
+
+def _sensitivity(op: OpAnalysis) -> dict[str, Any]:
+    """A colour for each factor of ten from 1e-5 on: Model Explorer's own gradients are linear."""
+    if not math.isfinite(op.sensitivity):
+        return {"value": "inf", "bgColor": _RAMP[-1]}
+    level = math.log10(max(op.sensitivity, 1e-5)) + 5
+    return {"value": op.sensitivity, "bgColor": _RAMP[min(int(level), len(_RAMP) - 1)]}
