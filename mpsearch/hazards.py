@@ -39,7 +39,7 @@ class Hazard:
 HAZARDS = (
     Hazard(
         "conv_transpose",
-        "in FP16 its output is shifted and wrong",
+        "gives a shifted, wrong output",
         "all compute units of an M1 under macOS 14",
         "coremltools #2324",
     ),
@@ -71,11 +71,11 @@ def notes(ops: Sequence[CandidateOp], indices: Iterable[int], pinned: bool) -> l
         names = [ops[i].name for i in sorted(indices) if ops[i].type == hazard.op_type]
         if not names:
             continue
-        done = "kept FP32 for it (--hazards off to leave them to the search)"
+        done = "stay FP32 for it (--hazards off leaves them to the search)"
         out.append(
-            f"Runtime fault ({hazard.source}): {hazard.op_type} {hazard.what}, seen on "
+            f"Runtime fault ({hazard.source}): {hazard.op_type} in FP16 {hazard.what}, seen on "
             f"{hazard.where}; {', '.join(names)} "
-            + (done if pinned else "may be struck: --hazards pin keeps such ops FP32")
+            + (done if pinned else "may be struck (--hazards pin keeps such ops FP32)")
             + "."
         )
     return out

@@ -137,10 +137,14 @@ class Response:
         further = further[np.abs(further).max(1) == 1]  # no unit twice
         rows = np.concatenate([rows, further])
         rows = rows[rows @ prices > 1e-9]
+        seen: set[bytes] = set()
         for place in np.argsort(self._squared_errors(rows), kind="stable"):
-            yield self._middle.symmetric_difference(
-                self._units[column] for column in np.flatnonzero(rows[place])
-            )
+            row = rows[place]
+            if row.tobytes() not in seen:
+                seen.add(row.tobytes())
+                yield self._middle.symmetric_difference(
+                    self._units[column] for column in np.flatnonzero(row)
+                )
 
     def _single_exchanges(self) -> np.ndarray:
         """One unit taken out and up to one put in; then two out, and up to one in."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +116,56 @@ def test_the_command_prints_a_table_and_json(capsys):
         main([*arguments, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert {op["verdict"] for op in found["ops"]} == {"underflow", "fine"}
+
+
+def test_ops_know_the_line_of_python_that_they_come_from():
+    """For traced and for exported models: the line says what the op does."""
+    example = importlib.import_module("examples.stylegan2")
+    model, data = example.build(small=True).eval(), example.samples(small=True)
+    exported = torch.export.export(model, (data[0],), strict=False)
+    source = Path(example.__file__).read_text().splitlines()
+    says = {"rsqrt": "rsqrt", "leaky_relu": "leaky_relu", "conv": "conv2d", "reduce_sum": ".sum("}
+    for given in (model, exported):
+        ops = mpsearch.analyze(given, data).ops
+        seen = set()
+        for op in ops:
+            if op.type in says and op.layer.startswith("blocks"):
+                file, _, number = op.line.rpartition(":")
+                assert file.endswith("examples/stylegan2.py"), op
+                # A call over several lines is at any of them.
+                near = "".join(source[max(int(number) - 4, 0) : int(number) + 3])
+                assert says[op.type] in near, (op, near)
+                seen.add(op.type)
+        assert seen == set(says)
+
+
+def test_layers_gather_their_ops():
+    example = importlib.import_module("examples.stylegan2")
+    found = mpsearch.analyze(example.build(small=True), example.samples(small=True))
+    assert sum(row.ops for row in found.layers) == sum(bool(op.layer) for op in found.ops)
+    assert sum(row.harmful for row in found.layers) == len(found.culprits) > 0
+    worst = found.layers[0]
+    assert (worst.verdict, worst.layer) == (found.culprits[0].verdict, found.culprits[0].layer)
+
+
+def test_the_graph_and_its_node_data_fit_together(tmp_path, capsys):
+    """As Model Explorer 0.1.34 asks: keys are node ids, edges come from nodes, no bare NaN."""
+    arguments = ["analyze", "benchmarks.zoo.log_softmax:build", "--top", "1"]
+    arguments += ["--inputs", "benchmarks.zoo.log_softmax:samples"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--model-explorer", str(tmp_path / "graph.json")])
+    capsys.readouterr()
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert files == ["graph.json", "graph.sensitivity.json", "graph.verdict.json"]
+    (graph,) = json.loads((tmp_path / "graph.json").read_text())["graphs"]
+    ids = [node["id"] for node in graph["nodes"]]
+    assert len(set(ids)) == len(ids) > 4
+    for node in graph["nodes"]:
+        assert {"id", "label", "namespace"} <= node.keys()
+        assert all(edge["sourceNodeId"] in ids for edge in node["incomingEdges"])
+        assert all(isinstance(attr["value"], str) for attr in node["attrs"])
+    assert sum(len(node["incomingEdges"]) for node in graph["nodes"]) >= len(ids) - 1
+    for name in files[1:]:
+        data = json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)
+        assert data["results"].keys() == set(ids)
+        assert all(entry["bgColor"].startswith("#") for entry in data["results"].values())

@@ -48,6 +48,7 @@ def test_optimize_writes_everything(written):
         "model.mlpackage",
         "op_selector.py",
         "precision.json",
+        "report.html",
         "result.json",
     }
     assert json.loads((out / "result.json").read_text()) == printed
@@ -107,7 +108,7 @@ def test_fp16_suffices_is_said_at_once(here):
 def test_infeasible_exits_3_and_writes_nothing(here):
     model = "tests.models:Reciprocal"
     outcome = run("optimize", model, "--inputs", DATA, "--budget", "1e-2", expect=3)
-    assert "precision is not the cause" in outcome.output
+    assert "precision is not the cause" in " ".join(outcome.output.split())
     assert list(here.iterdir()) == []
 
 
@@ -342,3 +343,96 @@ def test_pareto_and_analyze_take_the_same_model_and_data(here):
     assert found["is_precision"] and found["parts_at"] is None
     outcome = run("pareto", NET, "--inputs", DATA, "--points", "1", expect=2)
     assert outcome.stderr == "error: points is 1, expected 2 or more\n"
+
+
+ESCAPE = "\x1b["
+
+
+def _on_a_terminal(arguments: list[str], environment: dict[str, str]) -> str:
+    """What a command prints where stdout is a terminal."""
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "mpsearch.cli", *arguments]
+    with subprocess.Popen(
+        command, stdout=slave, stderr=subprocess.DEVNULL, env={**os.environ, **environment}
+    ) as process:
+        os.close(slave)
+        parts = []
+        while True:
+            try:
+                part = os.read(master, 4096)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not part:
+                break
+            parts.append(part)
+        assert process.wait() == 0
+    os.close(master)
+    return b"".join(parts).decode()
+
+
+def test_colour_only_on_a_terminal_and_never_with_no_color(tmp_path):
+    arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", str(tmp_path / "o")]
+    shown = _on_a_terminal(arguments, {"NO_COLOR": "", "PYTHONPATH": os.getcwd()})
+    plain = _on_a_terminal(arguments, {"NO_COLOR": "1", "PYTHONPATH": os.getcwd()})
+    piped = run(*arguments).stdout
+    assert ESCAPE in shown
+    assert ESCAPE not in plain and ESCAPE not in piped
+    assert all(len(line.rstrip()) <= 80 for line in plain.splitlines())
+
+
+def test_verbose_shows_the_passes_on_stderr(tmp_path):
+    arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", tmp_path / "o"]
+    outcome = run(*arguments, "--verbose")
+    lines = outcome.stderr.splitlines()
+    assert lines[0].split() == ["pass", "evaluations", "met", "fewest", "units", "so", "far"]
+    assert [line.split()[0] for line in lines[1:3]] == ["ends", "cast"]
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert sum(int(line.split()[1]) for line in lines[1:]) == len(result["trials"])
+    assert "pass" not in outcome.stdout.split()
+
+
+def test_json_on_every_command(written, tmp_path):
+    out, _ = written
+    np.savez(tmp_path / "x.npz", x=torch.stack(batches()).numpy())
+    for arguments in (
+        ["apply", out, NET, "-o", tmp_path / "a.mlpackage"],
+        ["run", out / "model.mlpackage", "--inputs", tmp_path / "x.npz", "-o", tmp_path / "y.npz"],
+        ["report", out],
+        ["check", out, NET, "--inputs", DATA],
+        ["pareto", NET, "--inputs", DATA, "--points", "2", "--trials", "20"],
+        ["analyze", NET, "--inputs", DATA],
+    ):
+        printed = json.loads(run(*arguments, "--json").stdout)
+        assert isinstance(printed, dict) and printed
+
+
+def test_weights_are_a_state_dict_and_a_storage(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "weights.pt")
+    arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", tmp_path / "o"]
+    both = ["--weights", tmp_path / "weights.pt", "--weights", "int8"]
+    printed = json.loads(run(*arguments, *both, "--json").stdout)
+    assert printed["weights"]["storage"] == "int8"
+    again = run(*arguments, "--weights", "fp16", "--weights", "int8", expect=2)
+    assert again.stderr == "error: --weights is given as fp16 and as int8; choose one\n"
+
+
+HALF = ["examples.half_activations:build", "--inputs", "examples.half_activations:samples"]
+UPSAMPLER = ["examples.conv_transpose:build", "--inputs", "examples.conv_transpose:samples"]
+
+
+def test_activations_of_half_models_convert(tmp_path):
+    """coremltools #2470, #2480, as docs/guides/half_activations.md tells it."""
+    outcome = run("optimize", *HALF, "--budget", "5e-3", "-o", tmp_path / "o")
+    assert outcome.stdout.startswith("FP16 meets the budget as it is")
+    kinds = {op["type"] for op in json.loads((tmp_path / "o" / "result.json").read_text())["ops"]}
+    assert {"leaky_relu", "prelu", "elu"} <= kinds
+
+
+def test_conv_transpose_is_pinned(tmp_path):
+    """coremltools #2324, as docs/guides/conv_transpose.md tells it."""
+    outcome = run("optimize", *UPSAMPLER, "--budget", "1e-2", "-o", tmp_path / "o")
+    assert "#2324" in outcome.stdout and "runtime fault" in outcome.stdout
+    result = json.loads((tmp_path / "o" / "result.json").read_text())
+    assert result["pinned_by_hazard"] == result["fp32_ops"] and len(result["fp32_ops"]) == 2
+    off = run("optimize", *UPSAMPLER, "--budget", "1e-2", "-o", tmp_path / "o", "--hazards", "off")
+    assert off.stdout.startswith("FP16 meets the budget as it is")

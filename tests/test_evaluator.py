@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import mpsearch
 from mpsearch import emission, verification
 from mpsearch.cost import Casts
 from mpsearch.prepare import prepare
 from tests.models import batches, net
-from tests.planted import Planted, samples
+from tests.planted import Planted, budget, samples
 
 
 def vectors(count, ops, seed=0):
@@ -129,3 +130,13 @@ def test_casts_are_counted_as_the_package_has_them(tmp_path):
         path = tmp_path / f"{share}.mlpackage"
         emission.convert(prepared.precast, emission.selector(names)).save(str(path))
         assert casts.count(vector) == verification.read_back(path).casts
+
+
+def test_tables_that_are_started_over_lose_nothing(monkeypatch):
+    """On long programs the tables outgrow their share between one look-up and the next."""
+    plain = mpsearch.optimize(Planted(0), samples(0), budget(0))
+    monkeypatch.setattr("mpsearch.evaluator._LEAST_KEY_BYTES", 0)
+    monkeypatch.setattr("mpsearch.evaluator._KEY_BYTES", 1 << 20)
+    small = mpsearch.optimize(Planted(0), samples(0), budget(0), cache_bytes=1 << 12)
+    assert small.fp32_ops == plain.fp32_ops
+    assert small.error == plain.error

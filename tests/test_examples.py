@@ -18,8 +18,10 @@ from mpsearch.verification import read_back
 
 NAMES = [
     "complex_division",
+    "conv_transpose",
     "digits",
     "efficientvit",
+    "half_activations",
     "llama",
     "minilm",
     "resnet18",

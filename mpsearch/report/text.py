@@ -118,7 +118,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:
     if by == "layer":
         header, limits = (
             ("layer", "harmful", "of", "verdict", "alone", "line"),
-            (24, 7, 4, 12, 7, 16),
+            (24, 7, 4, 12, 7, 14),
         )
         rows = [
             (r.layer, str(r.harmful), str(r.ops), r.verdict, value(r.sensitivity), r.line or "-")
