@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint conformance docs clean
+.PHONY: demo test lint conformance docs transcripts clean
 
 demo: $(READY)
 	$(BIN)/mpsearch optimize examples.minilm:build --inputs examples.minilm:samples \
@@ -22,8 +22,14 @@ lint: $(READY)
 conformance: $(READY)
 	$(BIN)/python -m tests.conformance --sample 1000 -n auto
 
+# The pages in docs/_build. The guides show transcripts; make transcripts runs their commands anew.
 docs: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
+transcripts: $(READY)
 	$(BIN)/python docs/ops.py
+	$(BIN)/python docs/transcripts.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,4 +38,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) minilm-mixed
+	rm -rf $(VENV) minilm-mixed docs/_build

@@ -19,8 +19,8 @@ def scaled_norm(
 ) -> Tensor:
     """x * rsqrt(mean(x^2) + eps), or of the sum, x at most 1 when squared.
 
-    The usual spelling overflows from |x| = 256 on (executorch PR 19523;
-    ConvNeXt#80 for x minus its mean).
+    The usual spelling overflows where x reaches 256 (executorch PR
+    19523; ConvNeXt#80 for x minus its mean).
     """
     peak = x.abs().amax(dim, keepdim=True).clamp(min=1e-4)
     y = x / peak

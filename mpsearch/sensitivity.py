@@ -7,7 +7,7 @@ So each reading of a tensor is a *source* with a set of ops that trigger it, and
 sources triggered by their op alone.
 
 The size of a source's effect, the norm of J delta, is estimated from a few backward passes with
-random output directions v, since E[(v . J delta)^2] = |J delta|^2 (Hutchinson 1990; as ADAPT,
+random output directions v, since ``E[(v . J delta)^2] = |J delta|^2`` (Hutchinson 1990; as ADAPT,
 Menon et al., SC 2018, but per tensor and without summing signed terms). A rounding that overflows
 is beyond first order and counts as infinite.
 
