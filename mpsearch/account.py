@@ -26,6 +26,11 @@ _HARMFUL = 2.0**-9
 ADDS_UP = "adds up"
 
 
+def harmful(prepared: Prepared, problem: Problem) -> float:
+    """The relative L2 error from which on an op does harm: the budget, where that is one."""
+    return problem.user_budget if prepared.metric.name == "rel_l2" else _HARMFUL
+
+
 def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
     """The kept ops, each with the error of the program when it alone is FP16, and why."""
     kept = [op for op in prepared.ops if bits[op.index]]
@@ -48,8 +53,7 @@ def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict
     """Why FP16 breaks each op by itself; ops in loops and branches are left out."""
     if not kept:
         return {}
-    harmful = problem.user_budget if prepared.metric.name == "rel_l2" else _HARMFUL
-    diagnosis = Diagnosis(problem.evaluator, harmful)
+    diagnosis = Diagnosis(problem.evaluator, harmful(prepared, problem))
     nodes = _nodes(problem)
     found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
     return {i: ADDS_UP if verdict == "fine" else verdict for i, verdict in found.items()}

@@ -199,7 +199,7 @@ def analyze(
         harmful = _HARMFUL if budget is None else budget
         ops = _ops(prepared, evaluator, harmful, seed)
         is_precision = prepared.metric.larger_is_better or floor <= harmful
-        place = None if is_precision else _parting(prepared, evaluator, harmful)
+        place = None if is_precision else parting(prepared, evaluator, harmful)
     finally:
         bar.close()
     loss_of = prepared.metric.loss_of
@@ -250,7 +250,7 @@ def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) ->
     return out
 
 
-def _parting(prepared: Prepared, evaluator: Evaluator, limit: float) -> Node | None:
+def parting(prepared: Prepared, evaluator: Evaluator, limit: float) -> Node | None:
     """The first op whose result in all-FP32 is not what the PyTorch model computes there."""
     if prepared.torch_model is None:
         return None

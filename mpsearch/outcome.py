@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from . import account, emission, frontend, search, verification, weights
+from .analysis import parting
 from .config import Config
 from .errors import VerificationError
 from .evaluator import Evaluator
@@ -277,10 +278,12 @@ def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) ->
                 f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
                 "and outputs cost the accuracy. Use --io-dtype fp32."
             )
+    place = parting(prepared, problem.evaluator, account.harmful(prepared, problem))
+    parts = "" if place is None else f", which is at {place}"
     return (
         f"{where}: precision is not the cause. The converted program already differs from the "
         "PyTorch model, so no FP32 op will help. Raise the budget, or change the model where the "
-        "two part: mpsearch analyze says where."
+        f"two part{parts}."
     )
 
 

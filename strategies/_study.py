@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import optuna
 
-from mpsearch.problem import Problem
+from mpsearch.problem import Problem, Trial
 
 
 @contextmanager
@@ -22,3 +22,9 @@ def open_study(problem: Problem, multivariate: bool) -> Iterator[optuna.Study]:
             direction="minimize", sampler=sampler, storage=problem.storage
         )
         yield problem.study
+
+
+def over(problem: Problem, trial: Trial) -> float:
+    """By how much a trial breaks the budget, as Optuna takes constraints: 0 or less where met."""
+    excess = min(trial.loss - problem.budget, 1e6)
+    return excess if trial.met else max(excess, 1e-12)

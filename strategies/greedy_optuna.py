@@ -18,7 +18,7 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     (:mod:`mpsearch.response`) led to smaller sets.
 ``refine``
     Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
-    place is in doubt, starting from the set so far.
+    place is in doubt, starting from the set so far and told what has been tried.
 ``exchange``
     Putting in one or two of the units that lower the true loss most does not let more others out.
 ``exhaust``
@@ -32,13 +32,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import optuna
 
 from mpsearch.problem import Problem
 
-from ._study import open_study
+from ._study import open_study, over
 
 #: Share of the trials that ranking one by one may take.
 _RANK_SHARE = 0.25
@@ -166,15 +166,31 @@ def _refine(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
             # No cheaper than what is known: no evaluation could make it the result.
             trial.set_constraint("budget", 1.0)
             return cost
-        outcome = problem.try_(tried, "refine")
-        over = min(outcome.loss - problem.budget, 1e6)
-        trial.set_constraint("budget", over if outcome.met else max(over, 1e-12))
+        trial.set_constraint("budget", over(problem, problem.try_(tried, "refine")))
         return cost
 
     with open_study(problem, multivariate=True) as study:
-        study.enqueue_trial({names[u]: u in kept for u in doubtful})
+        study.add_trials(_told(problem, fixed, names))
         study.optimize(objective, n_trials=tries)
     return kept if problem.best is None else problem.best.kept
+
+
+def _told(
+    problem: Problem, fixed: frozenset[int], names: Mapping[int, str]
+) -> list[optuna.trial.FrozenTrial]:
+    """What has been tried already of the units in doubt, for the sampler to learn from."""
+    choice = optuna.distributions.CategoricalDistribution([False, True])
+    return [
+        optuna.trial.create_trial(
+            params={name: unit in tried.kept for unit, name in names.items()},
+            distributions=dict.fromkeys(names.values(), choice),
+            value=tried.price,
+            user_attrs={"kept": sorted(tried.kept)},
+            constraints={"budget": over(problem, tried)},
+        )
+        for tried in problem.history
+        if tried.kept.difference(names) == fixed
+    ]
 
 
 def _respond(problem: Problem, kept: frozenset[int]) -> frozenset[int]:

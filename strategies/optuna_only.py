@@ -10,7 +10,7 @@ import optuna
 
 from mpsearch.problem import Problem
 
-from ._study import open_study
+from ._study import open_study, over
 
 
 def search(problem: Problem) -> None:
@@ -22,8 +22,7 @@ def search(problem: Problem) -> None:
         kept = frozenset(i for i, fp32 in enumerate(chosen) if fp32)
         outcome = problem.try_(kept, "sample")
         trial.set_user_attr("kept", sorted(kept))
-        over = min(outcome.loss - problem.budget, 1e6)
-        trial.set_constraint("budget", over if outcome.met else max(over, 1e-12))
+        trial.set_constraint("budget", over(problem, outcome))
         return problem.price(kept)
 
     with open_study(problem, multivariate=False) as study:

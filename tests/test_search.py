@@ -161,6 +161,7 @@ def test_a_wrong_conversion_is_not_blamed_on_precision():
         pytest.skip("this coremltools converts reciprocal rightly")
     assert result.status == "infeasible"
     assert "precision is not the cause" in result.explanation
+    assert "of type inverse" in result.explanation  # where the two part
     with pytest.raises(mpsearch.InfeasibleError):
         result.save("nowhere")
 
