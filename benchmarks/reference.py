@@ -1,16 +1,18 @@
 """What a long local search finds: the yardstick for ``greedy-optuna``.
 
-python -m benchmarks.reference [--evaluations 20000] [cases of the zoo ...]
+python -m benchmarks.reference [--evaluations 20000] [--variants 1 2 3] [cases of the zoo ...]
 
 Iterated local search on true evaluations, which knows nothing of rounding: cast ops in random
 order, blocks first, as long as the budget holds; then, until the evaluations are used up, put a
 few random ops back, cast in random order again, and keep what is not larger. Beside it, the
-default strategy with its 300 evaluations.
+default strategy with its 300 evaluations. ``--variants`` runs EfficientViT at 3e-4 with weights of
+other seeds instead of the zoo.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import time
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import zoo
+from benchmarks.zoo import efficientvit_tight
 from mpsearch import search
 from mpsearch.cost import Casts
 from mpsearch.prepare import Prepared, prepare
@@ -78,6 +81,16 @@ class LocalSearch:
         return best
 
 
+class Variant:
+    """EfficientViT at a budget at which every op's rounding counts, with other weights."""
+
+    BUDGET = efficientvit_tight.BUDGET
+    samples = staticmethod(efficientvit_tight.samples)
+
+    def __init__(self, seed: int) -> None:
+        self.build = functools.partial(efficientvit_tight.build, seed=seed)
+
+
 def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
     numerics = zoo.numerics(case)
     prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
@@ -111,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*")
     parser.add_argument("--evaluations", type=int, default=20_000)
+    parser.add_argument("--variants", type=int, nargs="*", help="Seeds of EfficientViT.")
     parser.add_argument("--json", type=Path, help="Also append every row to this file.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,7 +132,10 @@ def main() -> None:
     columns += ["reference", "reference evaluations", "reference seconds"]
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
-    for name, case in zoo.cases(arguments.cases).items():
+    chosen = zoo.cases(arguments.cases)
+    if arguments.variants:
+        chosen = {f"efficientvit_tight, seed {s}": Variant(s) for s in arguments.variants}
+    for name, case in chosen.items():
         row = compare(name, case, arguments.evaluations)
         print("| " + " | ".join(str(row[c]) for c in columns) + " |", flush=True)
         if arguments.json:

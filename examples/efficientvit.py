@@ -69,8 +69,8 @@ class EfficientViT(torch.nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def build(small: bool = False) -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(small: bool = False, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = EfficientViT(16, 2) if small else EfficientViT()
     with torch.no_grad():
         for stage in model.stages:

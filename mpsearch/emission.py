@@ -16,6 +16,7 @@ from . import flat, weights
 from ._ct import ct, quiet
 from .errors import InputError
 from .frontend import Precast, passes_from_cast
+from .nohalf import NoHalf
 from .program import copy_program
 
 with quiet():
@@ -135,6 +136,8 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: dict[str, str]
         "exported": "import coremltools as ct\nimport numpy as np\n",
         "torchscript": "import coremltools as ct\nimport numpy as np\nimport torch\n",
     }[precast.kind]
+    if precast.half and precast.kind == "torchscript":
+        imports += "from torch.overrides import TorchFunctionMode\n"
     if precast.wrapper is not None:
         imports = f"import dataclasses\nfrom collections.abc import Mapping\n\n{imports}"
     listed = "frozenset()"
@@ -237,6 +240,10 @@ def _tracing(precast: Precast) -> list[str]:
         parts.append(body[body.index("def flatten") :].rstrip())
         booleans = sorted(wrapper.booleans)
         wrapped = f"Flat(model, {wrapper.names!r}, {booleans!r}, {wrapper.constants!r})"
+    context = "torch.no_grad()"
+    if precast.half:
+        parts.append(inspect.getsource(NoHalf).rstrip())
+        context += ", NoHalf()"
     parts.append(
         f'''def trace(model, example_inputs):
     """Trace an FP32 model in eval mode, so that its ops get the names in FP32_OPS.
@@ -246,7 +253,8 @@ def _tracing(precast: Precast) -> list[str]:
     if isinstance(model, torch.jit.ScriptModule):
         return model
     wrapped = {wrapped}
-    with torch.no_grad():
-        return torch.jit.trace(wrapped, example_inputs, strict=False, check_trace=False)'''
+    wide = tuple(x.float() if x.is_floating_point() else x for x in example_inputs)
+    with {context}:
+        return torch.jit.trace(wrapped, wide, strict=False, check_trace=False)'''
     )
     return parts

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from . import program as _program
 from ._ct import ct, quiet
 from .data import argument_names
 from .errors import InputError
 from .flat import Flat, flatten
+from .nohalf import NoHalf
 
 with quiet():
     from coremltools.converters.mil.mil import Operation, Program, types
@@ -107,6 +107,9 @@ class Precast:
         What the model was wrapped in to be traced, if anything.
     states
         Name and shape of the buffers declared as states.
+    half
+        Whether the model has half-precision parts, and so was traced under
+        :class:`mpsearch.nohalf.NoHalf`.
     """
 
     program: Program
@@ -118,6 +121,7 @@ class Precast:
     line_of: Callable[[Operation], str] = lambda op: ""
     wrapper: Flat | None = None
     states: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    half: bool = False
 
 
 class TorchModel:
@@ -185,7 +189,7 @@ class TorchModel:
         Only there: under a function mode torch names traced values by number, not after the
         variables of the forward pass, so that ops would have other names than in a plain trace.
         """
-        return _NoHalf() if self.half else nullcontext()
+        return NoHalf() if self.half else nullcontext()
 
     def call(self, sample: Sample) -> Any:
         """The module's own outputs for one sample, from states of zeros."""
@@ -229,22 +233,6 @@ def fp32_copy(module: nn.Module) -> nn.Module:
     for m in clone.modules():
         m.training = False
     return clone
-
-
-class _NoHalf(TorchFunctionMode):
-    """Makes a forward pass written for half precision run in FP32: ``x.half()`` and the like."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (Tensor.half, Tensor.bfloat16):
-            func, args = Tensor.float, args[:1]
-        elif any(a is h for a in (*args, kwargs.get("dtype")) for h in _HALF):
-            args = tuple(torch.float32 if any(a is h for h in _HALF) else a for a in args)
-            if any(kwargs.get("dtype") is h for h in _HALF):
-                kwargs["dtype"] = torch.float32
-        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -323,6 +311,7 @@ def convert(
             _line_of(routed.lines),
             routed.wrapper,
             {s.name: tuple(s.shape.shape) for s in arguments.get("states", [])},
+            model.half,
         )
     raise InputError(f"coremltools cannot convert the model: {failures[0]}")
 

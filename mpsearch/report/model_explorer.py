@@ -40,12 +40,15 @@ def write(found: Analysis, file: str | Path) -> list[Path]:
     target = Path(file)
     contents = {
         target: _graph(found),
-        target.with_suffix(".verdict.json"): _data(
-            "verdict", {op.name: _verdict(op) for op in found.ops}
-        ),
-        target.with_suffix(".sensitivity.json"): _data(
-            "sensitivity", {op.name: _sensitivity(op) for op in found.ops}
-        ),
+        target.with_suffix(".verdict.json"): {
+            "name": "verdict",
+            "results": {op.name: _verdict(op) for op in found.ops},
+            "showExpandedSummaryOnGroupNode": True,
+        },
+        target.with_suffix(".sensitivity.json"): {
+            "name": "sensitivity",
+            "results": {op.name: _sensitivity(op) for op in found.ops},
+        },
     }
     for path, content in contents.items():
         with directory(path) as scratch:
@@ -84,10 +87,6 @@ def _facts(op: OpAnalysis) -> list[tuple[str, str]]:
     return facts
 
 
-def _data(name: str, results: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "results": results, "showExpandedSummaryOnGroupNode": True}
-
-
 def _verdict(op: OpAnalysis) -> dict[str, Any]:
     return {"value": op.verdict, "bgColor": _COLOURS[op.verdict]}
 
@@ -97,4 +96,7 @@ def _sensitivity(op: OpAnalysis) -> dict[str, Any]:
     if not math.isfinite(op.sensitivity):
         return {"value": "inf", "bgColor": _RAMP[-1]}
     level = math.log10(max(op.sensitivity, 1e-5)) + 5
-    return {"value": op.sensitivity, "bgColor": _RAMP[min(int(level), len(_RAMP) - 1)]}
+    return {
+        "value": float(value(op.sensitivity)),
+        "bgColor": _RAMP[min(int(level), len(_RAMP) - 1)],
+    }
