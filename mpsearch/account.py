@@ -35,28 +35,39 @@ def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list
     """The kept ops, each with the error of the program when it alone is FP16, and why."""
     kept = [op for op in prepared.ops if bits[op.index]]
     measure = len(kept) <= _MEASURED_ALONE
-    verdicts = _verdicts(prepared, problem, [op.index for op in kept]) if measure else {}
-    out = []
-    for op in kept:
-        if measure:
-            vector = tuple(i != op.index for i in range(len(prepared.ops)))
-            alone = problem.evaluator.evaluate(vector).loss
-        else:
-            alone = math.sqrt(problem.model.harm((op.index,), ()))
-        alone = prepared.metric.loss_of(alone)
-        verdict = verdicts.get(op.index, "")
-        out.append(KeptOp(op.name, op.type, op.layer, number(alone), op.line, verdict))
-    return out
+    if measure:
+        losses = {op.index: _alone(problem, op.index) for op in kept}
+    else:
+        losses = {op.index: math.sqrt(problem.model.harm((op.index,), ())) for op in kept}
+    breaking = [i for i, loss in losses.items() if loss > problem.user_budget]
+    verdicts = _verdicts(prepared, problem, breaking) if measure else {}
+    rest = ADDS_UP if measure else ""
+    return [
+        KeptOp(
+            op.name,
+            op.type,
+            op.layer,
+            number(prepared.metric.loss_of(losses[op.index])),
+            op.line,
+            verdicts.get(op.index, "") if op.index in breaking else rest,
+        )
+        for op in kept
+    ]
+
+
+def _alone(problem: Problem, index: int) -> float:
+    """The loss when one op is FP16 and all others are FP32."""
+    return problem.evaluator.evaluate(tuple(i != index for i in range(len(problem.ops)))).loss
 
 
 def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict[int, str]:
-    """Why FP16 breaks each op by itself; ops in loops and branches are left out."""
+    """Why FP16 breaks each op by itself, where that is known; not for ops in loops and branches."""
     if not kept:
         return {}
     diagnosis = Diagnosis(problem.evaluator, harmful(prepared, problem))
     nodes = _nodes(problem)
     found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
-    return {i: ADDS_UP if verdict == "fine" else verdict for i, verdict in found.items()}
+    return {i: verdict for i, verdict in found.items() if verdict != "fine"}
 
 
 def _nodes(problem: Problem) -> dict[int, Node]:

@@ -35,7 +35,11 @@ class ByteCache(Generic[V]):
             return
         self._values[key] = value
         self.bytes += size
-        while self.bytes > self.limit:
+        self.trim(self.limit)
+
+    def trim(self, limit: int) -> None:
+        """Drop values, the least recently used first, until ``limit`` bytes are left."""
+        while self.bytes > limit:
             _, dropped = self._values.popitem(last=False)
             self.bytes -= self._size(dropped)
 

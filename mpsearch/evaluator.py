@@ -22,6 +22,7 @@ from .cache import ByteCache
 from .errors import InputError
 from .executor.graph import Function, Node, Ref, Source, slots_read, walk
 from .executor.runtime import Runtime, tensor_bytes
+from .memory import give_back
 from .metrics import Metric, Outputs
 from .numerics import Profile
 from .sensitivity import RoundingModel, rounding_model
@@ -257,12 +258,17 @@ class Evaluator:
     def outputs(self, kept: frozenset[int], sample: int, profile: int = 0) -> dict[str, Tensor]:
         """The outputs for one sample when the ops in ``kept`` are FP32 and the others FP16."""
         self._tidy()
+        before = self.counters.executions
         with torch.inference_mode():
             identities = self._identities(kept, sample, profile)
-            return {
+            outputs = {
                 name: self._output(source, identities)
                 for name, source in self._function.outputs.items()
             }
+        if self.counters.executions - before > len(self._steps) // 2:
+            # Most of a forward: results to keep and results to drop lie side by side in the heap.
+            give_back()
+        return outputs
 
     def trace(
         self,
@@ -487,10 +493,14 @@ class Evaluator:
         self._memory = _Identities(self._memory.tensors.limit)
         for runtime in self._runtimes:
             runtime.release()
+        give_back()
 
     def rounding_model(self, seed: int, samples: int = 2) -> RoundingModel:
         """The first-order model of rounding over the first samples, worst profile last."""
         started = time.perf_counter()
+        # Gradients need every value of a sample at once: room for them within the limit.
+        self._memory.tensors.trim(self._memory.tensors.limit // 2)
+        give_back()
         model = rounding_model(
             self._function,
             [self._named(i) for i in range(min(samples, len(self._held)))],
@@ -498,6 +508,7 @@ class Evaluator:
             self._runtimes[-1],
             seed,
         )
+        give_back()
         seconds = time.perf_counter() - started
         self.counters.seconds += seconds
         self.counters.work += seconds

@@ -26,6 +26,8 @@ from .result import PACKAGE, Result, number
 
 #: How much below the budget to search once a set has failed where the search could not see it.
 _MARGIN = 0.9
+#: Bytes of results to remember where sets are tried on the held-out data.
+_HELDOUT_CACHE = 256 << 20
 
 
 def finish(
@@ -52,9 +54,12 @@ def finish(
     limit = problem.user_budget
     scratch = tempfile.TemporaryDirectory(prefix="mpsearch-")
     path = Path(scratch.name) / PACKAGE
+    fallback: Trial | None = None
     while True:
         best = problem.best
         assert best is not None  # all-FP32 meets the budget, or there would be no search
+        if fallback is not None and problem.rank(fallback.kept) < problem.rank(best.kept):
+            best = fallback
         bits = problem.vector(best.kept)
         names = [op.name for op in prepared.ops if bits[op.index]]
         bar.stage("writing the package and reading it back")
@@ -63,28 +68,33 @@ def finish(
         worst = max(measured, held)
         if worst <= limit or best.kept == problem.everything:
             break
+        del package
         problem.reject(best.kept)
+        fallback = _holding(prepared, problem, limit)
         problem.tighten(max(problem.ends()[0], _tighter(problem.budget, best.loss, limit, worst)))
         if not interrupted:
             interrupted = not search.run(strategy, problem)
     if worst > limit:
         return infeasible(prepared, problem, started, held)
     status = "interrupted" if interrupted else "met" if names else "fp16_suffices"
+    stored: weights.Stored | None = None
+    stored_names: list[str] = []
+    if storage is not None:
+        bar.stage(f"storing weights as {storage}")
+        package, measured, held, stored, stored_names = _store(
+            prepared, names, path, (package, measured, held), storage, limit
+        )
+    casts = package.casts
+    del package  # it holds the weights once more
     bound = None
     if not interrupted and best.kept != problem.everything and not problem.pinned:
         bar.stage("bounding")
         bound = _lower_bound(problem, limit, best)
     result = _result(prepared, problem, started, status)
-    stored_names: list[str] = []
-    if storage is not None:
-        bar.stage(f"storing weights as {storage}")
-        package, measured, held, result.weights, stored_names = _store(
-            prepared, names, path, (package, measured, held), storage, limit
-        )
     bar.stage("measuring the kept ops alone")
     kept = account.kept_ops(prepared, problem, bits)
     result.ops = account.op_rows(prepared, problem, bits)
-    result.costs = account.costs(prepared, bits, package.casts)
+    result.costs = account.costs(prepared, bits, casts)
     result.islands = account.islands(prepared, bits)
     result.front = account.front(problem, prepared.metric)
     result.remedies = account.remedies(prepared, problem, kept)
@@ -95,7 +105,7 @@ def finish(
     result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
     result.searched_error = metric.loss_of(best.loss)
     result.kept = kept
-    result.casts = package.casts
+    result.casts, result.weights = casts, stored
     result.lower_bound, result.proven = bound, problem.proven
     if problem.contradicted:
         result.notes.append(
@@ -111,6 +121,18 @@ def finish(
     )
     result._scratch = scratch
     return result
+
+
+def _holding(prepared: Prepared, problem: Problem, limit: float) -> Trial | None:
+    """The cheapest set tried that meets the budget on the held-out data as well."""
+    held = prepared.heldout_evaluator(cache_bytes=_HELDOUT_CACHE)
+    if held is None:
+        return None
+    for trial in sorted(problem.accepted(limit), key=lambda t: problem.rank(t.kept)):
+        measured = held.evaluate(problem.vector(trial.kept), limit)
+        if measured.exact and measured.loss <= limit:
+            return trial
+    return None
 
 
 def _lower_bound(problem: Problem, limit: float, best: Trial) -> int | None:

@@ -17,6 +17,7 @@ from .evaluator import Evaluator
 from .executor.graph import Function
 from .frontend import Port, Precast, TorchModel
 from .loading import load_model
+from .memory import give_back
 from .metrics import Metric, Outputs
 from .numerics import Profile, profiles
 from .predict import Executor
@@ -139,6 +140,7 @@ def prepare(
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
     )
+    give_back()  # the copy that was cast to see the FP16 forms is gone
     bind = _binder(precast, lowered, torch_model)
     bound = [bind(s) for s in data.samples]
     renamed = Data([s for s, _ in bound], data.targets, data.noise)

@@ -421,6 +421,14 @@ class Problem:
         """Whether a loss is so far beyond the budget that no other rounding could undo it."""
         return loss > 2 * self.budget if self.budget > 0 else loss > self.budget + 6  # dB
 
+    def accepted(self, budget: float) -> list[Trial]:
+        """The trials that meet a budget and were not rejected."""
+        return [
+            t
+            for t in self.history
+            if t.exact and t.loss <= budget and not t.overflows and t.kept not in self._rejected
+        ]
+
     def reject(self, kept: Iterable[int]) -> None:
         """Never take this set as the best, whatever its loss."""
         self._rejected.add(frozenset(kept))

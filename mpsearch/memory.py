@@ -1,0 +1,27 @@
+"""Hands freed memory back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):  # not glibc
+        return None
+    return trim
+
+
+def give_back() -> None:
+    """Return the free pages of the heap, where the C library can (glibc's ``malloc_trim``).
+
+    Results of an evaluation are too small to be mapped one by one; without this, what a stage has
+    freed stays with the process, broken up, while the next one asks for more.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
