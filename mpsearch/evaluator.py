@@ -349,6 +349,7 @@ class Evaluator:
         kept = frozenset(i for i, bit in enumerate(fp32) if bit)
         every = frozenset(range(self._candidates))
         found: set[int] = set()
+        self._make_room()  # results that were dropped are made again, whole chains at a time
         with torch.inference_mode():
             for profile in range(len(self._runtimes)):
                 for sample in range(len(self._inputs)):
@@ -488,6 +489,11 @@ class Evaluator:
         out: Tensor = value
         return out.to("cpu")
 
+    def _make_room(self) -> None:
+        """Drop the older half of what may be remembered, for work that holds much besides."""
+        self._memory.tensors.trim(self._memory.tensors.limit // 2)
+        give_back()
+
     def release(self) -> None:
         """Give back the memory of what is remembered; it is computed again when needed."""
         self._memory = _Identities(self._memory.tensors.limit)
@@ -498,9 +504,7 @@ class Evaluator:
     def rounding_model(self, seed: int, samples: int = 2) -> RoundingModel:
         """The first-order model of rounding over the first samples, worst profile last."""
         started = time.perf_counter()
-        # Gradients need every value of a sample at once: room for them within the limit.
-        self._memory.tensors.trim(self._memory.tensors.limit // 2)
-        give_back()
+        self._make_room()  # gradients need every value of a sample at once
         model = rounding_model(
             self._function,
             [self._named(i) for i in range(min(samples, len(self._held)))],
