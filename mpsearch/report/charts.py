@@ -77,7 +77,14 @@ def front(result: Mapping[str, Any]) -> str:
     points = [(n, e) for n, e in result["front"] if e is not None]
 
     def draw(axes: Axes) -> None:
-        axes.plot(*_columns(points), "o-", color=FP32, markersize=4, linewidth=1)
+        axes.plot(
+            *_columns(points),
+            "o-",
+            color=FP32,
+            markersize=4,
+            linewidth=1,
+            drawstyle="steps-post",
+        )
         axes.axhline(result["budget"], color=_INK, linewidth=0.8, linestyle="--", label="budget")
         if all(e > 0 for _, e in points) and result["budget"] > 0:
             axes.set_yscale("log")
