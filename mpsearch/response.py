@@ -104,7 +104,7 @@ class Response:
         near = [k for k in errors if k != middle and self._near(k)]
         changes = np.array([self._row(k) for k in near]).reshape(len(near), len(self._units))
         self._forms = []
-        for place, start in errors[middle].items():
+        for place, start in errors.get(middle, {}).items():
             seen = [i for i, k in enumerate(near) if place in errors[k]]
             prior = expected + _LEAST_EFFECT * float(start @ start)
             moved = np.array([errors[near[i]][place] - start for i in seen])
@@ -112,6 +112,11 @@ class Response:
             self._forms.append(
                 (float(start @ start), mean @ start, mean @ mean.T + spread, _NONLINEAR * prior)
             )
+
+    @property
+    def informed(self) -> bool:
+        """Whether anything is known of the set in the middle; not where no output is a float."""
+        return bool(self._forms)
 
     def _near(self, kept: Kept) -> bool:
         changed = kept ^ self._middle

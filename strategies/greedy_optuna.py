@@ -198,6 +198,8 @@ def _respond(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
     misses = 0
     while misses < _MISSES and len(kept) > 1:
         response = problem.response(kept, _changing(problem, kept))
+        if not response.informed:
+            break
         sets = response.exchanges(problem.cost)
         smaller = next((s for s in sets if _fresh(problem, s, kept)), None)
         if smaller is None:

@@ -301,3 +301,20 @@ def test_conv_transpose_is_pinned_by_hazard_unless_told_otherwise():
     assert free.fp32_ops == []
     with pytest.raises(mpsearch.InputError, match="pin, warn, off"):
         mpsearch.optimize(model, data, 1e-2, hazards="maybe")
+
+
+def test_outputs_that_are_no_floats_are_searched_as_well():
+    class Nearest(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("codes", 300 + 0.1 * torch.randn(8, 16))
+
+        def forward(self, x):
+            return (x[:, None] - self.codes).square().sum(-1).argmin(-1)
+
+    torch.manual_seed(0)
+    model = Nearest()
+    data = [300 + 0.1 * torch.randn(4, 16) for _ in range(8)]
+    result = mpsearch.optimize(model, data, 1e-6, metric="max_abs")
+    assert result.met and result.error == 0 < result.error_fp16
+    assert 0 < len(result.fp32_ops) < result.candidate_ops
