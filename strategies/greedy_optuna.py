@@ -5,7 +5,8 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
 ``cast``
     Along a ranking of the units, a boundary: those beyond it are FP16, and the budget is met.
 ``prune``
-    Each unit was tried in FP16; after the last pass, no single one can be cast within the budget.
+    Each unit was tried in FP16, as far as half of the trials left allow; after the last pass, if
+    the trials lasted, no single one can be cast within the budget.
 ``bound``
     Disjoint sets of units that each break the budget alone have been found; where there are as
     many as units kept, and each breaks it by far, no search for fewer is needed.
