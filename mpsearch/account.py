@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from . import remedies as _remedies
+from .analysis import HARMFUL
 from .config import KeptOp
 from .cost import Casts, Cost, cost
 from .diagnosis import Diagnosis
@@ -20,15 +21,13 @@ from .result import OpRow, number
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
-#: Harm, for measures other than relative L2: four times FP16's own rounding.
-_HARMFUL = 2.0**-9
 #: The verdict on ops that break nothing alone: they are kept for what they add to others.
 ADDS_UP = "adds up"
 
 
 def harmful(prepared: Prepared, problem: Problem) -> float:
     """The relative L2 error from which on an op does harm: the budget, where that is one."""
-    return problem.user_budget if prepared.metric.name == "rel_l2" else _HARMFUL
+    return problem.user_budget if prepared.metric.name == "rel_l2" else HARMFUL
 
 
 def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
@@ -75,9 +74,11 @@ def _nodes(problem: Problem) -> dict[int, Node]:
     return {n.candidate: n for n in nodes if n.candidate is not None and not n.blocks}
 
 
-def op_rows(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[OpRow]:
+def op_rows(
+    prepared: Prepared, problem: Problem, bits: Sequence[bool], counter: Casts
+) -> list[OpRow]:
     """Every candidate op: its precision, its predicted sensitivity, and what it reads."""
-    reads = Casts(prepared.lowered).reads()
+    reads = counter.reads()
     model = problem.model
     return [
         OpRow(
@@ -98,9 +99,8 @@ def _finite(sensitivity: float) -> float | None:
     return sensitivity if sensitivity < 1e6 else None
 
 
-def costs(prepared: Prepared, bits: Sequence[bool], casts: int) -> dict[str, Cost]:
+def costs(prepared: Prepared, bits: Sequence[bool], counter: Casts, casts: int) -> dict[str, Cost]:
     """The cost of all-FP16, of the package (with ``casts`` as counted in it), and of all-FP32."""
-    counter = Casts(prepared.lowered)
     ends = {"fp16": [False] * len(bits), "fp32": [True] * len(bits)}
     fp16, fp32 = (cost(prepared.ops, counter, ends[key]) for key in ("fp16", "fp32"))
     mine = cost(prepared.ops, counter, bits)
@@ -108,9 +108,9 @@ def costs(prepared: Prepared, bits: Sequence[bool], casts: int) -> dict[str, Cos
     return {"fp16": fp16, "package": package, "fp32": fp32}
 
 
-def islands(prepared: Prepared, bits: Sequence[bool]) -> list[list[str]]:
+def islands(prepared: Prepared, bits: Sequence[bool], counter: Casts) -> list[list[str]]:
     """The FP32 islands, each with the names of its ops in execution order."""
-    groups = Casts(prepared.lowered).islands(bits)
+    groups = counter.islands(bits)
     return [[prepared.ops[i].name for i in group] for group in groups]
 
 

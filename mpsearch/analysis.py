@@ -23,7 +23,7 @@ from .remedies import Remedy, remedies
 from .result import number
 
 #: Harm, where no budget says what it is: four times FP16's own rounding.
-_HARMFUL = 2.0**-9
+HARMFUL = 2.0**-9
 #: Ops predicted to do at least this share of harm are run alone.
 _SUSPECT = 0.1
 #: With no more ops than these, all are run alone.
@@ -196,7 +196,7 @@ def analyze(
         floor = evaluator.evaluate((True,) * count).loss
         fp16 = evaluator.evaluate((False,) * count).loss
         bar.stage("looking at every op")
-        harmful = _HARMFUL if budget is None else budget
+        harmful = HARMFUL if budget is None else budget
         ops = _ops(prepared, evaluator, harmful, seed)
         is_precision = prepared.metric.larger_is_better or floor <= harmful
         place = None if is_precision else parting(prepared, evaluator, harmful)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, ItemsView
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -42,6 +42,10 @@ class ByteCache(Generic[V]):
         while self.bytes > limit:
             _, dropped = self._values.popitem(last=False)
             self.bytes -= self._size(dropped)
+
+    def items(self) -> ItemsView[Hashable, V]:
+        """What is kept, the least recently used first."""
+        return self._values.items()
 
     def clear(self) -> None:
         """Drop everything."""

@@ -132,6 +132,22 @@ class Config:
         path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(file: Path, wanted: str) -> Any:
+    """What a JSON file holds.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, in which case ``wanted`` says what to give, or is no JSON.
+    """
+    if not file.exists():
+        raise InputError(f"{file} does not exist; give {wanted}")
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no JSON: {error}") from error
+
+
 def read(path: str | Path) -> Config:
     """Read a config, or the one in a directory that ``optimize`` wrote.
 
@@ -145,12 +161,7 @@ def read(path: str | Path) -> Config:
     file = Path(path)
     if file.is_dir():
         file = file / "precision.json"
-    if not file.exists():
-        raise InputError(f"{file} does not exist; give a precision.json or its directory")
-    try:
-        raw = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no JSON: {error}") from error
+    raw = read_json(file, "a precision.json or its directory")
     found = raw.get("version") if isinstance(raw, dict) else None
     if found != VERSION:
         raise InputError(

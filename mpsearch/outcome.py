@@ -15,6 +15,7 @@ import torch
 from . import account, emission, frontend, search, verification, weights
 from .analysis import parting
 from .config import Config
+from .cost import Casts
 from .errors import VerificationError
 from .evaluator import Evaluator
 from .frontend import TorchModel
@@ -93,9 +94,10 @@ def finish(
     result = _result(prepared, problem, started, status)
     bar.stage("measuring the kept ops alone")
     kept = account.kept_ops(prepared, problem, bits)
-    result.ops = account.op_rows(prepared, problem, bits)
-    result.costs = account.costs(prepared, bits, casts)
-    result.islands = account.islands(prepared, bits)
+    counter = Casts(prepared.lowered)
+    result.ops = account.op_rows(prepared, problem, bits, counter)
+    result.costs = account.costs(prepared, bits, counter, casts)
+    result.islands = account.islands(prepared, bits, counter)
     result.front = account.front(problem, prepared.metric)
     result.remedies = account.remedies(prepared, problem, kept)
     result.package_bytes = emission.package_bytes(path)

@@ -17,11 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from .bound import disjoint_cores, monotone
+from .cache import ByteCache
 from .cost import Casts, op_cost
 from .evaluator import Evaluator
 from .program import CandidateOp
 from .response import Response, Sketch
 from .sensitivity import RoundingModel
+
+#: What the sketched errors of trials may take: a proof by exhaustion makes 100,000 of them.
+_ERROR_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,9 @@ class Problem:
         self._model: RoundingModel | None = None
         self._adjacent: dict[int, set[int]] | None = None
         self._sketch = Sketch(evaluator.references, seed)
-        self._errors: dict[frozenset[int], dict[tuple[int, int], np.ndarray]] = {}
+        self._errors: ByteCache[dict[tuple[int, int], np.ndarray]] = ByteCache(
+            _ERROR_BYTES, lambda found: sum(error.nbytes for error in found.values())
+        )
         self._ends: tuple[float, float] | None = None
 
     @property
@@ -274,7 +280,7 @@ class Problem:
 
     def _evaluate(self, key: frozenset[int], by: str, exact: bool) -> Trial:
         limit = math.inf if exact else self.budget
-        errors = self._errors.setdefault(key, {})
+        errors = dict(self._errors.get(key) or {})
 
         def see(sample: int, profile: int, outputs: dict[str, Any]) -> None:
             error = self._sketch(sample, outputs)
@@ -282,6 +288,7 @@ class Problem:
                 errors[sample, profile] = error
 
         measured = self.evaluator.evaluate(self.vector(key), limit, see)
+        self._errors.put(key, errors)
         met = measured.exact and measured.loss <= self.budget
         overflows = met and self._forbid_overflow and bool(self.overflows(key))
         trial = Trial(
@@ -364,12 +371,15 @@ class Problem:
         """What the trials say of sets that differ from ``middle``, one that met, in ``units``."""
         key = frozenset(middle)
         fp16 = self._fp16(key)
+        errors = {
+            kept: found for kept, found in self._errors.items() if isinstance(kept, frozenset)
+        }
         effects = {}
         for unit in units:
             ops = self.units[unit].ops
             known = self.model.harm if unit in key else self.model.relief
             effects[unit] = known(ops, fp16)
-        return Response(key, self._errors, effects)
+        return Response(key, errors, effects)
 
     def _fp16(self, kept: Iterable[int]) -> set[int]:
         return {i for i, fp32 in enumerate(self.vector(kept)) if not fp32}

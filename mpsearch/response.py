@@ -135,10 +135,10 @@ class Response:
         At most two units are put in and three taken out. ``cost`` is that of every unit in FP32.
         """
         prices = np.array([cost[u] for u in self._units])
-        rows = self._single_exchanges()
+        rows, pairs = self._single_exchanges()
         error = self._squared_errors(rows)
         heads = rows[np.argsort(error, kind="stable")[:_HEADS]]
-        further = (heads[:, None] + rows[None, : self._pairs]).reshape(-1, len(self._units))
+        further = (heads[:, None] + rows[None, :pairs]).reshape(-1, len(self._units))
         further = further[np.abs(further).max(1) == 1]  # no unit twice
         rows = np.concatenate([rows, further])
         rows = rows[rows @ prices > 1e-9]
@@ -151,16 +151,15 @@ class Response:
                     self._units[column] for column in np.flatnonzero(row)
                 )
 
-    def _single_exchanges(self) -> np.ndarray:
-        """One unit taken out and up to one put in; then two out, and up to one in."""
+    def _single_exchanges(self) -> tuple[np.ndarray, int]:
+        """One unit taken out and up to one put in, and how many those are; then two out."""
         each = np.diag(self._sign)
         inside, outside = each[self._sign > 0], each[self._sign < 0]
         put = np.concatenate([np.zeros((1, len(each))), outside])
         first, second = np.triu_indices(len(inside), 1)
         one = (inside[:, None] + put[None]).reshape(-1, len(each))
         two = ((inside[first] + inside[second])[:, None] + put[None]).reshape(-1, len(each))
-        self._pairs = len(one)
-        return np.concatenate([one, two])
+        return np.concatenate([one, two]), len(one)
 
     def _squared_errors(self, rows: np.ndarray) -> np.ndarray:
         """The expected squared relative L2 error after changes, each on its worst sample."""

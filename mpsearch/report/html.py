@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -37,12 +36,7 @@ def write(folder: str | Path) -> Path:
 
 
 def _result(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        raise InputError(f"{file} does not exist; give a directory that mpsearch optimize wrote")
-    try:
-        found = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no JSON: {error}") from error
+    found = _config.read_json(file, "a directory that mpsearch optimize wrote")
     if not isinstance(found, dict) or not {"ops", "trials", "costs"} <= found.keys():
         raise InputError(f"{file} is no result of this version; run mpsearch optimize again")
     return found
