@@ -75,8 +75,9 @@ def accuracy(outputs: list[dict[str, np.ndarray]], targets: list[torch.Tensor]) 
 
 
 METRIC = accuracy
+TARGETS = "pairs"  # each sample comes with its labels
 
 if __name__ == "__main__":
-    result = mpsearch.optimize(build(), samples(), BUDGET, metric=accuracy)
+    result = mpsearch.optimize(build(), samples(), BUDGET, METRIC, targets=TARGETS)
     print(result.explanation)
     print("wrote", result.save("digits-mixed"))

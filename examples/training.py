@@ -5,7 +5,7 @@ weights, which costs three evaluations, and search again only where it does not.
 """
 
 import mpsearch
-from examples.digits import BUDGET, Digits, accuracy, samples, train
+from examples.digits import BUDGET, METRIC, TARGETS, Digits, samples, train
 
 
 def run(rounds: int = 3, steps: int = 100, out: str = "digits.mlpackage") -> list[str]:
@@ -15,10 +15,11 @@ def run(rounds: int = 3, steps: int = 100, out: str = "digits.mlpackage") -> lis
     config, done = None, []
     for _ in range(rounds):
         train(model, steps)
-        if config is not None and mpsearch.check(config, model, data, metric=accuracy).holds:
+        task = {"metric": METRIC, "targets": TARGETS}
+        if config is not None and mpsearch.check(config, model, data, **task).holds:
             done.append("checked")
             continue
-        result = mpsearch.optimize(model, data, BUDGET, metric=accuracy)
+        result = mpsearch.optimize(model, data, BUDGET, **task)
         config = result.config
         done.append(f"searched: {len(result.fp32_ops)} of {result.candidate_ops} ops in FP32")
     assert config is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import remedies as _remedies
 from .analysis import HARMFUL
@@ -18,6 +19,7 @@ from .problem import Problem
 from .ranges import ranges
 from .remedies import Remedy
 from .result import OpRow, number
+from .sensitivity import RoundingModel
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
@@ -37,7 +39,8 @@ def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list
     if measure:
         losses = {op.index: _alone(problem, op.index) for op in kept}
     else:
-        losses = {op.index: math.sqrt(problem.model.harm((op.index,), ())) for op in kept}
+        predicted = {op.index: math.sqrt(problem.model.harm((op.index,), ())) for op in kept}
+        losses = {i: math.inf if _finite(loss) is None else loss for i, loss in predicted.items()}
     breaking = [i for i, loss in losses.items() if loss > problem.user_budget]
     verdicts = _verdicts(prepared, problem, breaking) if measure else {}
     rest = ADDS_UP if measure else ""
@@ -74,12 +77,17 @@ def _nodes(problem: Problem) -> dict[int, Node]:
     return {n.candidate: n for n in nodes if n.candidate is not None and not n.blocks}
 
 
+def unmeasured(prepared: Prepared, bits: Sequence[bool]) -> list[KeptOp]:
+    """The kept ops, before anything is known of each."""
+    kept = (op for op in prepared.ops if bits[op.index])
+    return [KeptOp(op.name, op.type, op.layer, None, op.line) for op in kept]
+
+
 def op_rows(
-    prepared: Prepared, problem: Problem, bits: Sequence[bool], counter: Casts
+    prepared: Prepared, model: RoundingModel | None, bits: Sequence[bool], counter: Casts
 ) -> list[OpRow]:
-    """Every candidate op: its precision, its predicted sensitivity, and what it reads."""
+    """Every candidate op: its precision, what it reads, and its sensitivity as a model predicts."""
     reads = counter.reads()
-    model = problem.model
     return [
         OpRow(
             op.name,
@@ -87,11 +95,18 @@ def op_rows(
             op.layer,
             op.line,
             bits[op.index],
-            _finite(math.sqrt(model.harm((op.index,), ()))),
+            None if model is None else _finite(math.sqrt(model.harm((op.index,), ()))),
             [prepared.ops[i].name for i in sorted(reads.get(op.index, ()))],
         )
         for op in prepared.ops
     ]
+
+
+def as_measured(row: OpRow, kept: KeptOp | None, metric: str) -> OpRow:
+    """The row of a kept op with what was measured of it instead of what was predicted."""
+    if kept is None or (metric != "rel_l2" and kept.sensitivity is not None):
+        return row
+    return replace(row, sensitivity=kept.sensitivity)
 
 
 def _finite(sensitivity: float) -> float | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import frontend
+from . import frontend, options
 from .cost import Casts
 from .diagnosis import VERDICTS, Diagnosis
 from .evaluator import Evaluator
@@ -21,6 +22,7 @@ from .progress import Progress
 from .ranges import Range, ranges
 from .remedies import Remedy, remedies
 from .result import number
+from .surroundings import undisturbed
 
 #: Harm, where no budget says what it is: four times FP16's own rounding.
 HARMFUL = 2.0**-9
@@ -159,11 +161,13 @@ def _plain(op: OpAnalysis) -> dict[str, Any]:
     return out
 
 
+@undisturbed
 def analyze(
     model: Any,
     inputs: Any,
     metric: str | Callable[..., float] = "rel_l2",
     *,
+    targets: Any = None,
     budget: float | None = None,
     numerics: str = "ieee",
     target: str = "iOS17",
@@ -186,10 +190,13 @@ def analyze(
         If something given cannot be used.
     """
     check_device(device)
+    seed = options.seed(seed)
+    if budget is not None:
+        budget = options.positive(budget, "budget")
     bar = Progress(progress)
-    try:
+    with closing(bar):
         bar.stage("converting")
-        prepared = prepare(model, inputs, metric, numerics, target, 0.0, io_dtype, states)
+        prepared = prepare(model, inputs, metric, numerics, target, 0.0, io_dtype, states, targets)
         evaluator = prepared.evaluator(device, cache_bytes)
         bar.stage("measuring all-FP32 and all-FP16")
         count = len(prepared.ops)
@@ -200,8 +207,6 @@ def analyze(
         ops = _ops(prepared, evaluator, harmful, seed)
         is_precision = prepared.metric.larger_is_better or floor <= harmful
         place = None if is_precision else parting(prepared, evaluator, harmful)
-    finally:
-        bar.close()
     loss_of = prepared.metric.loss_of
     found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision)
     found.parts_at = None if place is None else place.name
@@ -210,6 +215,7 @@ def analyze(
         harm = {i: op.verdict for i, op in enumerate(ops) if op.verdict != "fine"}
         largest = {i: op.range.largest for i, op in enumerate(ops) if op.range is not None}
         found.remedies = remedies(prepared.lowered, prepared.ops, harm, largest)
+    found.notes += prepared.notes
     if prepared.calibration.noise:
         found.notes.append("The data is random: real inputs may have other ranges.")
     return found

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
-from . import pins, search
+from . import options, pins, search
 from .cost import Casts, check_objective
+from .ending import Ending, Stage
 from .errors import InputError
 from .hazards import check_action, struck
 from .hazards import notes as hazard_notes
-from .metrics import Metric
+from .metrics import Metric, resolve
 from .outcome import finish, infeasible
 from .prepare import check_device, prepare
 from .problem import Problem
 from .progress import Progress
 from .result import Result
 from .storage import check_storage
+from .surroundings import undisturbed
 from .weights import check_storage as check_weights
 
 DEFAULT_TRIALS = 300
@@ -26,12 +28,14 @@ DEFAULT_TRIALS = 300
 _RESERVE = 0.3
 
 
+@undisturbed
 def optimize(
     model: Any,
     inputs: Any,
     budget: float,
     metric: str | Callable[..., float] = "rel_l2",
     *,
+    targets: Any = None,
     strategy: str = "greedy-optuna",
     numerics: str = "ieee",
     target: str = "iOS17",
@@ -70,6 +74,9 @@ def optimize(
         largest drop for a task metric).
     metric
         See :func:`mpsearch.metrics.resolve`.
+    targets
+        What a task metric compares with: one for each sample, or ``"pairs"`` where every item of
+        ``inputs`` is (sample, target). Never guessed.
     strategy
         A name in the entry-point group ``mpsearch.strategies``.
     numerics
@@ -77,7 +84,9 @@ def optimize(
     target
         ``minimum_deployment_target``: ``iOS15`` to ``iOS18``.
     trials, timeout
-        Limits: evaluations (default 300) and seconds.
+        Limits: evaluations (default 300), and seconds for the search, from when the model has been
+        converted. When they are over, the best set so far is written; what only the report needs
+        is left out.
     seed
         For everything random.
     keep_fp32, keep_fp16
@@ -132,11 +141,15 @@ def optimize(
     >>> result.save("model-mixed")  # doctest: +SKIP
     """
     started = time.perf_counter()
-    if timeout is not None and timeout <= 0:
-        raise InputError(f"timeout is {timeout}, expected seconds above 0")
-    if trials is not None and trials < 1:
-        raise InputError(f"trials is {trials}, expected 1 or more")
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    if timeout is not None:
+        timeout = options.positive(timeout, "timeout", "seconds")
+    trials = DEFAULT_TRIALS if trials is None else options.count(trials, "trials")
+    seed = options.seed(seed)
+    heldout = options.number(heldout, "heldout")
+    if cache_bytes is not None:
+        cache_bytes = options.count(cache_bytes, "cache_bytes", 0)
+    # A metric's name is looked up again with the data; a wrong budget fails before the work.
+    limit = _loss_budget(budget, resolve(metric, False))
     run_strategy = search.find_strategy(strategy)
     if prove:
         run_strategy = search.proving(run_strategy)
@@ -145,12 +158,15 @@ def optimize(
     check_storage(storage)
     check_weights(weights, target)
     check_device(device)
+    search.check_granularity(by)
+    ending = Ending(timeout)
     bar = Progress(progress)
-    try:
+    with ending.listening(), closing(bar):
         bar.stage("converting")
-        prepared = prepare(model, inputs, metric, numerics, target, heldout, io_dtype, states)
+        prepared = prepare(
+            model, inputs, metric, numerics, target, heldout, io_dtype, states, targets
+        )
         prepared.source = name or prepared.source
-        limit = _loss_budget(budget, prepared.metric)
         ops = prepared.ops
         fp32 = pins.resolve(keep_fp32, ops, "--keep-fp32")
         fp16 = pins.resolve(keep_fp16, ops, "--keep-fp16")
@@ -166,10 +182,10 @@ def optimize(
             search.units(ops, [i for i in range(len(ops)) if i not in fp32 | fp16], by),
             ops,
             limit,
-            prepared.evaluator(device, cache_bytes),
+            prepared.evaluator(device, cache_bytes, ending),
             seed=seed,
-            trials=trials or DEFAULT_TRIALS,
-            deadline=deadline,
+            trials=trials,
+            ending=ending,
             always=frozenset(fp32),
             objective=minimise,
             casts=Casts(prepared.lowered),
@@ -178,17 +194,15 @@ def optimize(
             watch=bar.trial,
         )
         problem.reserve(_RESERVE)
+        ending.start()
         bar.stage("measuring all-FP32 and all-FP16")
         floor, _ = problem.ends()
         if floor > limit or not problem.admit(problem.everything).met:
             return infeasible(prepared, problem, started)
-        finished = problem.admit(frozenset()).met or search.run(run_strategy, problem)
-        return finish(prepared, problem, run_strategy, started, bar, not finished, weights)
-    finally:
-        bar.close()
+        ending.stage = Stage.SEARCH
+        finished = problem.admit_fp16() or search.run(run_strategy, problem)
+        return finish(prepared, problem, run_strategy, started, bar, finished, weights)
 
 
-def _loss_budget(budget: float, metric: Metric) -> float:
-    if not math.isfinite(budget) or (budget <= 0 and not metric.larger_is_better):
-        raise InputError(f"budget is {budget}, expected a number above 0")
-    return metric.loss_of(budget)
+def _loss_budget(budget: Any, metric: Metric) -> float:
+    return metric.loss_of(options.budget(budget, metric.larger_is_better))

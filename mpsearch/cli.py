@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .errors import InfeasibleError, MpsearchError, VerificationError
+from .errors import InfeasibleError, InputError, MpsearchError, VerificationError
+from .files import check_writable, foreign, printable, temporary_room
 
 _OK, _CHECK_FAILED, _BAD_INPUT, _INFEASIBLE, _INTERRUPTED = 0, 1, 2, 3, 130
 _EXIT = {
@@ -18,6 +23,7 @@ _EXIT = {
     "fp16_suffices": _OK,
     "infeasible": _INFEASIBLE,
     "interrupted": _INTERRUPTED,
+    "unwritten": _BAD_INPUT,
 }
 
 _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pickle), an FP32 \
@@ -25,28 +31,65 @@ _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pi
 
 
 class _Group(click.Group):
-    """Ends every error of ours in one line and its exit code."""
+    """Ends every error in one line and its exit code, and leaves nothing temporary behind."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        with _signals():
+            sys.exit(self._code(*args, **kwargs))
+
+    def _code(self, *args: Any, **kwargs: Any) -> int:
         try:
-            return super().invoke(ctx)
+            return int(super().main(*args, **kwargs) or _OK)
+        except click.ClickException as error:
+            return _fail("error", error.format_message(), _BAD_INPUT)
+        except InfeasibleError as error:
+            return _fail("error", str(error), _INFEASIBLE)
+        except VerificationError as error:
+            return _fail("defect", str(error), _BAD_INPUT)
         except MpsearchError as error:
-            code = _INFEASIBLE if isinstance(error, InfeasibleError) else _BAD_INPUT
-            kind = "defect" if isinstance(error, VerificationError) else "error"
-            click.echo(f"{kind}: {' '.join(str(error).split())}", err=True)
-            ctx.exit(code)
-        except KeyboardInterrupt:
-            click.echo("interrupted before anything was found", err=True)
-            ctx.exit(_INTERRUPTED)
+            return _fail("error", str(error), _BAD_INPUT)
+        except (KeyboardInterrupt, click.Abort):
+            return _fail("interrupted", "before anything was found", _INTERRUPTED)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):  # stdout is closed, as by head
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return _OK
+            return _fail("error", f"the system refuses: {error}", _BAD_INPUT)
+        except Exception as error:
+            if os.environ.get("MPSEARCH_TRACEBACK"):
+                raise
+            said = f"{type(error).__name__}: {error}; MPSEARCH_TRACEBACK=1 shows where. Report it"
+            return _fail("defect", said, _BAD_INPUT)
+
+
+def _fail(kind: str, message: str, code: int) -> int:
+    click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
+    return code
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt as Ctrl-C does, unless they are ignored (nohup)."""
+    before: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        mine = threading.current_thread() is threading.main_thread()
+        if number is not None and mine and signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mpsearch")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Find the fewest ops that must stay FP32 for a model to work in Core ML's FP16."""
-    # Models and metrics may be named as package.module:name next to where the user stands.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    ctx.with_resource(temporary_room())
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -64,7 +107,11 @@ def _source(command: Any) -> Any:
             ),
             click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code."),
             click.option("--inputs", help=".npz, .pt, .safetensors or package.module:callable."),
-            click.option("--targets", help="What a task metric compares with (same formats)."),
+            click.option(
+                "--targets",
+                help="What a task metric compares with (same formats), or pairs: the callable of "
+                "--inputs gives (sample, target).",
+            ),
             click.option("--random", "random_", type=int, help="Draw N random samples instead."),
             click.option(
                 "--shape",
@@ -88,12 +135,17 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     random_, shape = options.pop("random_"), options.pop("shape")
 
     from . import data
-    from .errors import InputError
+    from . import options as checks
     from .loading import load_model
     from .prepare import declared_inputs
 
     if (inputs is None) == (random_ is None):
         raise InputError("give calibration data with --inputs, or --random N to do without")
+    if random_ is not None:
+        random_ = checks.count(random_, "--random")
+        if targets is not None:
+            raise InputError("--targets goes with --inputs; random samples have none")
+    seed = checks.seed(seed)
     if len(files) > 1:
         raise InputError(f"--weights {files[1]!r}: there is a state dict already, {files[0]!r}")
     loaded = load_model(model, files[0] if files else None, allow_pickle)
@@ -149,14 +201,13 @@ def optimize(
     **options: Any,
 ) -> None:
     """Search MODEL and write the mixed-precision package."""
+    target = out or Path(_stem(model) + "-mixed")
+    check_writable(target, foreign)
+
     from . import api
-    from .emission import check_writable
-    from .errors import InputError
     from .report import text
     from .weights import STORAGES
 
-    target = out or Path(_stem(model) + "-mixed")
-    check_writable(target)
     given = options["weights"]
     storages = [w for w in given if w in STORAGES]
     options["weights"] = tuple(w for w in given if w not in STORAGES)
@@ -165,16 +216,36 @@ def optimize(
     loaded, data = _load(model, options, options["seed"])
     options["weights"] = storages[0] if storages else None
     result = api.optimize(
-        loaded, data, budget, metric or "rel_l2", device=device, name=model, **options
+        loaded,
+        data,
+        budget,
+        "rel_l2" if metric is None else metric,
+        device=device,
+        name=model,
+        **options,
     )
-    written = None if result.status == "infeasible" else result.save(target)
+    written, lost = _save(result, target)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
         _say(text.summary(result, written, _paint))
     if verbose:
-        click.echo(text.passes(result.history), err=True)
+        click.echo(printable(text.passes(result.history)), err=True)
+    if lost is not None:
+        raise lost
+    if written is not None and written != target:
+        click.echo(f"note: {target} holds a better result, which was kept", err=True)
     ctx.exit(_EXIT[result.status])
+
+
+def _save(result: Any, target: Path) -> tuple[Path | None, InputError | None]:
+    """Where the result was written, and what went wrong; what cannot be written is shown."""
+    if result.status == "infeasible":
+        return None, None
+    try:
+        return result.save(target), None
+    except InputError as error:
+        return None, error
 
 
 def _say(message: str) -> None:
@@ -189,7 +260,9 @@ def _paint(message: str, mood: str) -> str:
 
 
 def _stem(model: str) -> str:
-    return model.rpartition(":")[2] if not Path(model).exists() else Path(model).stem
+    """A name for outputs, of the characters that any file system takes."""
+    name = Path(model).stem if Path(model).exists() else model.rpartition(":")[2]
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".-") or "model"
 
 
 @main.command(epilog=_MODEL)
@@ -222,13 +295,17 @@ def analyze(
 ) -> None:
     """Say which ops FP16 breaks in MODEL, and why."""
     from . import analysis
-    from .errors import InputError
+    from . import options as checks
     from .report import model_explorer, text
 
     if by not in ("op", "layer"):
         raise InputError(f"--by {by!r} is not known; choose op or layer")
+    top = checks.count(top, "--top", 0)
+    if graph is not None:
+        model_explorer.check_writable(graph)
     loaded, data = _load(model, options, options["seed"])
-    found = analysis.analyze(loaded, data, metric or "rel_l2", device=device, **options)
+    measure = "rel_l2" if metric is None else metric
+    found = analysis.analyze(loaded, data, measure, device=device, **options)
     if graph is not None:
         model_explorer.write(found, graph)
     if as_json:
@@ -260,7 +337,8 @@ def pareto(
     from .report import text
 
     loaded, data = _load(model, options, options["seed"])
-    found = front.pareto(loaded, data, metric or "rel_l2", device=device, **options)
+    measure = "rel_l2" if metric is None else metric
+    found = front.pareto(loaded, data, measure, device=device, **options)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
@@ -289,18 +367,19 @@ def apply(
     """Convert MODEL with a stored CONFIG (precision.json or its directory)."""
     from . import config as configs
     from . import data, emission, stored
-    from .errors import InputError
+    from .files import written
     from .loading import load_model
     from .prepare import declared_inputs
 
     if out.suffix != ".mlpackage":
         raise InputError(f"--out {out} is no .mlpackage; give a path that ends in .mlpackage")
+    check_writable(out, emission.foreign_package)
     parsed = configs.read(config)
     loaded = load_model(model, weights, allow_pickle)
     names, required, shapes = declared_inputs(loaded, ())
     example = None if inputs is None else data.read(inputs, names, required, None, shapes).samples
     converted = stored.apply(parsed, loaded, example)
-    with emission.directory(out) as scratch:
+    with written(out, emission.foreign_package) as scratch:
         converted.save(str(scratch))
     click.echo(json.dumps({"written": str(out)}) if as_json else f"wrote {out}")
 

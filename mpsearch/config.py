@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import read_json
 
 VERSION = 1
+#: The dtypes of inputs, as torch names them.
+DTYPES = (
+    *("float16", "bfloat16", "float32", "float64", "bool", "uint8"),
+    *("int8", "int16", "int32", "int64"),
+)
 
 _NUMBER = {"type": ["number", "null"]}
 _SCHEMA: dict[str, Any] = {
@@ -41,9 +47,11 @@ _SCHEMA: dict[str, Any] = {
         "io_dtype": {"enum": ["fp16", "fp32"]},
         "metric": {"type": "string"},
         "budget": {"type": "number"},
+        "custom_metric": {"type": "boolean"},
         "errors": {"type": "object", "additionalProperties": _NUMBER},
         "numerics": {"type": "string"},
-        "seed": {"type": "integer"},
+        "seed": {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**32},
+        "states": {"type": "array", "items": {"type": "string"}},
         "weights": {
             "type": ["object", "null"],
             "required": ["storage", "names"],
@@ -61,7 +69,7 @@ _SCHEMA: dict[str, Any] = {
                 "additionalProperties": False,
                 "properties": {
                     "name": {"type": "string"},
-                    "dtype": {"type": "string"},
+                    "dtype": {"enum": list(DTYPES)},
                     "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
                 },
             },
@@ -91,7 +99,8 @@ class KeptOp:
     """An op kept in FP32.
 
     ``sensitivity`` is the error when this op alone is FP16, None where that is infinite: measured,
-    or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.sensitivity`).
+    or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.sensitivity`); None
+    as well where there was no time to find out, which the result says.
     ``line`` is where it stands in Python, ``verdict`` why FP16 breaks it by itself
     (:data:`mpsearch.diagnosis.VERDICTS`), ``adds up`` where it does not; both empty where unknown.
     """
@@ -109,6 +118,8 @@ class Config:
     """What :func:`mpsearch.apply` and :func:`mpsearch.check` need to know.
 
     ``inputs`` are the model's inputs as the first sample gave them: name, torch dtype, shape.
+    ``metric`` is a name; with ``custom_metric`` that of a function, which the caller gives anew:
+    a config is data and names nothing that is run. ``states`` are the buffers that are states.
     ``weights`` says how weights are stored, and which (:mod:`mpsearch.weights`); None as typed.
     """
 
@@ -125,27 +136,13 @@ class Config:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     fp32_ops: list[KeptOp] = field(default_factory=list)
     weights: dict[str, Any] | None = None
+    states: list[str] = field(default_factory=list)
+    custom_metric: bool = False
     version: int = VERSION
 
     def write(self, path: Path) -> None:
         """Write the config as JSON."""
         path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
-
-
-def read_json(file: Path, wanted: str) -> Any:
-    """What a JSON file holds.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, in which case ``wanted`` says what to give, or is no JSON.
-    """
-    if not file.exists():
-        raise InputError(f"{file} does not exist; give {wanted}")
-    try:
-        return json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no JSON: {error}") from error
 
 
 def read(path: str | Path) -> Config:

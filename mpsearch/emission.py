@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
-import tempfile
 import textwrap
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,16 @@ from ._ct import ct, quiet
 from .errors import InputError
 from .frontend import Precast, passes_from_cast
 from .nohalf import NoHalf
+from .packages import open_package
 from .program import copy_program
 
 with quiet():
     from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
 
 Selector = Callable[[Any], bool]
+
+#: The key, in a package's metadata, under which it says that mpsearch wrote it.
+MADE_BY = "mpsearch.version"
 
 
 def selector(fp32_ops: Collection[str]) -> Selector:
@@ -48,7 +49,7 @@ def convert(
     if stored is not None:
         pipeline.set_options(weights.PASS, {"storage": stored[0], "names": stored[1]})
     with quiet():
-        return ct.convert(
+        mlmodel = ct.convert(
             copy_program(precast.program),
             source="milinternal",
             convert_to="mlprogram",
@@ -57,6 +58,20 @@ def convert(
             pass_pipeline=pipeline,
             skip_model_load=True,
         )
+        mlmodel.user_defined_metadata[MADE_BY] = version("mpsearch")
+    return mlmodel
+
+
+def foreign_package(path: Path) -> str | None:
+    """Why what stands at a path is not ours to replace; None where it is a package of ours."""
+    if not path.is_dir():
+        return "it is a file, and an .mlpackage is a folder"
+    try:
+        with quiet():
+            made = MADE_BY in open_package(path).user_defined_metadata
+    except InputError:
+        made = False
+    return None if made else "it is no package that mpsearch wrote"
 
 
 def package_bytes(path: Path) -> int:
@@ -64,72 +79,17 @@ def package_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-@contextmanager
-def directory(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well, replacing what was there.
-
-    Raises
-    ------
-    InputError
-        If the directory cannot be written.
-    """
-    path = path.resolve()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {path.parent}: {error.strerror}; give another --out"
-        ) from error
-    scratch = room / path.name
-    try:
-        yield scratch
-        if path.exists():
-            os.rename(path, room / "replaced")
-        os.rename(scratch, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give another --out") from error
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-
-
-def check_writable(path: Path) -> None:
-    """Fail before the work rather than after it.
-
-    Raises
-    ------
-    InputError
-        If ``path`` exists and is no directory of ours, or its parent cannot be written.
-    """
-    path = path.resolve()
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file, expected a directory; give another --out")
-    if path.is_dir() and any(path.iterdir()) and not (path / "result.json").exists():
-        raise InputError(f"{path} is not empty and holds no mpsearch result; give another --out")
-    parent = path.parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK) or not parent.is_dir():
-        raise InputError(f"cannot write to {parent}: permission denied; give another --out")
-    try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {parent}: {error.strerror}; give another --out"
-        ) from error
-
-
 # --- op_selector.py --------------------------------------------------------------------------
 
 
-def selector_source(precast: Precast, fp32_ops: list[str], facts: dict[str, str]) -> str:
+def selector_source(precast: Precast, fp32_ops: list[str], facts: Mapping[str, Any]) -> str:
     """The source of ``op_selector.py``: standalone, with the conversion it belongs to.
 
     Parameters
     ----------
     facts
-        What it was made from and for, shown at its top.
+        What it was made from and for, shown at its top as data: names of files and models must
+        not become code.
     """
     imports = {
         "mlpackage": "import coremltools as ct\n",
@@ -145,7 +105,8 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: dict[str, str]
         names = "".join(f"        {name!r},\n" for name in fp32_ops)
         listed = f"frozenset(\n    {{\n{names}    }}\n)"
     parts = [
-        _docstring(precast, facts) + imports.rstrip(),
+        _docstring(precast) + imports.rstrip(),
+        f"#: What this was made from, and for.\nMADE_FROM = {_literal(facts)}",
         f"#: The ops that stay in FP32, by MIL name.\nFP32_OPS = {listed}",
         'def op_selector(op):\n    """True = cast this op to FP16."""\n'
         "    return op.name not in FP32_OPS",
@@ -159,21 +120,27 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: dict[str, str]
     return "\n\n\n".join(parts) + "\n"
 
 
-def _docstring(precast: Precast, facts: dict[str, str]) -> str:
-    example = "".join(f"{p.name}, " for p in precast.inputs)
+def _literal(facts: Mapping[str, Any]) -> str:
+    """A dict of texts as Python source, whatever is in them."""
+    lines = "".join(f"    {k!a}: {str(v)!a},\n" for k, v in facts.items())
+    return f"{{\n{lines}}}"
+
+
+def _docstring(precast: Precast) -> str:
+    names = [p.name for p in precast.inputs]
+    example = ", ".join(names if all(map(str.isidentifier, names)) else ["x", "..."]) + ","
     usage = {
         "mlpackage": "from op_selector import convert\n\n"
         'convert("model.mlpackage").save("mixed.mlpackage")',
         "exported": "from op_selector import convert\n\n"
-        f"exported = torch.export.export(model.float().eval(), ({example.rstrip()}))\n"
+        f"exported = torch.export.export(model.float().eval(), ({example}))\n"
         'convert(exported).save("mixed.mlpackage")',
         "torchscript": "from op_selector import convert, trace\n\n"
-        f"traced = trace(model.float().eval(), ({example.rstrip()}))\n"
+        f"traced = trace(model.float().eval(), ({example}))\n"
         'convert(traced).save("mixed.mlpackage")',
     }[precast.kind]
-    head = "\n".join(f"    {key}: {value}" for key, value in facts.items())
     return (
-        f'"""Which ops Core ML computes in FP16, found by mpsearch.\n\n{head}\n\n'
+        '"""Which ops Core ML computes in FP16, found by mpsearch.\n\n'
         f'Use it as it is:\n\n{textwrap.indent(usage, "    ")}\n"""\n\n'
     )
 

@@ -19,6 +19,7 @@ import xxhash
 from torch import Tensor
 
 from .cache import ByteCache
+from .ending import Ending
 from .errors import InputError
 from .executor.graph import Function, Node, Ref, Source, slots_read, walk
 from .executor.runtime import Runtime, tensor_bytes
@@ -171,6 +172,8 @@ class Evaluator:
         Numerics profiles; the loss is the worst over them.
     device, cache_bytes
         Where to run, and how many bytes of results to remember.
+    ending
+        Asked before every sample whether to go on.
     """
 
     def __init__(
@@ -184,8 +187,10 @@ class Evaluator:
         targets: Sequence[Any] = (),
         device: str = "cpu",
         cache_bytes: int | None = None,
+        ending: Ending | None = None,
     ) -> None:
         self.metric = metric
+        self._ending = ending or Ending()
         self.counters = Counters()
         self._function = function
         self._candidates = candidates
@@ -213,20 +218,34 @@ class Evaluator:
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def evaluate(self, fp32: Vector, limit: float = math.inf, see: See | None = None) -> Measured:
+    def evaluate(
+        self,
+        fp32: Vector,
+        limit: float = math.inf,
+        see: See | None = None,
+        enough: Callable[[], bool] | None = None,
+    ) -> Measured:
         """The loss of a precision vector (True = FP32).
 
         ``limit`` stops at the first sample that brings the loss above it. ``see`` is shown what
-        comes out: sample, profile and outputs.
+        comes out: sample, profile and outputs. ``enough`` says, after the first sample, whether
+        those seen so far will do.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
         """
         started, executed = time.perf_counter(), self.counters.executions
         kept = frozenset(i for i, bit in enumerate(fp32) if bit)
         worst, exact = -math.inf, True
-        profiles = range(len(self._runtimes)) if len(kept) < self._candidates else range(1)
-        for profile in profiles:
-            loss, complete = self._in_profile(kept, profile, limit, see)
+        profiles = len(self._runtimes) if len(kept) < self._candidates else 1
+        for profile in range(profiles):
+            loss, complete = self._in_profile(kept, profile, limit, see, enough)
             worst, exact = max(worst, loss), exact and complete
-            if worst > limit:
+            if worst > limit or not complete:
+                # What was not looked at, samples or profiles, may be worse still.
+                exact = exact and profile == profiles - 1
                 break
         seconds = time.perf_counter() - started
         self.counters.evaluations += 1
@@ -234,17 +253,29 @@ class Evaluator:
         return Measured(worst, exact, self.counters.executions - executed, seconds)
 
     def _in_profile(
-        self, kept: frozenset[int], profile: int, limit: float, see: See | None
+        self,
+        kept: frozenset[int],
+        profile: int,
+        limit: float,
+        see: See | None,
+        enough: Callable[[], bool] | None,
     ) -> tuple[float, bool]:
         if self.metric.combine == "task":
-            outputs = [self.outputs(kept, s, profile) for s in range(len(self._inputs))]
-            for sample, given in enumerate(outputs):
+            outputs: list[Outputs] = []
+            for sample in range(len(self._inputs)):
+                if outputs and enough is not None and enough():
+                    break
+                outputs.append(self.outputs(kept, sample, profile))
                 if see is not None:
-                    see(sample, profile, given)
-            return self.metric.whole(self._references, outputs, self._targets), True
+                    see(sample, profile, dict(outputs[-1]))
+            seen = len(outputs)
+            loss = self.metric.whole(self._references[:seen], outputs, self._targets[:seen])
+            return loss, seen == len(self._inputs)
         parts: dict[int, tuple[float, float]] = {}
         assert self.metric.parts is not None
         for position, sample in enumerate(self._order):
+            if parts and enough is not None and enough():
+                return self.metric.combined(list(parts.values())), False
             outputs_ = self.outputs(kept, sample, profile)
             if see is not None:
                 see(sample, profile, outputs_)
@@ -257,6 +288,7 @@ class Evaluator:
 
     def outputs(self, kept: frozenset[int], sample: int, profile: int = 0) -> dict[str, Tensor]:
         """The outputs for one sample when the ops in ``kept`` are FP32 and the others FP16."""
+        self._ending.check()
         self._tidy()
         before = self.counters.executions
         with torch.inference_mode():
@@ -288,6 +320,7 @@ class Evaluator:
         self, sample: int, node: Node, results: tuple[Any, ...], profile: int = 0
     ) -> dict[str, Tensor]:
         """The outputs of all-FP32 when ``node`` gives ``results`` instead of its own."""
+        self._ending.check()
         every = frozenset(range(self._candidates))
         self._tidy()
         with torch.inference_mode():
@@ -353,6 +386,7 @@ class Evaluator:
         with torch.inference_mode():
             for profile in range(len(self._runtimes)):
                 for sample in range(len(self._inputs)):
+                    self._ending.check()
                     found |= self._overflows(kept, every, sample, profile)
         return found
 
@@ -504,6 +538,7 @@ class Evaluator:
     def rounding_model(self, seed: int, samples: int = 2) -> RoundingModel:
         """The first-order model of rounding over the first samples, worst profile last."""
         started = time.perf_counter()
+        self._ending.check()
         self._make_room()  # gradients need every value of a sample at once
         model = rounding_model(
             self._function,
@@ -511,6 +546,7 @@ class Evaluator:
             self._references[:samples],
             self._runtimes[-1],
             seed,
+            ending=self._ending,
         )
         give_back()
         seconds = time.perf_counter() - started

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from . import search
+from . import options, search
 from .cost import Casts
-from .errors import InputError
 from .prepare import Prepared, check_device, prepare
 from .problem import Problem, Trial
 from .progress import Progress
 from .result import number
+from .surroundings import undisturbed
 
 #: Share of the trials for the sets along the model's own order; the rest is for searching.
 _ALONG_THE_ORDER = 0.2
@@ -76,11 +76,13 @@ class Front:
         }
 
 
+@undisturbed
 def pareto(
     model: Any,
     inputs: Any,
     metric: str | Callable[..., float] = "rel_l2",
     *,
+    targets: Any = None,
     points: int = 8,
     strategy: str = "greedy-optuna",
     numerics: str = "ieee",
@@ -104,14 +106,18 @@ def pareto(
     InputError
         If something given cannot be used.
     """
-    if points < 2:
-        raise InputError(f"points is {points}, expected 2 or more")
+    points = options.count(points, "points", 2, 1000)
+    trials = options.count(trials, "trials")
+    seed = options.seed(seed)
+    heldout = options.number(heldout, "heldout")
     run_strategy = search.find_strategy(strategy)
     check_device(device)
     bar = Progress(progress)
     try:
         bar.stage("converting")
-        prepared = prepare(model, inputs, metric, numerics, target, heldout, io_dtype, states)
+        prepared = prepare(
+            model, inputs, metric, numerics, target, heldout, io_dtype, states, targets
+        )
         ops = prepared.ops
         problem = Problem(
             search.units(ops, range(len(ops)), "op"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,7 @@ from .data import argument_names
 from .errors import InputError
 from .flat import Flat, flatten
 from .nohalf import NoHalf
+from .usercode import guarded, reason
 
 with quiet():
     from coremltools.converters.mil.mil import Operation, Program, types
@@ -144,6 +146,17 @@ class TorchModel:
     """
 
     def __init__(self, model: Any, states: Iterable[str] = ()) -> None:
+        with guarded("copying the model"):
+            self._copy(unwrapped(model))
+        buffers = dict(self.module.named_buffers())
+        self.states: dict[str, Tensor] = {}
+        for name in states:
+            if name not in buffers:
+                known = ", ".join(buffers) or "none"
+                raise InputError(f"state {name!r} is no buffer of the model; it has {known}")
+            self.states[name] = buffers[name]
+
+    def _copy(self, model: Any) -> None:
         self.source = model
         self.exported = model if isinstance(model, torch.export.ExportedProgram) else None
         module = model.module() if self.exported is not None else model
@@ -155,33 +168,60 @@ class TorchModel:
             self.module = module.float() if self.half else module
         else:
             self.module = fp32_copy(module)
-        buffers = dict(self.module.named_buffers())
-        self.states: dict[str, Tensor] = {}
-        for name in states:
-            if name not in buffers:
-                known = ", ".join(buffers) or "none"
-                raise InputError(f"state {name!r} is no buffer of the model; it has {known}")
-            self.states[name] = buffers[name]
 
     @property
     def io_half(self) -> bool:
         """Whether the model as given takes and gives half precision."""
         return self._declared_half
 
-    def __call__(self, sample: Sample) -> dict[str, Tensor]:
-        """The outputs for one sample, by name, in FP32."""
-        with torch.no_grad(), _deterministic(), quiet(), self.in_fp32():
-            given = {k: _widened(v) if isinstance(v, Tensor) else v for k, v in sample.items()}
+    def __call__(self, sample: Sample, shaken: bool = False) -> dict[str, Tensor]:
+        """The outputs for one sample, by name, in FP32.
+
+        ``shaken`` gives the model other random numbers than usual.
+        """
+        with torch.no_grad(), _deterministic(shaken), quiet(), self.in_fp32():
+            # Copies: a model may change its inputs in place.
+            given = {
+                k: _widened(v).clone() if isinstance(v, Tensor) else v for k, v in sample.items()
+            }
             try:
                 out = flatten(self.call(given))
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever the user's code raises, sys.exit included
                 shapes = ", ".join(
                     f"{k} {tuple(v.shape)}" for k, v in sample.items() if isinstance(v, Tensor)
                 )
                 raise InputError(
-                    f"the model does not run on a sample ({shapes}): {_reason(error)}"
+                    f"the model does not run on a sample ({shapes}): {reason(error)}"
                 ) from error
-        return {name: _widened(value) for name, value in out.items()}
+        if not out:
+            raise InputError("the model returns no tensor; expected one at least")
+        return {name: _widened(value).clone() for name, value in out.items()}
+
+    def settle(self, sample: Sample) -> None:
+        """Make sure that the model agrees with itself, and leave out hooks that only look on.
+
+        Raises
+        ------
+        InputError
+            If a second call with the same sample gives other outputs.
+        """
+        first = self(sample)
+        hooks = _users_hooks(self.module)
+        for registered, key, _ in hooks:
+            del registered[key]
+        second = self(sample, shaken=True)
+        if hooks and not _agree(first, second):
+            for registered, key, hook in hooks:  # some of them are part of the model
+                registered[key] = hook
+            second = self(sample, shaken=True)
+        if not _agree(first, second):
+            raise InputError(
+                "the model gives other outputs when it is called again with the same sample: its "
+                "code draws random numbers (dropout left on, randn), or counts its calls; make it "
+                "deterministic, there is nothing to compare with otherwise"
+            )
 
     def in_fp32(self) -> AbstractContextManager[Any]:
         """Where the model has half-precision parts: run its code for half precision in FP32.
@@ -203,6 +243,47 @@ class TorchModel:
         """Whether the arguments can be passed in order, without their names."""
         names = argument_names(self.module if self.exported is None else self.exported)
         return names is None or list(sample) == names[: len(sample)]
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside what trains it: DataParallel, DistributedDataParallel, torch.compile."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _users_hooks(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
+    """Hooks that torch has not made itself (those of weight_norm it has): where, key, hook."""
+    found = []
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            continue
+        for registered in (part._forward_hooks, part._forward_pre_hooks):
+            for key, hook in list(registered.items()):
+                home = getattr(hook, "__module__", None) or type(hook).__module__
+                if not home.startswith("torch."):
+                    found.append((registered, key, hook))
+    return found  # type: ignore[return-value]
+
+
+#: How far, in relative L2, two calls of a model may lie apart: sums in another order do.
+_SAME = 1e-4
+
+
+def _agree(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    for a, b in zip(first.values(), second.values(), strict=True):
+        if a.shape != b.shape or not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+            return False
+        a, b = (x.double().nan_to_num(0.0, 0.0, 0.0) for x in (a, b))
+        if float((a - b).norm()) > _SAME * float(a.norm()):
+            return False
+    return True
 
 
 def _widened(value: Tensor) -> Tensor:
@@ -236,14 +317,20 @@ def fp32_copy(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Leave torch's and numpy's global random state as it was."""
-    state = np.random.get_state()
+def _deterministic(shaken: bool = False) -> Iterator[None]:
+    """Leave the global random states of torch, numpy and Python as they were.
+
+    ``shaken`` moves them on within the block.
+    """
+    state, python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
+            if shaken:
+                torch.rand(1), np.random.rand(), random.random()
             yield
     finally:
         np.random.set_state(state)
+        random.setstate(python)
 
 
 # --- conversion ------------------------------------------------------------------------------
@@ -299,7 +386,7 @@ def convert(
                     arguments["states"] = _states(model, routed.wrapper)
                 program = ct.convert(routed.source, pass_pipeline=pipeline, **arguments)
             except Exception as error:
-                failures.append(_reason(error))
+                failures.append(reason(error))
                 continue
         return Precast(
             program,
@@ -338,11 +425,6 @@ def _identifier(name: str, inputs: list[Port]) -> str:
     clean = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
     clean = f"_{clean}" if clean[:1].isdigit() else clean
     return f"{clean}_out" if clean in {p.name for p in inputs} else clean
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text[:300] + " ...") if len(text) > 300 else (text or type(error).__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,7 +543,7 @@ class _Recorder(torch.fx.Interpreter):
 
 def _exported_values(program: Any, sample: Sample) -> dict[str, Tensor]:
     recorder = _Recorder(program.module())
-    recorder.run(*(v for v in sample.values() if isinstance(v, Tensor)))
+    recorder.run(*(v.clone() for v in sample.values() if isinstance(v, Tensor)))
     return recorder.values
 
 
@@ -470,7 +552,7 @@ def wrapped(model: TorchModel, sample: Sample) -> Flat | None:
     tensors = {k: v for k, v in sample.items() if isinstance(v, Tensor)}
     booleans = [k for k, v in tensors.items() if v.dtype is torch.bool]
     with torch.no_grad(), _deterministic(), quiet(), model.in_fp32():
-        out = model.call({k: _widened(v) if k in tensors else v for k, v in sample.items()})
+        out = model.call({k: _widened(v).clone() if k in tensors else v for k, v in sample.items()})
     flat = isinstance(out, Tensor) or (
         isinstance(out, tuple) and type(out) is tuple and all(isinstance(o, Tensor) for o in out)
     )
@@ -481,8 +563,9 @@ def wrapped(model: TorchModel, sample: Sample) -> Flat | None:
 
 
 def _traceable(value: Tensor) -> Tensor:
+    """A copy in a dtype that coremltools takes: a model may change its inputs in place."""
     value = _widened(value)
-    return value.int() if value.dtype is torch.bool else value
+    return value.int() if value.dtype is torch.bool else value.clone()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A measure is turned into a *loss*, smaller is better, which is all that the sear
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .usercode import guarded, import_callable
 
 Outputs = Mapping[str, Tensor]
 
@@ -184,6 +184,8 @@ def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:
     InputError
         If the name is not known.
     """
+    if not (isinstance(metric, str) or callable(metric)):
+        raise InputError(f"metric is {metric!r}, expected one of {', '.join(NAMES)}, or a function")
     if isinstance(metric, str):
         if metric in _NAMED:
             return _NAMED[metric]
@@ -201,12 +203,14 @@ def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:
 
 
 def _arrays(values: Outputs) -> dict[str, Any]:
-    return {k: v.detach().cpu().numpy() for k, v in values.items()}
+    # Copies: what a metric does to its arrays is its own affair.
+    return {k: v.detach().cpu().numpy().copy() for k, v in values.items()}
 
 
 def _task(function: Callable[..., float]) -> Callable[[Sequence[Outputs], Sequence[Any]], float]:
     def score(outputs: Sequence[Outputs], targets: Sequence[Any]) -> float:
-        return float(function([_arrays(o) for o in outputs], targets))
+        with guarded("the metric"):
+            return float(function([_arrays(o) for o in outputs], targets))
 
     return score
 
@@ -215,31 +219,8 @@ def _custom(function: Callable[..., float]) -> Callable[[Outputs, Outputs], tupl
     def parts(references: Outputs, outputs: Outputs) -> tuple[float, float]:
         if any(_spoilt(r, outputs[name]) for name, r in references.items()):
             return math.inf, 1.0
-        value = float(function(_arrays(references), _arrays(outputs)))
+        with guarded("the metric"):
+            value = float(function(_arrays(references), _arrays(outputs)))
         return (math.inf if math.isnan(value) else value), 1.0
 
     return parts
-
-
-def import_callable(path: str, what: str) -> Callable[..., Any]:
-    """The object that ``package.module:name`` names.
-
-    Raises
-    ------
-    InputError
-        If the module cannot be imported or has no such callable.
-    """
-    module_name, _, attribute = path.partition(":")
-    try:
-        value: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(
-            f"{what} {path!r}: cannot import {module_name!r} ({error}); run where it can be "
-            "imported, or set PYTHONPATH"
-        ) from error
-    for part in attribute.split("."):
-        value = getattr(value, part, None)
-    if not callable(value):
-        raise InputError(f"{what} {path!r}: {module_name!r} has no callable {attribute!r}")
-    result: Callable[..., Any] = value
-    return result

@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,19 +17,24 @@ from . import account, emission, frontend, search, verification, weights
 from .analysis import parting
 from .config import Config
 from .cost import Casts
-from .errors import VerificationError
+from .ending import Stage, Stop
+from .errors import MpsearchError, VerificationError
 from .evaluator import Evaluator
 from .frontend import TorchModel
+from .metrics import NAMES
 from .prepare import Prepared
 from .problem import Problem, Strategy, Trial
 from .program import lower_candidates
 from .progress import Progress
 from .result import PACKAGE, Result, number
+from .usercode import reason
 
 #: How much below the budget to search once a set has failed where the search could not see it.
 _MARGIN = 0.9
 #: Bytes of results to remember where sets are tried on the held-out data.
 _HELDOUT_CACHE = 256 << 20
+#: Sets that are tried on the held-out data once the run is to end.
+_LAST_LOOKS = 4
 
 
 def finish(
@@ -37,100 +43,218 @@ def finish(
     strategy: Strategy,
     started: float,
     bar: Progress,
-    interrupted: bool,
+    finished: bool,
     storage: str | None = None,
 ) -> Result:
     """Write the best set, read it back, and search on with more margin until it holds.
 
-    ``storage`` is how weights are to be stored then, where that keeps the budget.
+    ``finished`` says whether the search came to its own end, ``storage`` how weights are to be
+    stored then, where that keeps the budget.
 
     Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
-    not known to the search: either can break the budget that the search met.
+    not known to the search: either can break the budget that the search met. Where the run is to
+    end, there is no searching on: a set that was tried and holds is taken, or all FP32.
 
     Raises
     ------
     VerificationError
         If the package computes an op in another precision than was asked for.
     """
-    limit = problem.user_budget
+    limit, ending = problem.user_budget, problem.ending
     scratch = tempfile.TemporaryDirectory(prefix="mpsearch-")
     path = Path(scratch.name) / PACKAGE
     fallback: Trial | None = None
+    last: Trial | None = None
     while True:
-        best = problem.best
+        best = last or problem.best
         assert best is not None  # all-FP32 meets the budget, or there would be no search
         if fallback is not None and problem.rank(fallback.kept) < problem.rank(best.kept):
             best = fallback
         bits = problem.vector(best.kept)
         names = [op.name for op in prepared.ops if bits[op.index]]
+        ending.stage = Stage.WRITE
         bar.stage("writing the package and reading it back")
         problem.evaluator.release()  # coremltools and the package hold the weights once more each
-        package, measured, held = _emit(prepared, names, path)
+        try:
+            package, measured, held = _emit(prepared, names, path)
+        except MpsearchError:
+            raise
+        except Exception as error:  # a full disk, in whatever words: what was found is kept
+            return _unwritten(prepared, problem, started, bits, error)
         worst = max(measured, held)
         if worst <= limit or best.kept == problem.everything:
             break
         del package
         problem.reject(best.kept)
         fallback = _holding(prepared, problem, limit)
+        if ending.over:
+            last, finished = fallback or problem.known(problem.everything), False
+            continue
         problem.tighten(max(problem.ends()[0], _tighter(problem.budget, best.loss, limit, worst)))
-        if not interrupted:
-            interrupted = not search.run(strategy, problem)
+        finished &= search.run(strategy, problem)
     if worst > limit:
         return infeasible(prepared, problem, started, held)
-    status = "interrupted" if interrupted else "met" if names else "fp16_suffices"
     stored: weights.Stored | None = None
     stored_names: list[str] = []
-    if storage is not None:
+    if storage is not None and not ending.over:
         bar.stage(f"storing weights as {storage}")
         package, measured, held, stored, stored_names = _store(
             prepared, names, path, (package, measured, held), storage, limit
         )
     casts = package.casts
     del package  # it holds the weights once more
-    bound = None
-    if not interrupted and best.kept != problem.everything and not problem.pinned:
-        bar.stage("bounding")
-        bound = _lower_bound(problem, limit, best)
-    result = _result(prepared, problem, started, status)
-    bar.stage("measuring the kept ops alone")
-    kept = account.kept_ops(prepared, problem, bits)
-    counter = Casts(prepared.lowered)
-    result.ops = account.op_rows(prepared, problem, bits, counter)
-    result.costs = account.costs(prepared, bits, counter, casts)
-    result.islands = account.islands(prepared, bits, counter)
-    result.front = account.front(problem, prepared.metric)
-    result.remedies = account.remedies(prepared, problem, kept)
-    result.package_bytes = emission.package_bytes(path)
-    result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
+    status = "met" if names else "fp16_suffices"
+    result = _result(prepared, problem, started, status if finished else "interrupted")
+    if storage is not None and stored is None:
+        result.notes.append(f"Weights are stored as typed: no time was left for {storage}.")
     metric = prepared.metric
+    result.proven = problem.proven
     result.error = metric.loss_of(measured)
     result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
     result.searched_error = metric.loss_of(best.loss)
-    result.kept = kept
     result.casts, result.weights = casts, stored
-    result.lower_bound, result.proven = bound, problem.proven
-    if problem.contradicted:
-        result.notes.append(
-            "No lower bound: some set met the budget and a larger one broke it, so keeping "
-            "more ops in FP32 can hurt here."
-        )
-    if result.tolerated_overflows:
-        result.notes.append(_overflow_note(result.tolerated_overflows))
+    result.package_bytes = emission.package_bytes(path)
+    _describe(prepared, problem, result, bits, casts)
+    _extras(prepared, problem, result, best, bits, bar)
+    _seal(prepared, problem, result, storage, stored_names)
+    result._scratch = scratch
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _describe(
+    prepared: Prepared, problem: Problem, result: Result, bits: Sequence[bool], casts: int
+) -> None:
+    """What is known of a set without running anything."""
+    counter = Casts(prepared.lowered)
+    result.costs = account.costs(prepared, bits, counter, casts)
+    result.islands = account.islands(prepared, bits, counter)
+    result.front = account.front(problem, prepared.metric)
+    result.kept = account.unmeasured(prepared, bits)
+    result.ops = account.op_rows(prepared, None, bits, counter)
+
+
+def _extras(
+    prepared: Prepared,
+    problem: Problem,
+    result: Result,
+    best: Trial,
+    bits: Sequence[bool],
+    bar: Progress,
+) -> None:
+    """What only the report needs, in the order of its worth, as far as the time reaches."""
+
+    def bound() -> None:
+        if result.status == "interrupted" or best.kept == problem.everything or problem.pinned:
+            return
+        result.lower_bound = _lower_bound(problem, problem.user_budget, best)
+        _count(result, problem)
+        if problem.contradicted:
+            result.notes.append(
+                "No lower bound: some set met the budget and a larger one broke it, so keeping "
+                "more ops in FP32 can hurt here."
+            )
+
+    def alone() -> None:
+        result.kept = account.kept_ops(prepared, problem, bits)
+        result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
+        if result.tolerated_overflows:
+            result.notes.append(_overflow_note(result.tolerated_overflows))
+
+    def sensitivity() -> None:
+        counter = Casts(prepared.lowered)
+        rows = account.op_rows(prepared, problem.model, bits, counter)
+        known = {} if "alone" in result.not_measured else {op.name: op for op in result.kept}
+        result.ops = [account.as_measured(row, known.get(row.name), result.metric) for row in rows]
+
+    def remedies() -> None:
+        result.remedies = account.remedies(prepared, problem, result.kept)
+
+    problem.ending.stage = Stage.EXTRAS
+    stages = {
+        "lower_bound": (bound, "bounding"),
+        "alone": (alone, "measuring the kept ops alone"),
+        "sensitivity": (sensitivity, "predicting the sensitivity of every op"),
+        "remedies": (remedies, "looking for remedies"),
+    }
+    for name, (work, said) in stages.items():
+        bar.stage(said)
+        try:
+            problem.ending.check()
+            work()
+        except Stop:
+            result.not_measured.append(name)
+    if result.not_measured:
+        result.notes.append("The run ended before the report was complete; what it lacks is '-'.")
+
+
+def _seal(
+    prepared: Prepared,
+    problem: Problem,
+    result: Result,
+    storage: str | None,
+    stored_names: list[str],
+) -> None:
+    """The sentence, and what is written besides the package."""
+    problem.ending.stage = Stage.WRITE
+    if math.isnan(result.error_fp16):
+        result.not_measured.append("error_fp16")
     result.explanation = _explain(result)
     result.config = _make_config(prepared, result, problem.seed, storage, stored_names)
     result._selector_source = emission.selector_source(
         prepared.precast, result.fp32_ops, _facts(prepared, result)
     )
-    result._scratch = scratch
+
+
+def _unwritten(
+    prepared: Prepared,
+    problem: Problem,
+    started: float,
+    bits: Sequence[bool],
+    error: Exception,
+) -> Result:
+    """The result where no package could be written: the choice, as the search measured it."""
+    assert problem.best is not None
+    result = _result(prepared, problem, started, "unwritten")
+    result.error = result.searched_error = prepared.metric.loss_of(problem.best.loss)
+    counter = Casts(prepared.lowered)
+    casts = counter.count(tuple(bits))
+    _describe(prepared, problem, result, bits, casts)
+    result.casts = casts
+    result.not_measured = ["alone", "sensitivity", "lower_bound", "remedies"]
+    result.notes.append(
+        f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
+        "precision.json. Make room, then run mpsearch apply."
+    )
+    _seal(prepared, problem, result, None, [])
     return result
 
 
 def _holding(prepared: Prepared, problem: Problem, limit: float) -> Trial | None:
-    """The cheapest set tried that meets the budget on the held-out data as well."""
-    held = prepared.heldout_evaluator(cache_bytes=_HELDOUT_CACHE)
+    """The cheapest set tried that meets the budget on the held-out data as well.
+
+    Where the run is to end, a few sets are looked at, from the cheapest to the dearest.
+    """
+    ending = problem.ending
+    held = prepared.heldout_evaluator(cache_bytes=_HELDOUT_CACHE, ending=ending)
     if held is None:
         return None
-    for trial in sorted(problem.accepted(limit), key=lambda t: problem.rank(t.kept)):
+    trials = sorted(problem.accepted(limit), key=lambda t: problem.rank(t.kept))
+    if not ending.over:
+        ending.stage = Stage.SEARCH
+        with suppress(Stop):
+            return _first_that_holds(trials, problem, held, limit)
+    ending.stage = Stage.WRITE
+    if len(trials) > _LAST_LOOKS:
+        step = (len(trials) - 1) / (_LAST_LOOKS - 1)
+        trials = [trials[round(i * step)] for i in range(_LAST_LOOKS)]
+    return _first_that_holds(trials, problem, held, limit)
+
+
+def _first_that_holds(
+    trials: Sequence[Trial], problem: Problem, held: Evaluator, limit: float
+) -> Trial | None:
+    for trial in trials:
         measured = held.evaluate(problem.vector(trial.kept), limit)
         if measured.exact and measured.loss <= limit:
             return trial
@@ -190,7 +314,7 @@ def _result(prepared: Prepared, problem: Problem, started: float, status: str) -
         budget=metric.loss_of(problem.user_budget),
         metric=metric.name,
         error=metric.loss_of(floor),
-        error_fp16=metric.loss_of(fp16),
+        error_fp16=math.nan if fp16 is None else metric.loss_of(fp16),
         error_fp32=metric.loss_of(floor),
         candidate_ops=len(prepared.ops),
         evaluations=evaluator.counters.evaluations,
@@ -200,9 +324,19 @@ def _result(prepared: Prepared, problem: Problem, started: float, status: str) -
         minimised=problem.objective,
         notes=_notes(prepared),
         pinned_by_hazard=prepared.pinned_by_hazard,
+        understood=prepared.understood,
         history=list(problem.history),
         study=problem.study,
     )
+
+
+def _count(result: Result, problem: Problem) -> None:
+    """What the search has cost so far."""
+    evaluator = problem.evaluator
+    result.evaluations = evaluator.counters.evaluations
+    result.op_executions = evaluator.counters.executions
+    result.forward_equivalents = evaluator.forward_equivalents
+    result.history = list(problem.history)
 
 
 def _emit(
@@ -262,11 +396,13 @@ def _store(
 
 def _explain(result: Result) -> str:
     kept, total = len(result.kept), result.candidate_ops
-    if result.status == "fp16_suffices":
+    if not kept and result.status == "fp16_suffices":
         return f"FP16 meets the budget as it is: none of {total} ops need FP32."
     found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
     if result.proven:
         found += " No cheaper set does: all were tried."
+    if result.status == "unwritten":
+        return f"{kept} of {total} ops stay FP32, as searched; there is no package: see the notes."
     return f"Interrupted: the best set so far. {found}" if result.status == "interrupted" else found
 
 
@@ -360,6 +496,8 @@ def _make_config(
         ],
         fp32_ops=result.kept,
         weights={"storage": storage, "names": stored} if stored else None,
+        states=[] if prepared.torch_model is None else list(prepared.torch_model.states),
+        custom_metric=result.metric not in NAMES,
     )
 
 

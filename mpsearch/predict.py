@@ -16,6 +16,7 @@ from .errors import InputError
 from .executor.graph import Function, Node, Ref, Source, slots_read
 from .executor.runtime import Runtime
 from .numerics import profiles
+from .packages import check_sizes, open_package
 
 with quiet():
     from coremltools.converters.mil.mil import Program, types
@@ -132,6 +133,7 @@ class Executor:
             self._description = found[0]
         program = source._mil_program
         if program is None or not self._agrees(program, name):
+            check_sizes(spec)
             program = _program.load_program(spec, source.weights_dir)
         return program, name
 
@@ -313,32 +315,6 @@ class Executor:
             else:
                 out[name] = value
         return out
-
-
-def open_package(path: str | Path) -> Any:
-    """The ``MLModel`` of an ``.mlpackage``, not loaded into Core ML.
-
-    Raises
-    ------
-    InputError
-        If the path does not exist or does not hold a Core ML model.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give the path of an .mlpackage")
-    try:
-        with quiet():
-            model = ct.models.MLModel(str(path), skip_model_load=True)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is not a Core ML model: {first}") from error
-    if model.get_spec().WhichOneof("Type") != "mlProgram":
-        kind = model.get_spec().WhichOneof("Type")
-        raise InputError(
-            f"{path} is a {kind} model, expected an ML Program (.mlpackage); convert the "
-            "original again with convert_to='mlprogram'"
-        )
-    return model
 
 
 def _declared_shapes(shape: tuple[int, ...], feature: Any) -> str:

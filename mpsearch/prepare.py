@@ -12,10 +12,12 @@ import torch
 from . import frontend, metrics
 from ._ct import ct
 from .data import Data, argument_names, collect, required_arguments
+from .ending import Ending
 from .errors import InputError
 from .evaluator import Evaluator
 from .executor.graph import Function
-from .frontend import Port, Precast, TorchModel
+from .files import first_line
+from .frontend import Port, Precast, TorchModel, unwrapped
 from .loading import load_model
 from .memory import give_back
 from .metrics import Metric, Outputs
@@ -44,6 +46,8 @@ class Prepared:
         The dtype of float inputs and outputs of the Core ML model.
     source
         What the model is, for people.
+    understood
+        What the samples were taken for, in words.
     notes
         What the result is to say beside its numbers.
     pinned_by_hazard
@@ -64,23 +68,37 @@ class Prepared:
     torch_model: TorchModel | None
     io_dtype: str
     source: str
+    understood: str
     notes: list[str] = field(default_factory=list)
     pinned_by_hazard: list[str] = field(default_factory=list)
 
-    def evaluator(self, device: str = "cpu", cache_bytes: int | None = None) -> Evaluator:
+    def evaluator(
+        self,
+        device: str = "cpu",
+        cache_bytes: int | None = None,
+        ending: Ending | None = None,
+    ) -> Evaluator:
         """An evaluator over the calibration data."""
-        return self._evaluator(self.calibration, self.references, device, cache_bytes)
+        return self._evaluator(self.calibration, self.references, device, cache_bytes, ending)
 
     def heldout_evaluator(
-        self, device: str = "cpu", cache_bytes: int | None = None
+        self,
+        device: str = "cpu",
+        cache_bytes: int | None = None,
+        ending: Ending | None = None,
     ) -> Evaluator | None:
         """An evaluator over the held-out data; None without any."""
         if not self.heldout.samples:
             return None
-        return self._evaluator(self.heldout, self.heldout_references, device, cache_bytes)
+        return self._evaluator(self.heldout, self.heldout_references, device, cache_bytes, ending)
 
     def _evaluator(
-        self, data: Data, references: list[Outputs], device: str, cache_bytes: int | None
+        self,
+        data: Data,
+        references: list[Outputs],
+        device: str,
+        cache_bytes: int | None,
+        ending: Ending | None,
     ) -> Evaluator:
         return Evaluator(
             self.lowered,
@@ -92,6 +110,7 @@ class Prepared:
             data.targets,
             device,
             cache_bytes,
+            ending,
         )
 
 
@@ -104,8 +123,11 @@ def prepare(
     heldout: float,
     io_dtype: str | None,
     states: Iterable[str] = (),
+    targets: Any = None,
 ) -> Prepared:
     """Load, convert up to the cast, and compute the references.
+
+    ``targets`` is as for :func:`mpsearch.data.collect`.
 
     Raises
     ------
@@ -122,18 +144,18 @@ def prepare(
         chosen = profiles(numerics)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if isinstance(metric, str):
-        metrics.resolve(metric, False)  # an unknown name fails before the work
+    metrics.resolve(metric, False)  # an unknown name fails before the work
     source = str(model) if isinstance(model, (str, Path)) else type(model).__name__
     model = open_source(model)
     torch_model, io = None, "fp32"
     if isinstance(model, ct.models.MLModel):
         precast = frontend.from_package(model)
         (function,) = precast.program.functions.values()
-        data = as_data(inputs, list(function.inputs), len(function.inputs))
+        data = as_data(inputs, list(function.inputs), targets)
     else:
-        data = as_data(inputs, argument_names(model), required_arguments(model))
+        data = as_data(inputs, argument_names(model), targets)
         torch_model = TorchModel(model, states)
+        torch_model.settle(data.samples[0])
         io = io_dtype or ("fp16" if torch_model.io_half and target != "iOS15" else "fp32")
         precast = frontend.convert(torch_model, data.samples, target, io)
     (function_name,) = precast.program.functions
@@ -146,6 +168,7 @@ def prepare(
     renamed = Data([s for s, _ in bound], data.targets, data.noise)
     calibration, held = renamed.split(heldout)
     references = [r for _, r in bound]
+    notes = _check_references(references)
     cut = len(calibration.samples)
     return Prepared(
         precast,
@@ -162,7 +185,37 @@ def prepare(
         torch_model,
         io,
         source,
+        data.understood,
+        notes,
     )
+
+
+def _check_references(references: list[Outputs]) -> list[str]:
+    """Notes on values that nothing can be compared with.
+
+    Raises
+    ------
+    InputError
+        If a sample has no others.
+    """
+    lost: dict[str, int] = {}
+    for place, outputs in enumerate(references):
+        finite = {name: int(torch.isfinite(v).sum()) for name, v in outputs.items()}
+        if not any(finite.values()):
+            empty = not any(v.numel() for v in outputs.values())
+            what = "has no values" if empty else "is NaN or infinite everywhere"
+            raise InputError(
+                f"sample {place}: what the model gives in FP32 {what}, so that there is nothing "
+                "to compare with; give samples on which it works"
+            )
+        for name, count in finite.items():
+            lost[name] = lost.get(name, 0) + outputs[name].numel() - count
+    return [
+        f"{count:,} values of output {name!r} are NaN or infinite in FP32 as well; they are "
+        "expected to be the same, and the others are compared."
+        for name, count in lost.items()
+        if count
+    ]
 
 
 def open_source(model: Any) -> Any:
@@ -175,6 +228,7 @@ def open_source(model: Any) -> Any:
     """
     if isinstance(model, (str, Path)):
         return load_model(str(model))
+    model = unwrapped(model)
     known = (torch.nn.Module, torch.export.ExportedProgram, ct.models.MLModel)
     if not isinstance(model, known):
         raise InputError(
@@ -222,9 +276,11 @@ def declared_inputs(
         sizes, _, kind = sizes.partition(":")
         try:
             shape = tuple(int(n) for n in sizes.split(","))
+            if not name or kind not in ("", "int") or not all(0 < n < 1 << 31 for n in shape):
+                raise ValueError
         except ValueError as error:
             raise InputError(
-                f"--shape {text!r}: expected NAME=1,3,224,224, or NAME=1,8:int"
+                f"--shape {text!r}: expected NAME=1,3,224,224, or NAME=1,8:int, of sizes above 0"
             ) from error
         shapes[name] = (shape, torch.int64 if kind == "int" else torch.float32)
     return names, required, shapes
@@ -239,16 +295,16 @@ def check_device(device: str) -> None:
         If tensors cannot be made on it.
     """
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=torch.device(device)).cpu()
+    except Exception as error:  # whatever a backend raises; "meta" holds no values
         raise InputError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
+            f"device {device!r} cannot be used: {first_line(error)}; give cpu, cuda or mps"
         ) from error
 
 
-def as_data(inputs: Any, names: list[str] | None, required: int) -> Data:
+def as_data(inputs: Any, names: list[str] | None, targets: Any = None) -> Data:
     """Samples as :func:`mpsearch.data.collect` makes them; :class:`Data` as it is."""
-    return inputs if isinstance(inputs, Data) else collect(inputs, names, required)
+    return inputs if isinstance(inputs, Data) else collect(inputs, names, targets)
 
 
 def _binder(precast: Precast, lowered: Function, torch_model: TorchModel | None) -> Bind:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ import numpy as np
 from .bound import disjoint_cores, monotone
 from .cache import ByteCache
 from .cost import Casts, op_cost
+from .ending import Ending, Stop
 from .evaluator import Evaluator
 from .program import CandidateOp
 from .response import Response, Sketch
@@ -52,6 +52,8 @@ class Trial:
         The pass of the strategy that asked.
     price
         What keeping these units costs, in the problem's objective.
+    fp32_ops
+        How many ops are FP32, pinned ones included.
     overflows
         Whether the set was refused because an op left in FP16 overflows.
     executions, seconds
@@ -67,10 +69,7 @@ class Trial:
     overflows: bool = False
     executions: int = 0
     seconds: float = 0.0
-
-
-class Stop(Exception):  # noqa: N818 - a signal, as StopIteration is
-    """The trials or the time are used up, or the user interrupted. Strategies let it pass."""
+    fp32_ops: int = 0
 
 
 class Strategy(Protocol):
@@ -99,6 +98,8 @@ class Problem:
         For everything random.
     trials
         How many evaluations there may be.
+    ending
+        When the run ends: its deadline, and the user's signals.
     history
         Every distinct trial, in order.
     best
@@ -128,7 +129,7 @@ class Problem:
         *,
         seed: int = 0,
         trials: int = 300,
-        deadline: float = math.inf,
+        ending: Ending | None = None,
         always: frozenset[int] = frozenset(),
         objective: str = "ops",
         casts: Casts | None = None,
@@ -142,7 +143,7 @@ class Problem:
         self.evaluator = evaluator
         self.seed = seed
         self.trials = trials
-        self.deadline = deadline
+        self.ending = ending or Ending()
         self.objective = objective
         self.cost = [sum(op_cost(ops[i], objective) for i in u.ops) for u in units]
         self.history: list[Trial] = []
@@ -167,7 +168,7 @@ class Problem:
         self._errors: ByteCache[dict[tuple[int, int], np.ndarray]] = ByteCache(
             _ERROR_BYTES, lambda found: sum(error.nbytes for error in found.values())
         )
-        self._ends: tuple[float, float] | None = None
+        self._ends: tuple[float, float | None] | None = None
 
     @property
     def everything(self) -> frozenset[int]:
@@ -214,21 +215,42 @@ class Problem:
         """The trial of a set, if there was one."""
         return self._known.get(frozenset(kept))
 
-    def ends(self) -> tuple[float, float]:
-        """The losses of all-FP32 (the floor) and all-FP16, pins left aside."""
+    def ends(self) -> tuple[float, float | None]:
+        """The losses of all-FP32 (the floor) and all-FP16, pins left aside.
+
+        Where the time is used up, those of the samples that it was enough for; None for all-FP16
+        where it was not enough for one.
+        """
         if self._ends is None:
-            count = len(self.ops)
-            floor = self.evaluator.evaluate((True,) * count).loss
-            self._ends = floor, self.evaluator.evaluate((False,) * count).loss
+            count, over = len(self.ops), self._over
+            floor = self.evaluator.evaluate((True,) * count, enough=over)
+            fp16 = None
+            if floor.exact and not over():
+                fp16 = self.evaluator.evaluate((False,) * count, enough=over).loss
+            self._ends = floor.loss, fp16
         return self._ends
 
     def admit(self, kept: Iterable[int]) -> Trial:
-        """Evaluate a set whatever the limits."""
+        """Evaluate one of the ends whatever the trials allow.
+
+        Where the time is used up, on the samples that it was enough for; only all units together
+        are then taken to meet the budget.
+        """
         key = frozenset(kept)
         known = self._known.get(key)
         if known is not None and known.exact:
             return known
-        return self._evaluate(key, "ends", exact=True)
+        return self._evaluate(key, "ends", exact=True, enough=self._over)
+
+    def admit_fp16(self) -> bool:
+        """Whether no unit at all needs FP32: that ends the search before it begins."""
+        try:
+            return self.admit(frozenset()).met
+        except Stop:
+            return False
+
+    def _over(self) -> bool:
+        return self.ending.over
 
     def prove(self, most: int) -> bool:
         """Try every cheaper set, the smallest first, whatever the trials allow.
@@ -253,7 +275,7 @@ class Problem:
                 if self.rank(key)[0] >= self.price(self.best.kept) or key in self._rejected:
                     continue
                 count += 1
-                if time.monotonic() > self.deadline:
+                if self.ending.over:
                     return False
                 if key not in self._known:
                     self._evaluate(key, "prove", exact=False)
@@ -274,11 +296,18 @@ class Problem:
         known = self._known.get(key)
         if known is not None and (known.exact or not exact):
             return known
-        if self.remaining <= 0 or time.monotonic() > self.deadline:
+        self.ending.check()
+        if self.remaining <= 0:
             raise Stop
         return self._evaluate(key, by, exact)
 
-    def _evaluate(self, key: frozenset[int], by: str, exact: bool) -> Trial:
+    def _evaluate(
+        self,
+        key: frozenset[int],
+        by: str,
+        exact: bool,
+        enough: Callable[[], bool] | None = None,
+    ) -> Trial:
         limit = math.inf if exact else self.budget
         errors = dict(self._errors.get(key) or {})
 
@@ -287,9 +316,10 @@ class Problem:
             if error is not None:
                 errors[sample, profile] = error
 
-        measured = self.evaluator.evaluate(self.vector(key), limit, see)
+        measured = self.evaluator.evaluate(self.vector(key), limit, see, enough)
         self._errors.put(key, errors)
-        met = measured.exact and measured.loss <= self.budget
+        whole = measured.exact or (enough is not None and key == self.everything)
+        met = whole and measured.loss <= self.budget
         overflows = met and self._forbid_overflow and bool(self.overflows(key))
         trial = Trial(
             key,
@@ -301,6 +331,7 @@ class Problem:
             overflows,
             measured.executions,
             measured.seconds,
+            sum(self.vector(key)),
         )
         self._known[key] = trial
         self.history.append(trial)
@@ -345,6 +376,28 @@ class Problem:
         self._known = {t.kept: t for t in self.history}
         for trial in self.history:
             self._consider(trial)
+
+    def boundary(self, ranking: Sequence[int]) -> int:
+        """How many units of a ranking's head the model would keep FP32 to meet the budget.
+
+        A guess where the budget is no relative L2 error.
+        """
+        if self.budget <= 0:
+            return len(ranking) // 4
+        fp16 = set(self._pinned_fp16)
+        total = self.model.harm(fp16, ())
+        for place in range(len(ranking) - 1, -1, -1):
+            ops = self.units[ranking[place]].ops
+            total += self.model.harm(ops, fp16)
+            fp16.update(ops)
+            if total > self.budget**2:
+                return place + 1
+        return 0
+
+    @property
+    def known_model(self) -> bool:
+        """Whether the model of rounding has been built."""
+        return self._model is not None
 
     @property
     def model(self) -> RoundingModel:

@@ -16,6 +16,7 @@ from ._ct import quiet
 from .cost import flops
 from .errors import InputError, UnsupportedOpError
 from .executor.graph import Block, Constant, Form, Function, Node, Ref, Source
+from .usercode import reason
 
 with quiet():
     from coremltools.converters.mil.frontend.milproto.load import load as _load_milproto
@@ -74,9 +75,13 @@ def copy_program(program: Program) -> Program:
             if op.op_type == "const" and isinstance(op.val.val, np.ndarray):
                 shared[id(op.val.val)] = op.val.val
     out: list[Program] = []
+    failed: list[BaseException] = []
 
     def work() -> None:
-        out.append(copy.deepcopy(program, shared))
+        try:
+            out.append(copy.deepcopy(program, shared))
+        except BaseException as error:
+            failed.append(error)
 
     # deepcopy follows the linked list of ops: its depth grows with the length of the program.
     count = sum(1 for f in program.functions.values() for _ in all_ops(f))
@@ -90,6 +95,8 @@ def copy_program(program: Program) -> Program:
     finally:
         sys.setrecursionlimit(limit)
         threading.stack_size(stack)
+    if failed:
+        raise failed[0]
     (clone,) = out
     for function in clone.functions.values():
         # Casts inserted by a second conversion have no scope of their own; without this
@@ -106,15 +113,18 @@ def load_program(spec: Any, weights_dir: str) -> Program:
     Raises
     ------
     InputError
-        If the model is not an ML Program.
+        If the model is not an ML Program, or cannot be read.
     """
     if spec.WhichOneof("Type") != "mlProgram":
         raise InputError(
             f"the model is a {spec.WhichOneof('Type')}, expected an ML Program; convert the "
             "original again with convert_to='mlprogram'"
         )
-    with quiet():
-        return _load_milproto(spec, spec.specificationVersion, weights_dir)
+    try:
+        with quiet():
+            return _load_milproto(spec, spec.specificationVersion, weights_dir)
+    except Exception as error:  # whatever a broken program makes coremltools do
+        raise InputError(f"the model's program cannot be read: {reason(error)}") from error
 
 
 def _all_blocks(block: MilBlock) -> list[MilBlock]:

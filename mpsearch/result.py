@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import emission
+from . import emission, files
 from ._ct import ct, quiet
 from .config import Config, KeptOp
 from .cost import Cost
-from .errors import InfeasibleError
+from .errors import InfeasibleError, InputError
 from .problem import Trial
 from .remedies import Remedy
 from .report import html
@@ -59,14 +59,16 @@ class Result:
     Attributes
     ----------
     status
-        ``met``, ``fp16_suffices``, ``infeasible`` or ``interrupted``.
+        ``met``, ``fp16_suffices``, ``infeasible``, ``interrupted``, or ``unwritten``: a set was
+        found whose package could not be written.
     budget, metric
         As given.
     error
         The error of the written package, read back and run on the calibration data; of the
         all-FP32 program where nothing was written.
     error_fp16, error_fp32
-        The errors of all-FP16 and all-FP32 (the floor) on the calibration data.
+        The errors of all-FP16 and all-FP32 (the floor) on the calibration data; all-FP16's is NaN
+        where there was no time to measure it.
     heldout_error
         The error of the written package on the held-out data; None without any.
     searched_error
@@ -110,6 +112,11 @@ class Result:
         What came of storing weights otherwise (``weights``); None where that was not asked for.
     package_bytes
         The package on disk.
+    not_measured
+        What the end of the time left no room for: ``error_fp16``, ``alone`` (errors and verdicts of
+        the kept ops), ``sensitivity`` (of all ops), ``lower_bound``, ``remedies``.
+    understood
+        What the data was taken for: how many samples, of which inputs.
     explanation
         One sentence for people.
     history, study
@@ -143,6 +150,8 @@ class Result:
     remedies: list[Remedy] = field(default_factory=list)
     weights: Stored | None = None
     package_bytes: int = 0
+    not_measured: list[str] = field(default_factory=list)
+    understood: str = ""
     explanation: str = ""
     notes: list[str] = field(default_factory=list)
     history: list[Trial] = field(default_factory=list)
@@ -211,6 +220,8 @@ class Result:
             "casts": self.casts,
             "seconds": round(self.seconds, 3),
             "explanation": self.explanation,
+            "not_measured": self.not_measured,
+            "understood": self.understood,
             "notes": self.notes,
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
             "package_bytes": self.package_bytes,
@@ -223,7 +234,7 @@ class Result:
             "trials": [
                 {
                     "pass": t.asked_by,
-                    "fp32_ops": len(t.kept),
+                    "fp32_ops": t.fp32_ops,
                     "error": number(t.loss),
                     "met": t.met,
                     "exact": t.exact,
@@ -235,24 +246,45 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the package, ``op_selector.py`` and the JSON files, and ``report.html``.
 
-        The directory appears as a whole or not at all; one written before is replaced.
+        The folder appears as a whole or not at all; one written before is replaced. What was cut
+        short never replaces what was finished, nor what is better: it is then written beside it,
+        as ``PATH-interrupted``. Where there is no package, all else is written.
+
+        Returns
+        -------
+        Path
+            The folder written.
 
         Raises
         ------
         InfeasibleError
             If the budget could not be met.
         InputError
-            If the directory cannot be written.
+            If the folder cannot be written, or holds what mpsearch did not write.
         """
-        package = self._package()
-        target = Path(path)
-        emission.check_writable(target)
-        assert self.config is not None
-        with emission.directory(target) as out:
+        if self.config is None:
+            raise InfeasibleError(f"there is nothing to write: {self.explanation}")
+        target = self._place(Path(path))
+        with files.written(target, files.foreign) as out:
             out.mkdir()
-            shutil.copytree(package, out / PACKAGE)
-            (out / "op_selector.py").write_text(self._selector_source)
+            if self._scratch is not None:
+                shutil.copytree(self._package(), out / PACKAGE)
+            (out / "op_selector.py").write_text(self._selector_source, encoding="utf-8")
             self.config.write(out / "precision.json")
             (out / "result.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-            (out / "report.html").write_text(html.render(self.as_dict(), asdict(self.config)))
+            text = html.render(self.as_dict(), asdict(self.config))
+            (out / "report.html").write_text(text, encoding="utf-8")
+            files.write_manifest(out, f"mpsearch {self.config.versions['mpsearch']}")
         return target
+
+    def _place(self, path: Path) -> Path:
+        """``path``, or a place beside it where the result there is the better one."""
+        if self.status not in ("interrupted", "unwritten") or files.foreign(path) is not None:
+            return path
+        try:
+            former = files.read_json(path / "result.json", "")
+            kept, status = len(former["fp32_ops"]), former["status"]
+        except (InputError, KeyError, TypeError):
+            return path
+        worse = status in ("interrupted", "unwritten") and kept >= len(self.kept)
+        return path if worse else path.with_name(f"{path.name}-interrupted")

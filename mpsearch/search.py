@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 
+from .ending import Stage, Stop
 from .errors import InputError
-from .problem import Problem, Stop, Strategy, Unit
+from .problem import Problem, Strategy, Unit
 from .program import CandidateOp
+from .usercode import guarded
 
 GROUP = "mpsearch.strategies"
 #: More sets than this are not tried one by one to prove that none of them will do.
@@ -32,22 +30,27 @@ def find_strategy(name: str) -> Strategy:
         raise InputError(
             f"strategy {name!r} is not known; installed are {', '.join(sorted(known)) or 'none'}"
         )
-    strategy: Strategy = known[name].load()
+    with guarded(f"strategy {name!r}: loading it"):
+        strategy: Strategy = known[name].load()
     return strategy
 
 
-def units(ops: Sequence[CandidateOp], free: Sequence[int], by: str) -> list[Unit]:
-    """What is decided: each free op, or the free ops of each layer.
+def check_granularity(by: str) -> None:
+    """Fail early on an unknown granularity.
 
     Raises
     ------
     InputError
-        If ``by`` is neither ``op`` nor ``layer``.
+        If it is neither ``op`` nor ``layer``.
     """
+    if by not in ("op", "layer"):
+        raise InputError(f"granularity {by!r} is not known; choose op or layer")
+
+
+def units(ops: Sequence[CandidateOp], free: Sequence[int], by: str) -> list[Unit]:
+    """What is decided: each free op, or (``by="layer"``) the free ops of each layer."""
     if by == "op":
         return [Unit(ops[i].name, (i,)) for i in free]
-    if by != "layer":
-        raise InputError(f"granularity {by!r} is not known; choose op or layer")
     layers: dict[str, list[int]] = {}
     for i in free:
         layers.setdefault(ops[i].layer or ops[i].name, []).append(i)
@@ -68,26 +71,10 @@ def proving(strategy: Strategy) -> Strategy:
 
 def run(strategy: Strategy, problem: Problem) -> bool:
     """Run a strategy; False where the time or the user cut it short."""
+    problem.ending.stage = Stage.SEARCH
     try:
-        with _interruptible():
+        with guarded("the strategy"):
             strategy(problem)
     except Stop:
-        return time.monotonic() <= problem.deadline
-    except KeyboardInterrupt:
-        problem.deadline = -math.inf
-        return False
+        return not problem.ending.over
     return True
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a second Ctrl-C through only after the best set so far could be written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

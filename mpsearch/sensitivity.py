@@ -28,6 +28,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
 
+from .ending import Ending
 from .executor.graph import Constant, Function, Node, Ref, Source
 from .executor.ops import OPS
 from .executor.runtime import Runtime
@@ -35,6 +36,8 @@ from .metrics import Outputs
 from .numerics import carries_rounding, narrow
 
 DIRECTIONS = 8
+#: The share of the time left that the model may take, where that is limited.
+_SHARE = 0.25
 #: What an overflow weighs: more than any finite effect, and still comparable.
 _OVERFLOW = 1e30
 
@@ -172,29 +175,44 @@ def rounding_model(
     runtime: Runtime,
     seed: int = 0,
     directions: int = DIRECTIONS,
+    ending: Ending | None = None,
 ) -> RoundingModel:
     """Build the model from one forward and ``directions`` backward passes for each sample.
 
     ``runtime`` gives the numerics profile and the weights. Ops inside loops and branches are not
-    seen one by one and get no effect.
+    seen one by one and get no effect. Where time is limited, fewer directions and samples do: the
+    order of ops needs less of them than the sizes of their effects.
+
+    Raises
+    ------
+    Stop
+        If the run ends before one direction is known.
     """
+    ending = ending or Ending()
+    finish = ending.after(_SHARE)
     totals: dict[tuple[frozenset[int], int], float] = {}
     generator = torch.Generator().manual_seed(seed)
+    seen = 0
     for sample, reference in zip(samples, references, strict=True):
-        recorder = _Recording(function, runtime)
+        if seen and finish():
+            break
+        recorder = _Recording(function, runtime, ending)
         outputs = recorder.forward(sample)
         scaled = _scaled(outputs, reference)
+        seen += 1
         if not scaled:
             continue
         for k in range(directions):
+            if k and finish():
+                break
             grads = [torch.randn(o.shape, generator=generator).to(o.device) * s for o, s in scaled]
             torch.autograd.backward([o for o, _ in scaled], grads, retain_graph=k + 1 < directions)
             recorder.collect()
-        for key, value in recorder.effects(directions).items():
-            totals[key] = totals.get(key, 0.0) + value / len(samples)
+        for key, value in recorder.effects().items():
+            totals[key] = totals.get(key, 0.0) + value
     model = RoundingModel()
     for (trigger, _), effect in totals.items():
-        model.add(trigger, effect)
+        model.add(trigger, effect / seen)
     return model
 
 
@@ -216,9 +234,11 @@ class _Recording:
     eight bits are plenty for an estimate.
     """
 
-    def __init__(self, function: Function, runtime: Runtime) -> None:
+    def __init__(self, function: Function, runtime: Runtime, ending: Ending) -> None:
         self._function = function
         self._runtime = runtime
+        self._ending = ending
+        self._directions = 0
         self._triggers: list[frozenset[int]] = []
         self._rounding: dict[int, Tensor] = {}  # slot -> what rounding changes in its value
         self._fixed: dict[int, float] = {}
@@ -246,6 +266,7 @@ class _Recording:
         return outputs
 
     def _run(self, node: Node, env: dict[int, Any], origins: dict[int, frozenset[int]]) -> None:
+        self._ending.check()
         own = frozenset() if node.candidate is None else frozenset({node.candidate})
         if node.blocks or node.op_type not in OPS:
             with torch.no_grad():
@@ -364,6 +385,7 @@ class _Recording:
             return value
 
         def hook(grad: Tensor) -> Tensor | None:
+            self._ending.check()
             moved = float(torch.dot(grad.reshape(-1), change.reshape(-1).float()))
             clean = None
             if not math.isfinite(moved):
@@ -388,15 +410,16 @@ class _Recording:
 
     def collect(self) -> None:
         """Take in one backward pass."""
+        self._directions += 1
         for index, value in self._current.items():
             self._sums[index] = self._sums.get(index, 0.0) + value * value
         self._current.clear()
 
-    def effects(self, directions: int) -> dict[tuple[frozenset[int], int], float]:
+    def effects(self) -> dict[tuple[frozenset[int], int], float]:
         """Trigger and place of each source -> mean squared effect."""
         out = {}
         for index, trigger in enumerate(self._triggers):
-            effect = self._fixed.get(index, self._sums.get(index, 0.0) / directions)
+            effect = self._fixed.get(index, self._sums.get(index, 0.0) / self._directions)
             out[(trigger, index)] = effect if math.isfinite(effect) else _OVERFLOW
         return out
 

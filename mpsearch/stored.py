@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 import torch
 
 from . import config as _config
-from . import emission, frontend
+from . import emission, frontend, options
 from ._ct import ct
 from .config import Config, KeptOp
-from .data import argument_names, collect, required_arguments
+from .data import argument_names, collect
 from .errors import InputError
 from .frontend import Precast, TorchModel
+from .metrics import NAMES
+from .packages import MOST_ELEMENTS
 from .prepare import open_source, prepare
 from .program import CandidateOp, lower_candidates
 from .result import number
+from .surroundings import undisturbed
 
 
 @dataclass(slots=True)
@@ -80,12 +84,19 @@ def _match(config: Config, ops: Sequence[CandidateOp]) -> tuple[set[int], list[K
 
 
 def _example(config: Config) -> dict[str, Any]:
+    elements = sum(math.prod(spec["shape"]) for spec in config.inputs)
+    if not config.inputs or elements > MOST_ELEMENTS:
+        raise InputError(
+            f"the config's inputs hold {elements:,} values, expected 1 to {MOST_ELEMENTS:,}; give "
+            "an example with --inputs"
+        )
     return {
         spec["name"]: torch.zeros(spec["shape"], dtype=getattr(torch, spec["dtype"]))
         for spec in config.inputs
     }
 
 
+@undisturbed
 def apply(config: Config | str | Path, model: Any, inputs: Any = None) -> Any:
     """Convert a model with a stored config.
 
@@ -113,7 +124,9 @@ def apply(config: Config | str | Path, model: Any, inputs: Any = None) -> Any:
     _, ops = lower_candidates(precast.program, name, precast.layer_of)
     found, missing = _match(config, ops)
     if missing:
-        listed = ", ".join(f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in missing)
+        some = missing[:5]
+        listed = ", ".join(f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in some)
+        listed += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(
             f"the config names {len(missing)} ops that the model does not have: {listed}; "
             "run optimize on this model"
@@ -130,15 +143,19 @@ def _convert(config: Config, model: Any, inputs: Any) -> Precast:
     if inputs is None:
         samples = [_example(config)]
     else:
-        samples = collect(inputs, argument_names(model), required_arguments(model)).samples
-    return frontend.convert(TorchModel(model), samples, config.target, config.io_dtype)
+        samples = collect(inputs, argument_names(model)).samples
+    torch_model = TorchModel(model, config.states)
+    torch_model.settle(samples[0])
+    return frontend.convert(torch_model, samples, config.target, config.io_dtype)
 
 
+@undisturbed
 def check(
     config: Config | str | Path,
     model: Any,
     inputs: Any,
     *,
+    targets: Any = None,
     budget: float | None = None,
     metric: Any = None,
     device: str = "cpu",
@@ -160,6 +177,11 @@ def check(
         If something given cannot be used.
     """
     config = _as_config(config)
+    if metric is None and (config.custom_metric or config.metric not in NAMES):
+        raise InputError(
+            f"the config was made with the metric {config.metric!r}, a function, which a config "
+            "does not bring along; give it: metric= in Python, --metric package.module:callable"
+        )
     prepared = prepare(
         model,
         inputs,
@@ -168,13 +190,16 @@ def check(
         config.target,
         0.0,
         config.io_dtype,
+        config.states,
+        targets,
     )
+    larger = prepared.metric.larger_is_better
+    limit = options.budget(config.budget if budget is None else budget, larger)
     found, missing = _match(config, prepared.ops)
     evaluator = prepared.evaluator(device)
     count = len(prepared.ops)
     loss = evaluator.evaluate(tuple(i in found for i in range(count))).loss
     show = prepared.metric.loss_of
-    limit = config.budget if budget is None else budget
     return Report(
         holds=not missing and loss <= show(limit),
         error=show(loss),

@@ -19,7 +19,7 @@ from .executor.graph import Function, walk
 from .executor.runtime import Runtime
 from .metrics import Metric, Outputs
 from .numerics import Profile
-from .predict import open_package
+from .packages import open_package
 
 with quiet():
     from coremltools.converters.mil.mil import types

@@ -16,7 +16,6 @@ def open_study(problem: Problem, multivariate: bool) -> Iterator[optuna.Study]:
     """A study with a TPE sampler that knows the budget as a constraint, kept on the problem."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = optuna.samplers.TPESampler(seed=problem.seed, multivariate=multivariate)
         problem.study = optuna.create_study(
             direction="minimize", sampler=sampler, storage=problem.storage

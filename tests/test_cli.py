@@ -45,6 +45,7 @@ def written(tmp_path_factory):
 def test_optimize_writes_everything(written):
     out, printed = written
     assert {p.name for p in out.iterdir()} == {
+        "manifest.json",
         "model.mlpackage",
         "op_selector.py",
         "precision.json",
@@ -342,7 +343,7 @@ def test_pareto_and_analyze_take_the_same_model_and_data(here):
     assert len(found["ops"]) == front["candidate_ops"]
     assert found["is_precision"] and found["parts_at"] is None
     outcome = run("pareto", NET, "--inputs", DATA, "--points", "1", expect=2)
-    assert outcome.stderr == "error: points is 1, expected 2 or more\n"
+    assert outcome.stderr == "error: points is 1, expected a whole number, from 2 to 1000\n"
 
 
 ESCAPE = "\x1b["

@@ -82,7 +82,8 @@ def test_task_metric_gets_targets_from_a_loader():
         assert all(isinstance(o["output"], np.ndarray) for o in outputs)
         return 1.0
 
-    result = searched(net(), torch.utils.data.DataLoader(data, batch_size=1), 0.1, metric=score)
+    loader = torch.utils.data.DataLoader(data, batch_size=1)
+    result = searched(net(), loader, 0.1, metric=score, targets="pairs")
     assert result.status == "fp16_suffices" and set(seen) == {3, 1}
 
 

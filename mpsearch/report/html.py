@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import config as _config
-from ..emission import directory
 from ..errors import InputError
+from ..files import listed, printable, read_json, written
+from ..usercode import reason
 
 #: Islands, and rows of an island, that are drawn.
 _ISLANDS, _ROWS = 12, 30
@@ -28,18 +29,23 @@ def write(folder: str | Path) -> Path:
     """
     place = Path(folder)
     config = _config.read(place)
+    result = read_json(place / "result.json", "a directory that mpsearch optimize wrote")
     target = place / "report.html"
-    text = render(_result(place / "result.json"), asdict(config))
-    with directory(target) as scratch:
-        scratch.write_text(text)
+    try:
+        text = render(result, asdict(config))
+    except Exception as error:  # whatever an edited file makes of the template and the charts
+        raise InputError(
+            f"{place / 'result.json'} is no result of this version ({reason(error)}); run mpsearch "
+            "optimize again"
+        ) from error
+    with written(target, _foreign) as scratch:
+        scratch.write_text(text, encoding="utf-8")
     return target
 
 
-def _result(file: Path) -> dict[str, Any]:
-    found = _config.read_json(file, "a directory that mpsearch optimize wrote")
-    if not isinstance(found, dict) or not {"ops", "trials", "costs"} <= found.keys():
-        raise InputError(f"{file} is no result of this version; run mpsearch optimize again")
-    return found
+def _foreign(report: Path) -> str | None:
+    mine = report.is_file() and report.name in listed(report.parent)
+    return None if mine else "mpsearch did not write it"
 
 
 def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -61,11 +67,13 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        # Names come from models: what could hide or turn text around is spelled out.
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters.update(number=number, size=size, share=share)
     template = environment.get_template("template.html")
     drawn = {
-        "sensitivity": charts.sensitivity(result) if result["ops"] else "",
+        "sensitivity": charts.sensitivity(result) if _predicted(result) else "",
         "progress": charts.progress(result) if result["trials"] else "",
         "front": charts.front(result) if len(result["front"]) > 1 else "",
     }
@@ -77,6 +85,10 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         more_islands=max(len(result["islands"]) - _ISLANDS, 0),
         layers=_layers(result),
     )
+
+
+def _predicted(result: Mapping[str, Any]) -> bool:
+    return bool(result["ops"]) and "sensitivity" not in result["not_measured"]
 
 
 def number(value: float | None) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 from ..analysis import Analysis, OpAnalysis
 from ..diagnosis import VERDICTS
-from ..emission import directory
+from ..errors import InputError
+from ..files import check_writable as _check
+from ..files import read_json, written
 from .text import value
 
 #: From harmless to lost.
@@ -29,6 +31,38 @@ _COLOURS = dict(
 )
 
 
+def _paths(file: str | Path) -> tuple[Path, Path, Path]:
+    graph = Path(file)
+    return graph, graph.with_suffix(".verdict.json"), graph.with_suffix(".sensitivity.json")
+
+
+def _foreign(path: Path) -> str | None:
+    """Why a file is not one of these; None where it is."""
+    try:
+        content = read_json(path, "")
+    except InputError:
+        return "it is no graph that mpsearch wrote"
+    ours = isinstance(content, dict) and (
+        content.get("label") == "mpsearch"
+        or (content.get("name") in ("verdict", "sensitivity") and "results" in content)
+    )
+    return None if ours else "it is no graph that mpsearch wrote"
+
+
+def check_writable(file: str | Path) -> None:
+    """Fail before the work rather than after it.
+
+    Raises
+    ------
+    InputError
+        If one of the files cannot be written, or is not ours to replace.
+    """
+    if not Path(file).name:
+        raise InputError(f"{str(file)!r} names no file; give one, such as graph.json")
+    for path in _paths(file):
+        _check(path, _foreign)
+
+
 def write(found: Analysis, file: str | Path) -> list[Path]:
     """Write the graph to ``file``, and the node data beside it; returns the paths.
 
@@ -37,21 +71,21 @@ def write(found: Analysis, file: str | Path) -> list[Path]:
     InputError
         If a file cannot be written.
     """
-    target = Path(file)
+    graph, verdict, sensitivity = _paths(file)
     contents = {
-        target: _graph(found),
-        target.with_suffix(".verdict.json"): {
+        graph: _graph(found),
+        verdict: {
             "name": "verdict",
             "results": {op.name: _verdict(op) for op in found.ops},
             "showExpandedSummaryOnGroupNode": True,
         },
-        target.with_suffix(".sensitivity.json"): {
+        sensitivity: {
             "name": "sensitivity",
             "results": {op.name: _sensitivity(op) for op in found.ops},
         },
     }
     for path, content in contents.items():
-        with directory(path) as scratch:
+        with written(path, _foreign) as scratch:
             scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return list(contents)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis import Analysis
+from ..files import printable
 from ..front import Front
 from ..problem import Trial
 from ..remedies import Remedy
@@ -22,6 +23,10 @@ Paint = Callable[[str, str], str]
 _WIDTH = 78
 
 
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(printable(text), width)
+
+
 def value(error: float | None) -> str:
     """An error, or a dash where there is none."""
     return "-" if error is None else f"{error:.3g}"
@@ -30,10 +35,11 @@ def value(error: float | None) -> str:
 def summary(result: Result, written: Path | None, paint: Paint) -> str:
     """What ``mpsearch optimize`` prints."""
     mood = "good" if result.met else "bad"
-    lines = [paint(line, mood) for line in textwrap.wrap(result.explanation, _WIDTH)]
+    lines = [paint(line, mood) for line in _wrap(result.explanation, _WIDTH)]
     lines += [
         "",
-        f"  error  all FP16      {value(result.error_fp16)}",
+        "  error  all FP16      "
+        + ("-" if "error_fp16" in result.not_measured else value(result.error_fp16)),
         f"         all FP32      {value(result.error_fp32)}",
     ]
     if written is not None:
@@ -48,6 +54,7 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
             f"         {share(package.fp32_flops)} of the arithmetic leaves the Neural Engine",
             f"         {size(result.package_bytes)} on disk" + _stored(result),
         ]
+    lines.append(f"  data   {result.understood}")
     lines.append(
         f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "
         f"{result.forward_equivalents:.1f} forwards"
@@ -60,17 +67,21 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
                 op.type,
                 op.layer or op.line or "-",
                 "runtime fault" if op.name in result.pinned_by_hazard else op.verdict or "-",
-                "inf" if op.sensitivity is None else f"{op.sensitivity:.2g}",
+                "-"
+                if "alone" in result.not_measured
+                else "inf"
+                if op.sensitivity is None
+                else f"{op.sensitivity:.2g}",
             )
             for op in result.kept
         ]
         lines += ["", *_columns(rows, (18, 14, 22, 13, 7))]
     for remedy in result.remedies:
-        lines += ["", *textwrap.wrap(f"or: {remedy.title} ({remedy.kind}; see report.html)", 78)]
+        lines += ["", *_wrap(f"or: {remedy.title} ({remedy.kind}; see report.html)", 78)]
     for note in result.notes:
-        lines += ["", *textwrap.wrap(f"note: {note}", _WIDTH)]
+        lines += ["", *_wrap(f"note: {note}", _WIDTH)]
     if written is not None:
-        lines += ["", f"wrote {written}/"]
+        lines += ["", f"wrote {printable(str(written))}/"]
     return "\n".join(lines)
 
 
@@ -110,7 +121,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:
     """What ``mpsearch analyze`` prints."""
     healthy = found.is_precision and not found.culprits
     mood = "good" if healthy else "bad"
-    lines = [paint(line, mood) for line in textwrap.wrap(found.explanation, _WIDTH)]
+    lines = [paint(line, mood) for line in _wrap(found.explanation, _WIDTH)]
     lines += [
         f"\n  error  all FP16  {value(found.error_fp16)}",
         f"         all FP32  {value(found.error_fp32)}   ({found.metric})",
@@ -145,7 +156,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:
     for remedy in found.remedies:
         lines += ["", *_remedy(remedy, paint)]
     for note in found.notes:
-        lines += ["", *textwrap.wrap(f"note: {note}", _WIDTH)]
+        lines += ["", *_wrap(f"note: {note}", _WIDTH)]
     return "\n".join(lines)
 
 
@@ -157,8 +168,8 @@ def _remedy(remedy: Remedy, paint: Paint) -> list[str]:
     more = len(remedy.layers or remedy.lines) - 3
     places += f" and {more} more" if more > 0 else ""
     head = f"instead of FP32, for {_count(len(remedy.ops), 'op')} in {places}: {remedy.title}"
-    code = [f"    {line}".rstrip() for line in remedy.code.splitlines()]
-    return [*textwrap.wrap(head, _WIDTH), "", *[paint(line, "quiet") for line in code]]
+    code = [f"    {line}".rstrip() for line in printable(remedy.code).splitlines()]
+    return [*_wrap(head, _WIDTH), "", *[paint(line, "quiet") for line in code]]
 
 
 def front(found: Front) -> str:
@@ -184,7 +195,7 @@ def check(report: Report, paint: Paint) -> str:
         )
     ]
     lines += [
-        f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})"
+        printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
         for op in report.unmatched
     ]
     return "\n".join(lines)
@@ -192,6 +203,7 @@ def check(report: Report, paint: Paint) -> str:
 
 def _columns(rows: Sequence[tuple[Any, ...]], limits: tuple[int, ...]) -> list[str]:
     """Rows in columns no wider than their limits; what is cut loses its front."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
     return ["  " + "  ".join(map(_fit, row, widths)).rstrip() for row in rows]
 

@@ -1,0 +1,350 @@
+"""Files: what may be read, how outputs are written whole, and where temporary ones stand."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: rooms are then not locked, and those left behind not swept
+    fcntl = None  # type: ignore[assignment]
+
+#: An archive may always unpack to so many bytes, and to so many times its own size.
+_UNPACKED, _RATIO = 1 << 30, 20
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """``text`` with whatever could steer a terminal or turn the line around spelled out.
+
+    Names of ops, layers and files come from models: they are data wherever they are shown.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def regular(path: str | Path, give: str) -> Path:
+    """``path``, which is a file that can be opened without waiting.
+
+    Raises
+    ------
+    InputError
+        If it does not exist, in which case ``give`` says what to give, or is a folder, a pipe or a
+        device.
+    """
+    file = Path(path)
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = (
+            "does not exist"
+            if isinstance(error, (FileNotFoundError, NotADirectoryError))
+            else f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        )
+        raise InputError(f"{file} {reason}; give {give}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no file but a pipe or a device"
+        raise InputError(f"{file} is {kind}; give {give}")
+    return file
+
+
+def check_archive(file: Path) -> None:
+    """That a zip archive does not unpack to far more than it holds.
+
+    Raises
+    ------
+    InputError
+        If it unpacks to more than 1 GiB and twenty times its size, or is no archive.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{file} is a broken archive: {first_line(error)}") from error
+    if unpacked > max(_UNPACKED, _RATIO * file.stat().st_size):
+        raise InputError(
+            f"{file} unpacks from {file.stat().st_size:,} to {unpacked:,} bytes, expected at most "
+            f"{_UNPACKED:,} or {_RATIO} times its size; save it uncompressed"
+        )
+
+
+def read_json(path: Path, give: str) -> Any:
+    """What a JSON file holds.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, in which case ``give`` says what to give, or is no JSON.
+    """
+    file = regular(path, give)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON: {first_line(error)}") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}; give {give}") from error
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"it holds {text}, which is no number in JSON")
+
+
+# --- rooms: temporary folders that do not outlive their process ------------------------------
+
+_LOCK = ".lock"
+#: Folders without a lock are left alone for so many seconds: they may be new.
+_NEW = 60.0
+
+
+@contextlib.contextmanager
+def room(parent: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder in ``parent`` that is removed at the end.
+
+    What a process that was killed has left is removed by the next one that asks for a room with
+    this prefix: each holds a lock on its own as long as it lives.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    _sweep(parent, prefix)
+    made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        with (made / _LOCK).open("w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    if fcntl is None:
+        return
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if left.is_symlink() or left.stat().st_uid != os.getuid():
+                continue
+            if not (left / _LOCK).exists():
+                if time.time() - left.stat().st_mtime > _NEW:
+                    shutil.rmtree(left, ignore_errors=True)
+                continue
+            with (left / _LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _restore(left, parent)
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_room() -> Iterator[Path]:
+    """A room for everything temporary that this process and its libraries make.
+
+    For programs, not for libraries: it sets where :mod:`tempfile` puts things.
+    """
+    before = tempfile.tempdir
+    with room(Path(tempfile.gettempdir()), "mpsearch-") as made:
+        tempfile.tempdir = str(made)
+        try:
+            yield made
+        finally:
+            tempfile.tempdir = before
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+#: What stands in a room while two renames are under way: the former output, and its name.
+_FORMER = "former"
+
+Ours = Callable[[Path], str | None]
+
+
+@contextlib.contextmanager
+def written(path: Path, ours: Ours) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends well.
+
+    What stood there before is exchanged for it in one step where the system can do that, and is
+    removed; whatever goes wrong, one of the two is there, whole.
+
+    Parameters
+    ----------
+    ours
+        Says why what stands at a path is not to be replaced; None where it may be.
+
+    Raises
+    ------
+    InputError
+        If ``path`` cannot be written, or holds what is not ours.
+    """
+    path = Path(os.path.abspath(path))
+    check_replaceable(path, ours)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with room(path.parent, f".{path.name}-mpsearch-") as made:
+            scratch = made / path.name
+            yield scratch
+            check_replaceable(path, ours)
+            _publish(scratch, path, made)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """The error for a path that the system refuses to write."""
+    reason = error.strerror or first_line(error)
+    return InputError(f"cannot write {path}: {reason}; make room, or give another --out")
+
+
+def check_replaceable(path: Path, ours: Ours) -> None:
+    """Fail where something stands at ``path`` that is not to be replaced.
+
+    Raises
+    ------
+    InputError
+        With the reason.
+    """
+    if path.is_symlink() or path.exists():
+        reason = "it is a link" if path.is_symlink() else ours(path)
+        if reason is not None:
+            raise InputError(f"{path} is not replaced: {reason}; move it, or give another --out")
+
+
+def check_writable(path: Path, ours: Ours) -> None:
+    """Fail before the work rather than after it.
+
+    Raises
+    ------
+    InputError
+        If ``path`` cannot be made, or holds what is not ours.
+    """
+    if "\0" in str(path) or not path.name:
+        raise InputError(f"{str(path)!r} names no file or folder; give another --out")
+    path = Path(os.path.abspath(path))
+    try:
+        check_replaceable(path, ours)
+        parent = path.parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir():
+            raise InputError(f"cannot write to {parent}: it is no folder; give another --out")
+        # As long as any name that writing will make beside the path.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-mpsearch-", dir=parent):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _publish(scratch: Path, path: Path, made: Path) -> None:
+    if not path.exists():
+        os.rename(scratch, path)
+        return
+    if _exchange(scratch, path):
+        return
+    # Two renames. Killed between them, the former output stands in the room under a name that
+    # the next run knows (see _restore).
+    former = made / _FORMER
+    former.mkdir()
+    os.rename(path, former / path.name)
+    try:
+        os.rename(scratch, path)
+    except BaseException:
+        os.rename(former / path.name, path)
+        raise
+
+
+def _restore(left: Path, parent: Path) -> None:
+    """Put back an output that a killed process had moved away and not yet replaced."""
+    for former in (left / _FORMER).glob("*"):
+        if not (parent / former.name).exists():
+            os.rename(former, parent / former.name)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
+    call = _exchanger()
+    return call is not None and call(os.fsencode(a), os.fsencode(b)) == 0
+
+
+@functools.cache
+def _exchanger() -> Callable[[bytes, bytes], int] | None:
+    """``renameat2`` with RENAME_EXCHANGE (Linux), ``renamex_np`` with RENAME_SWAP (macOS)."""
+    library = ctypes.CDLL(None, use_errno=True)
+    at_cwd, swap = -100, 2
+    try:
+        if sys.platform == "darwin":
+            rename = library.renamex_np
+            return lambda a, b: int(rename(a, b, ctypes.c_uint(swap)))
+        rename = library.renameat2
+        return lambda a, b: int(rename(at_cwd, a, at_cwd, b, ctypes.c_uint(swap)))
+    except AttributeError:
+        return None
+
+
+# --- the manifest of an output folder --------------------------------------------------------
+
+MANIFEST = "manifest.json"
+#: What systems and Python leave in any folder, and make again.
+_DISPOSABLE = ("__pycache__", ".DS_Store")
+
+
+def write_manifest(folder: Path, made_by: str) -> None:
+    """List the files of a folder in it, so that a later run knows them for its own."""
+    content = {"made_by": made_by, "files": [*_files(folder), MANIFEST]}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def listed(folder: Path) -> set[str]:
+    """The files that a folder's manifest lists; none without a manifest."""
+    try:
+        found = read_json(folder / MANIFEST, "")
+        return {str(name) for name in found["files"]}
+    except (InputError, TypeError, KeyError):
+        return set()
+
+
+def foreign(folder: Path) -> str | None:
+    """Why a folder is not ours to replace; None where its manifest lists all that it holds."""
+    if not folder.is_dir():
+        return "it is a file, and a folder is to be written"
+    found = _files(folder)
+    if not found and not any(folder.iterdir()):
+        return None
+    mine = listed(folder)
+    if not mine:
+        return "it is not empty and holds no mpsearch result"
+    strange = [name for name in found if name not in mine]
+    return f"it holds {strange[0]!r}, which mpsearch did not write" if strange else None
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file and link below a folder, as relative paths with slashes."""
+    return sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if (p.is_symlink() or not p.is_dir())
+        and not any(part in _DISPOSABLE for part in p.relative_to(folder).parts)
+    )
