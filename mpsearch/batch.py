@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from .errors import InputError
+from .files import check_archive, check_writable, first_line, regular, written
 from .predict import Executor
 
 
@@ -27,6 +27,9 @@ def predict_file(
     InputError
         If something cannot be read, does not fit the model, or cannot be written.
     """
+    if out.suffix != ".npz":
+        raise InputError(f"--out {out} is no .npz; give a path that ends in .npz")
+    check_writable(out, foreign_arrays)
     try:
         executor = Executor(model, numerics, device, function_name)
     except ValueError as error:
@@ -36,8 +39,11 @@ def predict_file(
     extra = {k: v.ndim - ranks[k] for k, v in arrays.items() if k in ranks}
     if extra and all(n == 1 for n in extra.values()):
         counts = {len(v) for v in arrays.values()}
-        if len(counts) != 1:
-            raise InputError(f"{inputs}: the inputs have different numbers of rows")
+        if len(counts) != 1 or counts == {0}:
+            raise InputError(
+                f"{inputs}: the inputs have {', '.join(map(str, sorted(counts)))} rows, expected "
+                "the same number of each, 1 or more"
+            )
         rows = [{k: v[i] for k, v in arrays.items()} for i in range(counts.pop())]
         results = executor.predict(rows)
         outputs = {k: np.stack([r[k] for r in results]) for k in results[0]} if results else {}
@@ -49,26 +55,28 @@ def predict_file(
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist; give an .npz keyed by input name")
+    file = regular(path, "an .npz keyed by input name")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        check_archive(file)
+        with np.load(file, allow_pickle=False) as archive:
             return {k: archive[k] for k in archive.files}
+    except InputError:
+        raise
     except Exception as error:
-        raise InputError(f"{path} is no .npz: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is no .npz: {first_line(error)}") from error
+
+
+def foreign_arrays(path: Path) -> str | None:
+    """Why what stands at a path is not to be replaced; None where it is an ``.npz``."""
+    if not path.is_file():
+        return "it is no file"
+    if not zipfile.is_zipfile(path):
+        return "it is no .npz"
+    with zipfile.ZipFile(path) as archive:
+        other = [name for name in archive.namelist() if not name.endswith(".npy")]
+    return f"it is no .npz: it holds {other[0]!r}" if other else None
 
 
 def _write(out: Path, arrays: dict[str, np.ndarray]) -> None:
-    try:
-        handle, name = tempfile.mkstemp(suffix=".npz", prefix=f".{out.name}-", dir=out.parent)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {out.parent}: {error.strerror}; give another --out"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written(out, foreign_arrays) as scratch, scratch.open("wb") as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]

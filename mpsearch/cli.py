@@ -442,9 +442,11 @@ def run(
     """
     from .batch import predict_file
     from .prepare import check_device
+    from .surroundings import neutral
 
     check_device(device)
-    names = predict_file(model, inputs, out, numerics, device, function_name)
+    with neutral():
+        names = predict_file(model, inputs, out, numerics, device, function_name)
     found = {"written": str(out), "outputs": names}
     click.echo(json.dumps(found) if as_json else f"wrote {out}: {', '.join(names)}")
 

@@ -155,6 +155,8 @@ def _along_the_order(problem: Problem, trials: int) -> None:
 def _budgets(problem: Problem, points: int) -> list[float]:
     """Losses between those of the fewest and the most FP32 ops, the loosest first."""
     losses = sorted({t.loss for t in problem.history if t.exact and math.isfinite(t.loss)})
+    if not losses or losses[0] == losses[-1]:
+        return []  # nothing to be bought: all errors are the same
     floor, top = losses[0], losses[-1]
     if floor >= 0:
         least = max(floor * 1.1, top * 1e-6)

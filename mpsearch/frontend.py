@@ -310,6 +310,11 @@ def fp32_copy(module: nn.Module) -> nn.Module:
     for b in module.buffers():
         data = b.detach().cpu().clone()
         memo[id(b)] = data.float() if data.dtype in _HALF else data
+    for m in module.modules():
+        for value in vars(m).values():
+            # What hooks have computed from parameters (weight_norm) cannot be copied as it is.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     clone = copy.deepcopy(module, memo)
     for m in clone.modules():
         m.training = False
@@ -357,50 +362,84 @@ def convert(
     """
     if io_dtype == "fp16" and target == "iOS15":
         raise InputError("--io-dtype fp16 needs --target iOS16 or newer, got iOS15")
+    if model.states and target != "iOS18":
+        raise InputError(f"states need --target iOS18, got {target}")
     first = samples[0]
-    names = model(first)
+    values = model(first)
     inputs = [_port(k, v, samples, io_dtype) for k, v in first.items() if isinstance(v, Tensor)]
-    outputs = [
-        Port(_identifier(k, inputs), io_dtype if v.is_floating_point() else None)
-        for k, v in names.items()
-    ]
     arguments: dict[str, Any] = {
-        "outputs": [p.tensor_type(output=True) for p in outputs],
         "convert_to": "milinternal",
         "compute_precision": ct.precision.FLOAT32,
         "minimum_deployment_target": getattr(ct.target, target),
         "inputs": [p.tensor_type() for p in inputs],
     }
-    if model.states and target != "iOS18":
-        raise InputError(f"states need --target iOS18, got {target}")
-    failures = []
-    for route in (_direct, _trace, _export):
-        with _deterministic(), quiet():
-            try:
-                routed = route(model, first)
-                if routed is None:
-                    continue
-                # A pass list of its own: coremltools takes passes out of the one it is given.
-                pipeline = PassPipeline(passes_before_cast(), "precast")
-                if model.states:
-                    arguments["states"] = _states(model, routed.wrapper)
-                program = ct.convert(routed.source, pass_pipeline=pipeline, **arguments)
-            except Exception as error:
-                failures.append(reason(error))
-                continue
-        return Precast(
-            program,
-            inputs,
-            outputs,
-            target,
-            routed.kind,
-            routed.layer_of,
-            _line_of(routed.lines),
-            routed.wrapper,
-            {s.name: tuple(s.shape.shape) for s in arguments.get("states", [])},
-            model.half,
-        )
+    failures: list[str] = []
+    for outputs in _named_outputs(values, inputs, first, io_dtype):
+        for route in (_direct, _trace, _export):
+            found = _converted(model, first, route, outputs, arguments, failures)
+            if found is not None:
+                program, routed = found
+                return Precast(
+                    program,
+                    inputs,
+                    outputs,
+                    target,
+                    routed.kind,
+                    routed.layer_of,
+                    _line_of(routed.lines),
+                    routed.wrapper,
+                    {s.name: tuple(s.shape.shape) for s in _states(model, routed.wrapper)},
+                    model.half,
+                )
     raise InputError(f"coremltools cannot convert the model: {failures[0]}")
+
+
+def _converted(
+    model: TorchModel,
+    sample: Sample,
+    route: Callable[[TorchModel, Sample], _Routed | None],
+    outputs: list[Port],
+    arguments: dict[str, Any],
+    failures: list[str],
+) -> tuple[Program, _Routed] | None:
+    """The program by one route; None where it does not apply, or fails, which is then noted."""
+    with _deterministic(), quiet():
+        try:
+            routed = route(model, sample)
+            if routed is None:
+                return None
+            # A pass list of its own: coremltools takes passes out of the one it is given.
+            given = dict(arguments, pass_pipeline=PassPipeline(passes_before_cast(), "precast"))
+            given["outputs"] = [p.tensor_type(output=True) for p in outputs]
+            if model.states:
+                given["states"] = _states(model, routed.wrapper)
+            return ct.convert(routed.source, **given), routed
+        except Exception as error:
+            failures.append(reason(error))
+            return None
+
+
+def _named_outputs(
+    values: Mapping[str, Tensor], inputs: list[Port], sample: Sample, io_dtype: str
+) -> Iterator[list[Port]]:
+    """What the outputs are to be called, the second time with inputs that are handed out as such.
+
+    An output that is an input has the input's name, which coremltools cannot change; whether it is
+    one shows only when another name fails.
+    """
+    named = [
+        Port(_identifier(k, inputs), io_dtype if v.is_floating_point() else None)
+        for k, v in values.items()
+    ]
+    yield named
+    passed = list(named)
+    for place, value in enumerate(values.values()):
+        for port in inputs:
+            given = _widened(sample[port.name])
+            if given.shape == value.shape and torch.equal(given, value):
+                passed[place] = Port(port.name, named[place].dtype)
+    if passed != named:
+        yield passed
 
 
 def _states(model: TorchModel, wrapper: Flat | None) -> list[Any]:
@@ -690,7 +729,7 @@ def from_package(model: Any) -> Precast:
     Raises
     ------
     InputError
-        If the package already holds ops typed FP16.
+        If the package already holds ops typed FP16, is a classifier, or has several functions.
     """
     spec = model.get_spec()
     program = _program.load_program(spec, model.weights_dir)
@@ -700,6 +739,11 @@ def from_package(model: Any) -> Precast:
             f"({', '.join(program.functions)}); split it and search each one"
         )
     (function,) = program.functions.values()
+    if any(op.op_type == "classify" for op in function.operations):
+        raise InputError(
+            "the package is a classifier, which coremltools cannot cast to FP16 from a package; "
+            "convert the original without classifier_config"
+        )
     for op in function.operations:
         stored = op.op_type in ("const", "cast") or op.op_type.startswith("constexpr_")
         half = any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs)

@@ -1,10 +1,13 @@
-"""Hands freed memory back to the system."""
+"""What a file may ask of the memory, and handing freed memory back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 from collections.abc import Callable
+
+#: What a few numbers in a file may ask for, in elements (1 GiB of FP32).
+MOST_ELEMENTS = 1 << 28
 
 
 @functools.cache

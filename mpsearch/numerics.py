@@ -392,6 +392,58 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor
     return torch.div(total, x.numel() // max(total.numel(), 1))
 
 
+def _running(x: Tensor, dim: int, step: Callable[[Tensor, Tensor], Tensor], start: float) -> Tensor:
+    """What ``step`` makes of the elements along an axis so far, one FP16 result after the other."""
+    total = torch.full_like(x.select(dim, 0), start, dtype=torch.float16)
+    out = []
+    for element in x.half().unbind(dim):
+        total = step(total, element)
+        out.append(total)
+    return torch.stack(out, dim).float()
+
+
+def _cumsum(x: Tensor, dim: int, **_: Any) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        if not x.is_floating_point():
+            return torch.cumsum(x, dim)
+        return _running(x, dim, torch.add, 0.0)
+
+
+def _prod(x: Tensor, dim: int, keepdim: bool = False, **_: Any) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        if not x.is_floating_point() or not x.shape[dim]:
+            return torch.prod(x, dim, keepdim)
+        out = _running(x, dim, torch.mul, 1.0).select(dim, -1)
+        return out.unsqueeze(dim) if keepdim else out
+
+
+def _einsum(equation: str, *operands: Tensor) -> Tensor:
+    """Two operands as a batched product: indices of both that the output lacks are summed."""
+    left, out = equation.replace(" ", "").split("->")
+    a, b = left.split(",")
+    x, y = operands
+    with torch._C.DisableTorchFunction():
+        lone = [i for i in a if i not in b + out], [i for i in b if i not in a + out]
+    for index in lone[0]:
+        x, a = _sum(x, a.index(index)), a.replace(index, "")
+    for index in lone[1]:
+        y, b = _sum(y, b.index(index)), b.replace(index, "")
+    with torch._C.DisableTorchFunction():
+        batch = [i for i in a if i in b and i in out]
+        summed = [i for i in a if i in b and i not in out]
+        rows, columns = [i for i in a if i not in b], [i for i in b if i not in a]
+        sizes = dict(zip(a + b, (*x.shape, *y.shape), strict=True))
+        shape = [sizes[i] for i in batch]
+        x = x.permute([a.index(i) for i in batch + rows + summed])
+        y = y.permute([b.index(i) for i in batch + summed + columns])
+        inner = math.prod(sizes[i] for i in summed)
+        x = x.reshape([*shape, math.prod(sizes[i] for i in rows), inner])
+        y = y.reshape([*shape, inner, math.prod(sizes[i] for i in columns)])
+        product = _matmul(x, y).reshape([sizes[i] for i in batch + rows + columns])
+        made = batch + rows + columns
+        return product.permute([made.index(i) for i in out])
+
+
 def _matmul(x: Tensor, y: Tensor) -> Tensor:
     with torch._C.DisableTorchFunction():
         if not x.is_floating_point():
@@ -445,6 +497,53 @@ def _conv(rank: int) -> Callable[..., Tensor]:
         return out if bias is None else torch.add(out, bias.reshape((-1,) + (1,) * rank))
 
     return conv
+
+
+def _conv_transpose(rank: int) -> Callable[..., Tensor]:
+    """As a convolution: zeros between the elements of the input, and the kernel turned around."""
+
+    def conv_transpose(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            strides, dilations = (
+                v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
+            )
+            for axis in range(rank):
+                size = x.shape[2 + axis]
+                spread = x.new_zeros(
+                    *x.shape[: 2 + axis], (size - 1) * strides[axis] + 1, *x.shape[3 + axis :]
+                )
+                places = torch.arange(size, device=x.device) * strides[axis]
+                x = spread.index_copy_(2 + axis, places, x)
+            kernel = weight.shape[2:]
+            pads = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+            turned = weight.flip(list(range(2, 2 + rank)))
+            turned = turned.reshape(groups, weight.shape[0] // groups, weight.shape[1], *kernel)
+            turned = turned.transpose(1, 2).reshape(-1, weight.shape[0] // groups, *kernel)
+            return _conv(rank)(x, turned, bias, 1, pads, dilations, groups)
+
+    return conv_transpose
+
+
+def _avg_pool(rank: int) -> Callable[..., Tensor]:
+    def avg_pool(x: Tensor, kernel_size: Any, stride: Any = None, **_: Any) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            windows = x
+            for axis in range(rank):
+                step = kernel_size[axis] if stride is None else stride[axis]
+                windows = windows.unfold(2 + axis, kernel_size[axis], step)
+            total = _sum_over(windows.flatten(2 + rank))
+        return torch.div(total, math.prod(kernel_size))
+
+    return avg_pool
 
 
 def _softmax(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
@@ -530,8 +629,21 @@ def _attention(
 
 _STEPS: dict[Any, Callable[..., Any]] = {
     torch.sum: _sum,
+    torch.Tensor.sum: _sum,
     torch.mean: _mean,
+    torch.Tensor.mean: _mean,
+    torch.cumsum: _cumsum,
+    torch.prod: _prod,
+    torch.einsum: _einsum,
     torch.matmul: _matmul,
+    torch.Tensor.matmul: _matmul,
+    torch.Tensor.__matmul__: _matmul,
+    F.conv_transpose1d: _conv_transpose(1),
+    F.conv_transpose2d: _conv_transpose(2),
+    F.conv_transpose3d: _conv_transpose(3),
+    F.avg_pool1d: _avg_pool(1),
+    F.avg_pool2d: _avg_pool(2),
+    F.avg_pool3d: _avg_pool(3),
     F.linear: _linear,
     F.conv1d: _conv(1),
     F.conv2d: _conv(2),
@@ -548,65 +660,34 @@ _STEPS: dict[Any, Callable[..., Any]] = {
 }
 
 
+#: Ops that are one function of one element of each input, of which the result is rounded in any
+#: profile. Whatever stands neither here nor among the moves is taken for more than one step.
+_ONE_STEP = frozenset(
+    [
+        *("abs", "acos", "asin", "atan", "atanh", "cast", "ceil", "clip", "cos", "cosh", "erf"),
+        *("exp", "exp2", "floor", "logical_not", "round", "sign", "sin", "sinh", "sqrt", "square"),
+        *("tan", "tanh", "threshold", "add", "equal", "greater", "greater_equal", "less"),
+        *("less_equal", "logical_and", "logical_or", "logical_xor", "mul", "not_equal", "pow"),
+        *("real_div", "sub", "relu6", "sigmoid", "thresholded_relu", "fill", "fill_like", "pad"),
+        *("reduce_max", "reduce_min", "reduce_argmax", "reduce_argmin", "max_pool", "argsort"),
+        *("topk", "non_zero", "one_hot", "shape", "range_1d", "band_part", "classify"),
+    ]
+)
+
+
 class Strict(Profile):
-    """Every step rounded, every sum accumulated in FP16 (see the module's docstring)."""
+    """Every step rounded, every sum accumulated in FP16 (see the module's docstring).
+
+    What an op computes decides, not its name: every torch function that its definition calls is
+    rounded, and those that sum or multiply many elements do so in FP16.
+    """
 
     name = "strict"
-    _ACCUMULATES = frozenset(
-        [
-            "matmul",
-            "linear",
-            "conv",
-            "conv_quantized",
-            "reduce_sum",
-            "reduce_mean",
-            "reduce_l1_norm",
-            "reduce_l2_norm",
-            "reduce_log_sum",
-            "reduce_sum_square",
-        ]
-    )
-    _COMPOSITE = frozenset(
-        [
-            "batch_norm",
-            "elu",
-            "gelu",
-            "gru",
-            "instance_norm",
-            "inverse",
-            "l2_norm",
-            "l2_pool",
-            "layer_norm",
-            "leaky_relu",
-            "linear_activation",
-            "log",
-            "lstm",
-            "prelu",
-            "reduce_log_sum_exp",
-            "resize_bilinear",
-            "rnn",
-            "rsqrt",
-            "scaled_dot_product_attention",
-            "scaled_tanh",
-            "sigmoid_hard",
-            "silu",
-            "softmax",
-            "softplus",
-            "softplus_parametric",
-            "softsign",
-            "upsample_bilinear",
-            "resample",
-            "affine",
-            "resize",
-            "crop_resize",
-            "clamped_relu",
-        ]
-    )
 
     def treats(self, op_type: str) -> str:
-        if op_type in self._ACCUMULATES:
-            return "accumulates in FP16"
-        return "every inner step rounded to FP16" if op_type in self._COMPOSITE else ""
+        if op_type in _MOVES or op_type in _ONE_STEP:
+            return ""
+        return "every inner step rounded to FP16, sums and products accumulated in it"
 
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
         return False

@@ -15,10 +15,9 @@ from typing import Any
 from ._ct import ct, quiet
 from .errors import InputError
 from .files import read_json
+from .memory import MOST_ELEMENTS
 from .usercode import reason
 
-#: What one op may make of constants alone, in elements (1 GiB of FP32).
-MOST_ELEMENTS = 1 << 28
 #: Ops whose result is as large as the values of these inputs say.
 _SIZED_BY_VALUE = {"fill": "shape", "tile": "reps", "range_1d": "end"}
 

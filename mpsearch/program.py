@@ -164,8 +164,11 @@ class _Recorder(FP16ComputePrecision):
 def _record_casts(program: Program) -> dict[str, tuple[dict[str, Any], tuple[str, ...]]]:
     clone = copy_program(program)
     recorder = _Recorder()
-    with quiet():
-        recorder.apply(clone)
+    try:
+        with quiet():
+            recorder.apply(clone)
+    except Exception as error:  # whatever coremltools' pass meets that it does not know
+        raise InputError(f"coremltools cannot cast the program to FP16: {reason(error)}") from error
     return recorder.cast
 
 
@@ -349,6 +352,8 @@ def _narrowed(source: Source, var: Any) -> Source:
         return Ref(source.slot, narrow=True)
     if not isinstance(source, Constant):
         return source
+    if var.val is None:  # compressed weights, which the pass casts when they are decompressed
+        return Constant(source.name, source.load, narrow=True)
     original = np.asarray(source.load())
     if original.dtype != np.float32:
         return source

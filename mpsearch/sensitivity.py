@@ -198,7 +198,8 @@ def rounding_model(
             break
         recorder = _Recording(function, runtime, ending)
         outputs = recorder.forward(sample)
-        scaled = _scaled(outputs, reference)
+        wanted = dict(zip(function.outputs, reference.values(), strict=True))
+        scaled = _scaled(outputs, wanted)
         seen += 1
         if not scaled:
             continue
@@ -219,7 +220,8 @@ def rounding_model(
 def _scaled(outputs: Mapping[str, Tensor], reference: Outputs) -> list[tuple[Tensor, float]]:
     """Differentiable outputs with one over the norm of what they should be."""
     pairs = []
-    for (_, out), wanted in zip(outputs.items(), reference.values(), strict=True):
+    for name, out in outputs.items():
+        wanted = reference[name]
         if out.requires_grad and out.is_floating_point():
             finite = wanted[torch.isfinite(wanted)].double()
             size = float(torch.linalg.vector_norm(finite)) or 1.0

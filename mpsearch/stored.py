@@ -17,8 +17,8 @@ from .config import Config, KeptOp
 from .data import argument_names, collect
 from .errors import InputError
 from .frontend import Precast, TorchModel
+from .memory import MOST_ELEMENTS
 from .metrics import NAMES
-from .packages import MOST_ELEMENTS
 from .prepare import open_source, prepare
 from .program import CandidateOp, lower_candidates
 from .result import number

@@ -4,6 +4,8 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
 
 ``cast``
     Along a ranking of the units, a boundary: those beyond it are FP16, and the budget is met.
+``foresee``
+    The same where the time is limited, from the boundary that the model of rounding predicts.
 ``prune``
     Each unit was tried in FP16, as far as half of the trials left allow; after the last pass, if
     the trials lasted, no single one can be cast within the budget.
@@ -61,7 +63,10 @@ _SETTLE_TRIALS = 20
 
 def search(problem: Problem) -> None:
     """Run the passes; see the module's docstring."""
-    kept = _prune(problem, _cast(problem, problem.keep_order()))
+    ranking = problem.keep_order()
+    # With little time the model's own boundary comes first, so that there is an answer early.
+    cast = _foresee if problem.ending.limited else _cast
+    kept = _prune(problem, cast(problem, ranking))
     if len(problem.units) <= problem.remaining * _RANK_SHARE and not _reached(problem, kept):
         other = _prune(problem, _cast(problem, _rank(problem)))
         kept = min(kept, other, key=problem.rank)
@@ -119,6 +124,20 @@ def _cast(problem: Problem, ranking: Sequence[int]) -> frozenset[int]:
     count = len(ranking)
     cast = find_integer(lambda n: problem.try_(ranking[: count - n], "cast").met, count)
     return frozenset(ranking[: count - cast])
+
+
+def _foresee(problem: Problem, ranking: Sequence[int]) -> frozenset[int]:
+    """The shortest head of a ranking that meets the budget, sought from where the model sees it."""
+    broken, head = -1, problem.boundary(ranking)
+    while head < len(ranking) and not problem.try_(ranking[:head], "foresee").met:
+        broken, head = head, min(len(ranking), max(head + 1, 3 * head // 2))
+    while head - broken > 1:
+        middle = (head + broken) // 2
+        if problem.try_(ranking[:middle], "foresee").met:
+            head = middle
+        else:
+            broken = middle
+    return frozenset(ranking[:head])
 
 
 def _prune(problem: Problem, kept: frozenset[int], again: bool = False) -> frozenset[int]:

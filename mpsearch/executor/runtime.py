@@ -153,17 +153,17 @@ class Runtime:
             raise UnsupportedOpError(f"the executor has no {node}")
         cast = node.fp16 is not None and node.candidate is not None and not is_fp32(node.candidate)
         form: Form = node.fp16 if cast and node.fp16 is not None else node.fp32
-        arguments = {
-            name: self._tensor(source, env) if name in op.tensors else self._value(source, env)
-            for name, source in form.inputs.items()
-        }
         self.executions += 1
         fp16 = cast or "fp16" in form.out_dtypes
+        arguments: dict[str, Any] = {}
         try:
+            for name, source in form.inputs.items():
+                taken = self._tensor if name in op.tensors else self._value
+                arguments[name] = taken(source, env)
             results = self.profile.run(node.op_type, op.function, arguments, form.out_dtypes, fp16)
         except (NotImplementedError, TypeError) as error:
             raise UnsupportedOpError(f"the executor cannot run {node}: {error}") from error
-        except (RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:  # programs come from files: anything can be wrong with them
             shapes = ", ".join(
                 f"{name} {tuple(v.shape)}" for name, v in arguments.items() if isinstance(v, Tensor)
             )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from ..memory import MOST_ELEMENTS
 from .padding import zero_pad
 
 
@@ -47,7 +50,14 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     return out.flip(axis) if reverse else out
 
 
+def _affordable(elements: float) -> None:
+    """A few numbers in a program must not take all of the memory."""
+    if elements > MOST_ELEMENTS:
+        raise ValueError(f"it makes {elements:,.0f} elements, expected at most {MOST_ELEMENTS:,}")
+
+
 def fill(shape: list[int], value: Tensor | None = None) -> Tensor:
+    _affordable(math.prod(shape))
     if value is None:
         return torch.zeros(shape)
     return torch.full(shape, value.item(), dtype=value.dtype, device=value.device)
@@ -152,6 +162,7 @@ def pad(
 
 
 def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
+    _affordable(abs((end.item() - start.item()) / (step.item() or 1)))
     return torch.arange(
         start.item(), end.item(), step.item(), dtype=start.dtype, device=start.device
     )
@@ -175,6 +186,7 @@ def stack(values: list[Tensor], axis: int) -> Tensor:
 
 
 def tile(x: Tensor, reps: list[int]) -> Tensor:
+    _affordable(x.numel() * math.prod(reps))
     return torch.tile(x, reps)
 
 
