@@ -169,6 +169,8 @@ def read(path: str | Path) -> Config:
         jsonschema.validate(raw, _SCHEMA)
     except jsonschema.ValidationError as error:
         where = "/".join(map(str, error.absolute_path)) or "top level"
-        raise InputError(f"{file} is no precision config: {where}: {error.message}") from error
+        raise InputError(
+            f"{file} is no precision config: {where}: {error.message[:200]}"
+        ) from error
     raw["fp32_ops"] = [KeptOp(**op) for op in raw["fp32_ops"]]
     return Config(**raw)

@@ -202,6 +202,7 @@ def written(path: Path, ours: Ours) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))
     check_replaceable(path, ours)
+    parents = [p for p in path.parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with room(path.parent, f".{path.name}-mpsearch-") as made:
@@ -209,8 +210,13 @@ def written(path: Path, ours: Ours) -> Iterator[Path]:
             yield scratch
             check_replaceable(path, ours)
             _publish(scratch, path, made)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except BaseException as error:
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -247,13 +253,16 @@ def check_writable(path: Path, ours: Ours) -> None:
     try:
         check_replaceable(path, ours)
         parent = path.parent
+        missing = []
         while not parent.exists():
+            missing.append(parent.name)
             parent = parent.parent
         if not parent.is_dir():
             raise InputError(f"cannot write to {parent}: it is no folder; give another --out")
-        # As long as any name that writing will make beside the path.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-mpsearch-", dir=parent):
-            pass
+        # Names as long as those that writing will make, in a folder that is gone again at once.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-mpsearch-", dir=parent) as probe:
+            for name in missing:
+                (Path(probe) / name).mkdir(exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
 

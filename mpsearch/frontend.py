@@ -733,6 +733,8 @@ def from_package(model: Any) -> Precast:
     """
     spec = model.get_spec()
     program = _program.load_program(spec, model.weights_dir)
+    if not program.functions:
+        raise InputError("the package has no function; convert the original again")
     if len(program.functions) > 1:
         raise InputError(
             "the package has several functions "

@@ -7,7 +7,9 @@ included. Ops whose result is as large as a constant says are computed while a p
 from __future__ import annotations
 
 import math
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,7 +41,7 @@ def open_package(path: str | Path) -> Any:
         elif not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path} is a pipe or a device; give the path of an .mlpackage")
         with quiet():
-            model = ct.models.MLModel(str(path), skip_model_load=True)
+            model = _opened(path)
         spec = model.get_spec()
     except InputError:
         raise
@@ -52,6 +54,22 @@ def open_package(path: str | Path) -> Any:
             "original again with convert_to='mlprogram'"
         )
     check_sizes(spec)
+    return model
+
+
+def _opened(path: Path) -> Any:
+    """The ``MLModel`` of a path that is only read: coremltools writes the manifest anew.
+
+    So it is given a folder of ours, with the manifest copied and the data linked, that stays as
+    long as the model does.
+    """
+    if not path.is_dir():
+        return ct.models.MLModel(str(path), skip_model_load=True)
+    shadow = tempfile.TemporaryDirectory(prefix="mpsearch-", suffix=".mlpackage")
+    shutil.copyfile(path / "Manifest.json", Path(shadow.name) / "Manifest.json")
+    (Path(shadow.name) / "Data").symlink_to((path / "Data").resolve(), target_is_directory=True)
+    model = ct.models.MLModel(shadow.name, skip_model_load=True)
+    model._mpsearch_shadow = shadow
     return model
 
 

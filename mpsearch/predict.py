@@ -135,6 +135,9 @@ class Executor:
         if program is None or not self._agrees(program, name):
             check_sizes(spec)
             program = _program.load_program(spec, source.weights_dir)
+        if name not in program.functions:
+            known = ", ".join(program.functions) or "none"
+            raise InputError(f"function {name!r} not found; the model has {known}")
         return program, name
 
     def _agrees(self, program: Program, name: str) -> bool:

@@ -19,7 +19,7 @@ from .errors import InputError
 from .frontend import Precast, TorchModel
 from .memory import MOST_ELEMENTS
 from .metrics import NAMES
-from .prepare import open_source, prepare
+from .prepare import check_device, open_source, prepare
 from .program import CandidateOp, lower_candidates
 from .result import number
 from .surroundings import undisturbed
@@ -177,6 +177,7 @@ def check(
         If something given cannot be used.
     """
     config = _as_config(config)
+    check_device(device)
     if metric is None and (config.custom_metric or config.metric not in NAMES):
         raise InputError(
             f"the config was made with the metric {config.metric!r}, a function, which a config "

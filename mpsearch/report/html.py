@@ -29,7 +29,7 @@ def write(folder: str | Path) -> Path:
     """
     place = Path(folder)
     config = _config.read(place)
-    result = read_json(place / "result.json", "a directory that mpsearch optimize wrote")
+    result = _read(place / "result.json")
     target = place / "report.html"
     try:
         text = render(result, asdict(config))
@@ -41,6 +41,75 @@ def write(folder: str | Path) -> Path:
     with written(target, _foreign) as scratch:
         scratch.write_text(text, encoding="utf-8")
     return target
+
+
+_TEXT, _NUMBER, _WHOLE = {"type": "string"}, {"type": ["number", "null"]}, {"type": "integer"}
+
+
+def _of(**kinds: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(kinds), "properties": kinds}
+
+
+def _list(kind: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": kind}
+
+
+_COST = _of(fp32_ops=_WHOLE, islands=_WHOLE, casts=_WHOLE, weight_bytes=_WHOLE, fp32_flops=_NUMBER)
+#: What the report reads of ``result.json``.
+_RESULT = _of(
+    status=_TEXT,
+    budget={"type": "number"},
+    metric=_TEXT,
+    explanation=_TEXT,
+    error=_NUMBER,
+    error_fp16=_NUMBER,
+    error_fp32=_NUMBER,
+    heldout_error=_NUMBER,
+    fp32_ops=_list(_TEXT),
+    notes=_list(_TEXT),
+    not_measured=_list(_TEXT),
+    costs=_of(fp16=_COST, package=_COST, fp32=_COST),
+    kept=_list(
+        _of(name=_TEXT, type=_TEXT, layer=_TEXT, line=_TEXT, verdict=_TEXT, sensitivity=_NUMBER)
+    ),
+    ops=_list(
+        _of(
+            name=_TEXT,
+            type=_TEXT,
+            layer=_TEXT,
+            line=_TEXT,
+            fp32={"type": "boolean"},
+            sensitivity=_NUMBER,
+            reads=_list(_TEXT),
+        )
+    ),
+    islands=_list(_list(_TEXT)),
+    front=_list({"type": "array", "prefixItems": [_WHOLE, _NUMBER], "minItems": 2, "maxItems": 2}),
+    trials=_list(_of(fp32_ops=_WHOLE, met={"type": "boolean"})),
+    package_bytes=_WHOLE,
+)
+
+
+def _read(file: Path) -> Any:
+    """A ``result.json`` of this version.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    import jsonschema
+
+    found = read_json(file, "a directory that mpsearch optimize wrote")
+    try:
+        jsonschema.validate(found, _RESULT)
+    except jsonschema.ValidationError as error:
+        where = "/".join(map(str, error.absolute_path)) or "top level"
+        raise InputError(
+            f"{file} is no result of this version: {where}: {error.message[:200]}; run mpsearch "
+            "optimize again"
+        ) from error
+    return found
 
 
 def _foreign(report: Path) -> str | None:
