@@ -11,7 +11,7 @@ from tests.models import Net, net
 X = [torch.randn(1, 4, 8) for _ in range(3)]
 
 
-class _Odd(Exception):
+class _OddError(Exception):
     """With a message of several lines, and escape sequences in it."""
 
 
@@ -30,7 +30,7 @@ ERRORS = {
     "zero": ZeroDivisionError("division by zero"),
     "os": OSError(5, "input/output error"),
     "unicode": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
-    "odd": _Odd("two\nlines \x1b[31mred\x1b[0m"),
+    "odd": _OddError("two\nlines \x1b[31mred\x1b[0m"),
     "exit": SystemExit(0),
     "exit_text": SystemExit("bye"),
     "stop_iteration": StopIteration(),

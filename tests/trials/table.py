@@ -1,7 +1,7 @@
 """Bad input for every command, as a table: a name, and what is typed.
 
-To add a row, put a value into one of the lists. In a row, MODEL, DATA, CONFIG, PACKAGE and OUT stand
-for good ones; everything else is typed as it stands.
+To add a row, put a value into one of the lists. COMMANDS has each command as it is when all is
+well; a row is that with one thing changed.
 """
 
 from __future__ import annotations
