@@ -108,6 +108,54 @@ class Decoder(torch.nn.Module):
         return self.head(self.norm(x))
 
 
+class Residual(torch.nn.Module):
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.norm1 = torch.nn.GroupNorm(32, inputs)
+        self.conv1 = torch.nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = torch.nn.GroupNorm(32, outputs)
+        self.conv2 = torch.nn.Conv2d(outputs, outputs, 3, padding=1)
+        same = inputs == outputs
+        self.shortcut = torch.nn.Identity() if same else torch.nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class VAEDecoder(torch.nn.Module):
+    """A latent diffusion decoder: (1, 4, 16, 16) -> (1, 3, 128, 128), 20 million parameters.
+
+    As in SDXL's, some residual streams reach 1e5 (ml-stable-diffusion #304).
+    """
+
+    def __init__(self, channels=(256, 256, 256, 128), blocks=3):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(4, channels[0], 3, padding=1)
+        self.middle = Residual(channels[0], channels[0])
+        self.levels = torch.nn.ModuleList()
+        inputs = channels[0]
+        for outputs in channels:
+            level = torch.nn.ModuleList()
+            for _ in range(blocks):
+                level.append(Residual(inputs, outputs))
+                inputs = outputs
+            self.levels.append(level)
+        self.norm = torch.nn.GroupNorm(32, inputs)
+        self.tail = torch.nn.Conv2d(inputs, 3, 3, padding=1)
+        with torch.no_grad():
+            self.levels[1][1].conv2.weight.mul_(3e5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.middle(self.stem(x))
+        for i, level in enumerate(self.levels):
+            for block in level:
+                x = block(x)
+            if i + 1 < len(self.levels):
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.tail(F.silu(self.norm(x)))
+
+
 def named(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     """A model and one input for it."""
     torch.manual_seed(0)
@@ -117,4 +165,6 @@ def named(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
         return ResNet50().eval(), torch.randn(1, 3, 224, 224)
     if name == "decoder-6":
         return Decoder().eval(), torch.randn(1, 128, 512)
+    if name == "vae-decoder":
+        return VAEDecoder().eval(), torch.randn(1, 4, 16, 16)
     raise ValueError(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 from . import options, pins, search
@@ -58,6 +58,7 @@ def optimize(
     cache_bytes: int | None = None,
     progress: bool | None = None,
     name: str | None = None,
+    ending: Ending | None = None,
 ) -> Result:
     """Find the fewest ops that must stay FP32 for a model to meet an accuracy budget in Core ML.
 
@@ -125,6 +126,9 @@ def optimize(
         Whether to show a progress bar; default: where stderr is a terminal.
     name
         What to call the model in the files written; default: its path or class.
+    ending
+        When to end, from a caller who listens for signals himself, as the command line does until
+        the result is saved. Default: ``timeout``, and the first signals while this runs.
 
     Returns
     -------
@@ -159,9 +163,12 @@ def optimize(
     check_weights(weights, target)
     check_device(device)
     search.check_granularity(by)
-    ending = Ending(timeout)
+    listening: AbstractContextManager[None] = nullcontext()
+    if ending is None:
+        ending = Ending(timeout)
+        listening = ending.listening()
     bar = Progress(progress)
-    with ending.listening(), closing(bar):
+    with listening, closing(bar):
         bar.stage("converting")
         prepared = prepare(
             model, inputs, metric, numerics, target, heldout, io_dtype, states, targets
@@ -196,10 +203,10 @@ def optimize(
         problem.reserve(_RESERVE)
         ending.start()
         bar.stage("measuring all-FP32 and all-FP16")
-        floor, _ = problem.ends()
-        if floor > limit or not problem.admit(problem.everything).met:
+        if problem.floor() > limit or not problem.admit(problem.everything).met:
             return infeasible(prepared, problem, started)
         ending.stage = Stage.SEARCH
+        problem.ends()
         finished = problem.admit_fp16() or search.run(run_strategy, problem)
         return finish(prepared, problem, run_strategy, started, bar, finished, weights)
 

@@ -38,6 +38,12 @@ class _Group(click.Group):
         with _signals():
             sys.exit(self._code(*args, **kwargs))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # here, before click makes lines of its own of it
+            ctx.exit(_fail("interrupted", "before anything was found", _INTERRUPTED))
+
     def _code(self, *args: Any, **kwargs: Any) -> int:
         try:
             return int(super().main(*args, **kwargs) or _OK)
@@ -49,8 +55,6 @@ class _Group(click.Group):
             return _fail("defect", str(error), _BAD_INPUT)
         except MpsearchError as error:
             return _fail("error", str(error), _BAD_INPUT)
-        except (KeyboardInterrupt, click.Abort):
-            return _fail("interrupted", "before anything was found", _INTERRUPTED)
         except OSError as error:
             if isinstance(error, BrokenPipeError):  # stdout is closed, as by head
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -205,6 +209,8 @@ def optimize(
     check_writable(target, foreign)
 
     from . import api
+    from . import options as checks
+    from .ending import Ending
     from .report import text
     from .weights import STORAGES
 
@@ -215,16 +221,20 @@ def optimize(
         raise InputError(f"--weights is given as {' and as '.join(storages)}; choose one")
     loaded, data = _load(model, options, options["seed"])
     options["weights"] = storages[0] if storages else None
-    result = api.optimize(
-        loaded,
-        data,
-        budget,
-        "rel_l2" if metric is None else metric,
-        device=device,
-        name=model,
-        **options,
-    )
-    written, lost = _save(result, target)
+    timeout = options.pop("timeout")
+    ending = Ending(None if timeout is None else checks.positive(timeout, "timeout", "seconds"))
+    with ending.listening():
+        result = api.optimize(
+            loaded,
+            data,
+            budget,
+            "rel_l2" if metric is None else metric,
+            device=device,
+            name=model,
+            ending=ending,
+            **options,
+        )
+        written, lost = _save(result, target)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:

@@ -247,6 +247,7 @@ class Evaluator:
                 # What was not looked at, samples or profiles, may be worse still.
                 exact = exact and profile == profiles - 1
                 break
+        exact |= worst == math.inf
         seconds = time.perf_counter() - started
         self.counters.evaluations += 1
         self.counters.seconds += seconds
@@ -280,7 +281,8 @@ class Evaluator:
             if see is not None:
                 see(sample, profile, outputs_)
             parts[sample] = self.metric.parts(self._references[sample], outputs_)
-            if self.metric.combine == "max" and parts[sample][0] > limit:
+            lost = parts[sample][0]
+            if self.metric.combine == "max" and (lost > limit or lost == math.inf):
                 # What broke the budget now is likeliest to break it for the next vector.
                 self._order.insert(0, self._order.pop(position))
                 return self.metric.combined(list(parts.values())), len(parts) == len(self._order)
@@ -423,9 +425,10 @@ class Evaluator:
 
     def _identities(self, kept: frozenset[int], sample: int, profile: int) -> dict[int, Where]:
         """Slot -> (identity of the result, place in the result's tuple)."""
-        memory = self._memory
+        memory, check = self._memory, self._ending.check
         found = dict(self._inputs[sample])
         for step in self._steps:
+            check()
             inside = frozenset(b for b in step.bits if b in kept)
             rounds = len(inside) < len(step.bits) or _typed_fp16(step.node)
             reads = tuple(found[s] for s in step.reads)

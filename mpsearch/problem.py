@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -168,6 +169,7 @@ class Problem:
         self._errors: ByteCache[dict[tuple[int, int], np.ndarray]] = ByteCache(
             _ERROR_BYTES, lambda found: sum(error.nbytes for error in found.values())
         )
+        self._floor: float | None = None
         self._ends: tuple[float, float | None] | None = None
 
     @property
@@ -222,13 +224,21 @@ class Problem:
         where it was not enough for one.
         """
         if self._ends is None:
-            count, over = len(self.ops), self._over
-            floor = self.evaluator.evaluate((True,) * count, enough=over)
             fp16 = None
-            if floor.exact and not over():
-                fp16 = self.evaluator.evaluate((False,) * count, enough=over).loss
-            self._ends = floor.loss, fp16
+            floor = self.floor()
+            with suppress(Stop):
+                if not self._over():
+                    vector = (False,) * len(self.ops)
+                    fp16 = self.evaluator.evaluate(vector, enough=self._over).loss
+            self._ends = floor, fp16
         return self._ends
+
+    def floor(self) -> float:
+        """The loss of all-FP32, of the samples that the time is enough for, one at least."""
+        if self._floor is None:
+            vector = (True,) * len(self.ops)
+            self._floor = self.evaluator.evaluate(vector, enough=self._over).loss
+        return self._floor
 
     def admit(self, kept: Iterable[int]) -> Trial:
         """Evaluate one of the ends whatever the trials allow.

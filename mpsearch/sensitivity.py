@@ -377,12 +377,12 @@ class _Recording:
         index = len(self._triggers)
         self._triggers.append(trigger)
         if change.dtype is not torch.bfloat16:
-            if not bool(torch.isfinite(change).all()):
-                change = torch.where(torch.isfinite(change), change, math.inf)
+            if change.numel() and not math.isfinite(float(change.abs().amax())):
+                change = torch.full((1,), math.inf)
             change = change.to(torch.bfloat16)
             if slot is not None:
                 self._rounding[slot] = change
-        if bool(torch.isinf(change).any()):
+        if change.numel() == 1 and not math.isfinite(float(change)):
             self._fixed[index] = _OVERFLOW
             return value
 

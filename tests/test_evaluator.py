@@ -61,11 +61,22 @@ def test_bit_equal_results_stop_a_difference():
 
 def test_rejection_stops_at_the_first_bad_sample():
     prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
-    all_fp16 = (False,) * len(prepared.ops)
-    whole = prepared.evaluator().evaluate(all_fp16)
-    early = prepared.evaluator().evaluate(all_fp16, limit=5e-3)
-    assert early.loss > 5e-3 and not early.exact
+    evaluator = prepared.evaluator()
+    lost = evaluator.overflows((False,) * len(prepared.ops))
+    finite = tuple(op in lost for op in range(len(prepared.ops)))
+    whole = prepared.evaluator().evaluate(finite)
+    early = prepared.evaluator().evaluate(finite, limit=1e-6)
+    assert whole.exact and whole.loss >= early.loss > 1e-6 and not early.exact
     assert early.executions < whole.executions
+
+
+def test_an_infinite_error_is_final_after_one_sample():
+    """Nothing that later samples show can make it worse."""
+    prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
+    floor = prepared.evaluator().evaluate((True,) * len(prepared.ops))
+    fp16 = prepared.evaluator().evaluate((False,) * len(prepared.ops))
+    assert fp16.loss == math.inf and fp16.exact
+    assert fp16.executions < floor.executions
 
 
 @pytest.mark.parametrize(
