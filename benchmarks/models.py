@@ -166,5 +166,7 @@ def named(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     if name == "decoder-6":
         return Decoder().eval(), torch.randn(1, 128, 512)
     if name == "vae-decoder":
+        return VAEDecoder((128, 128, 128, 64)).eval(), torch.randn(1, 4, 16, 16)
+    if name == "vae-decoder-wide":
         return VAEDecoder().eval(), torch.randn(1, 4, 16, 16)
     raise ValueError(name)

@@ -22,7 +22,7 @@ import mpsearch.api
 
 from .models import named
 
-CASES = {"vae-decoder": 1e-2, "vit-12": 1e-3}
+CASES = {"vae-decoder": 1e-2, "vae-decoder-wide": 1e-2, "vit-12": 1e-3}
 SAMPLES = 4
 
 

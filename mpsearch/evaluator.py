@@ -224,12 +224,15 @@ class Evaluator:
         limit: float = math.inf,
         see: See | None = None,
         enough: Callable[[], bool] | None = None,
+        remember: int | None = None,
     ) -> Measured:
         """The loss of a precision vector (True = FP32).
 
         ``limit`` stops at the first sample that brings the loss above it. ``see`` is shown what
         comes out: sample, profile and outputs. ``enough`` says, after the first sample, whether
-        those seen so far will do.
+        those seen so far will do. ``remember`` says of how many samples results are remembered,
+        those likeliest to break the budget first, if not of all: of the others they are let go
+        as soon as nothing reads them. To fill memory takes longer than the ops of some models.
 
         Raises
         ------
@@ -241,7 +244,7 @@ class Evaluator:
         worst, exact = -math.inf, True
         profiles = len(self._runtimes) if len(kept) < self._candidates else 1
         for profile in range(profiles):
-            loss, complete = self._in_profile(kept, profile, limit, see, enough)
+            loss, complete = self._in_profile(kept, profile, limit, see, enough, remember)
             worst, exact = max(worst, loss), exact and complete
             if worst > limit or not complete:
                 # What was not looked at, samples or profiles, may be worse still.
@@ -260,13 +263,15 @@ class Evaluator:
         limit: float,
         see: See | None,
         enough: Callable[[], bool] | None,
+        remember: int | None,
     ) -> tuple[float, bool]:
+        kept_of = len(self._inputs) if remember is None else remember
         if self.metric.combine == "task":
             outputs: list[Outputs] = []
             for sample in range(len(self._inputs)):
                 if outputs and enough is not None and enough():
                     break
-                outputs.append(self.outputs(kept, sample, profile))
+                outputs.append(self.outputs(kept, sample, profile, sample < kept_of))
                 if see is not None:
                     see(sample, profile, dict(outputs[-1]))
             seen = len(outputs)
@@ -277,7 +282,7 @@ class Evaluator:
         for position, sample in enumerate(self._order):
             if parts and enough is not None and enough():
                 return self.metric.combined(list(parts.values())), False
-            outputs_ = self.outputs(kept, sample, profile)
+            outputs_ = self.outputs(kept, sample, profile, position < kept_of)
             if see is not None:
                 see(sample, profile, outputs_)
             parts[sample] = self.metric.parts(self._references[sample], outputs_)
@@ -288,12 +293,16 @@ class Evaluator:
                 return self.metric.combined(list(parts.values())), len(parts) == len(self._order)
         return self.metric.combined(list(parts.values())), True
 
-    def outputs(self, kept: frozenset[int], sample: int, profile: int = 0) -> dict[str, Tensor]:
+    def outputs(
+        self, kept: frozenset[int], sample: int, profile: int = 0, remember: bool = True
+    ) -> dict[str, Tensor]:
         """The outputs for one sample when the ops in ``kept`` are FP32 and the others FP16."""
         self._ending.check()
         self._tidy()
         before = self.counters.executions
         with torch.inference_mode():
+            if not remember:
+                return self._forgetful(kept, sample, profile)
             identities = self._identities(kept, sample, profile)
             outputs = {
                 name: self._output(source, identities)
@@ -303,6 +312,25 @@ class Evaluator:
             # Most of a forward: results to keep and results to drop lie side by side in the heap.
             give_back()
         return outputs
+
+    def _forgetful(self, kept: frozenset[int], sample: int, profile: int) -> dict[str, Tensor]:
+        """:meth:`outputs` without looking anything up, and without keeping anything."""
+        last = {slot: step.index for step in self._steps for slot in step.reads}
+        sources = self._function.outputs
+        for source in sources.values():
+            if isinstance(source, Ref):
+                last[source.slot] = len(self._steps)
+        env = dict(self._held[sample])
+        for step in self._steps:
+            self._ending.check()
+            inside = frozenset(b for b in step.bits if b in kept)
+            results = self._execute(_Recipe(step.node, inside, {}, sample, profile), env)
+            env.update(zip(step.node.outputs, results, strict=True))
+            for slot in {*step.reads, *step.node.outputs}:
+                if last.get(slot, -1) <= step.index:
+                    env.pop(slot, None)
+        runtime = self._runtimes[profile]
+        return {name: runtime.source(source, env).to("cpu") for name, source in sources.items()}
 
     def trace(
         self,

@@ -222,7 +222,7 @@ def written(path: Path, ours: Ours) -> Iterator[Path]:
 def unwritable(path: Path, error: OSError) -> InputError:
     """The error for a path that the system refuses to write."""
     reason = error.strerror or first_line(error)
-    return InputError(f"cannot write {path}: {reason}; make room, or give another --out")
+    return InputError(f"cannot write {path}: {reason}; make room, or write elsewhere")
 
 
 def check_replaceable(path: Path, ours: Ours) -> None:
@@ -236,7 +236,7 @@ def check_replaceable(path: Path, ours: Ours) -> None:
     if path.is_symlink() or path.exists():
         reason = "it is a link" if path.is_symlink() else ours(path)
         if reason is not None:
-            raise InputError(f"{path} is not replaced: {reason}; move it, or give another --out")
+            raise InputError(f"{path} is not replaced: {reason}; move it, or write elsewhere")
 
 
 def check_writable(path: Path, ours: Ours) -> None:
@@ -248,7 +248,7 @@ def check_writable(path: Path, ours: Ours) -> None:
         If ``path`` cannot be made, or holds what is not ours.
     """
     if "\0" in str(path) or not path.name:
-        raise InputError(f"{str(path)!r} names no file or folder; give another --out")
+        raise InputError(f"{str(path)!r} names no file or folder; write elsewhere")
     path = Path(os.path.abspath(path))
     try:
         check_replaceable(path, ours)
@@ -258,7 +258,7 @@ def check_writable(path: Path, ours: Ours) -> None:
             missing.append(parent.name)
             parent = parent.parent
         if not parent.is_dir():
-            raise InputError(f"cannot write to {parent}: it is no folder; give another --out")
+            raise InputError(f"cannot write to {parent}: it is no folder; write elsewhere")
         # Names as long as those that writing will make, in a folder that is gone again at once.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-mpsearch-", dir=parent) as probe:
             for name in missing:

@@ -235,9 +235,11 @@ class Problem:
 
     def floor(self) -> float:
         """The loss of all-FP32, of the samples that the time is enough for, one at least."""
-        if self._floor is None:
-            vector = (True,) * len(self.ops)
-            self._floor = self.evaluator.evaluate(vector, enough=self._over).loss
+        every = (True,) * len(self.ops)
+        if self.vector(self.everything) == every:
+            return self.admit(self.everything).loss
+        if self._floor is None:  # some op may not be FP32
+            self._floor = self.evaluator.evaluate(every, enough=self._over).loss
         return self._floor
 
     def admit(self, kept: Iterable[int]) -> Trial:
@@ -248,7 +250,7 @@ class Problem:
         """
         key = frozenset(kept)
         known = self._known.get(key)
-        if known is not None and known.exact:
+        if known is not None and (known.exact or key == self.everything):
             return known
         return self._evaluate(key, "ends", exact=True, enough=self._over)
 
@@ -326,7 +328,12 @@ class Problem:
             if error is not None:
                 errors[sample, profile] = error
 
-        measured = self.evaluator.evaluate(self.vector(key), limit, see, enough)
+        remember = None
+        if self.ending.limited:
+            # Most sets fail on the first sample; what is tried next has few results in common with
+            # all-FP32, and those on the other samples are seldom asked for again.
+            remember = 0 if key == self.everything else 1
+        measured = self.evaluator.evaluate(self.vector(key), limit, see, enough, remember)
         self._errors.put(key, errors)
         whole = measured.exact or (enough is not None and key == self.everything)
         met = whole and measured.loss <= self.budget

@@ -240,6 +240,7 @@ class _Recording:
         self._function = function
         self._runtime = runtime
         self._ending = ending
+        self._scratch = torch.empty(0)
         self._directions = 0
         self._triggers: list[frozenset[int]] = []
         self._rounding: dict[int, Tensor] = {}  # slot -> what rounding changes in its value
@@ -367,9 +368,15 @@ class _Recording:
         if not trigger or not value.requires_grad or not value.is_floating_point():
             return value
         if slot not in self._rounding:
-            plain = value.detach()
-            self._rounding[slot] = narrow(plain).float() - plain
+            self._rounding[slot] = self._change(value.detach())
         return self._watch(value.view(value.shape), trigger, self._rounding[slot], slot)
+
+    def _change(self, value: Tensor) -> Tensor:
+        """What rounding to FP16 changes, in memory that the next call uses again."""
+        if self._scratch.numel() < value.numel() or self._scratch.device != value.device:
+            self._scratch = torch.empty(value.numel(), device=value.device)
+        change = self._scratch[: value.numel()].view(value.shape)
+        return change.copy_(narrow(value)).sub_(value)
 
     def _watch(
         self, value: Tensor, trigger: frozenset[int], change: Tensor, slot: int | None = None
@@ -377,7 +384,7 @@ class _Recording:
         index = len(self._triggers)
         self._triggers.append(trigger)
         if change.dtype is not torch.bfloat16:
-            if change.numel() and not math.isfinite(float(change.abs().amax())):
+            if not _finite(change):
                 change = torch.full((1,), math.inf)
             change = change.to(torch.bfloat16)
             if slot is not None:
@@ -433,6 +440,14 @@ def _differentiable(value: Any) -> Any:
     leaf = value.detach().requires_grad_()
     leaf.register_post_accumulate_grad_hook(_forget)
     return leaf.view(leaf.shape)
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all of a tensor is finite, without another tensor of its size."""
+    if not value.numel():
+        return True
+    low, high = torch.aminmax(value)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def _forget(leaf: Tensor) -> None:

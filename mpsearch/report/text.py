@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,10 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
             for op in result.kept
         ]
         lines += ["", *_columns(rows, (18, 14, 22, 13, 7))]
-    for remedy in result.remedies:
-        lines += ["", *_wrap(f"or: {remedy.title} ({remedy.kind}; see report.html)", 78)]
+    places = Counter((remedy.title, remedy.kind) for remedy in result.remedies)
+    for (title, kind), count in places.items():
+        where = f"{kind}, {count} places" if count > 1 else kind
+        lines += ["", *_wrap(f"or: {title} ({where}; see report.html)", _WIDTH)]
     for note in result.notes:
         lines += ["", *_wrap(f"note: {note}", _WIDTH)]
     if written is not None:

@@ -1,0 +1,539 @@
+"""Files and names that come from elsewhere: nothing of them is run, none is read outside itself.
+
+Every attack leaves a marker file where it succeeds; the same attack with ``--allow-pickle`` shows,
+where torch honours it, that the attack is one.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mpsearch
+from benchmarks.models import named
+from mpsearch.cli import main
+from mpsearch.loading import load_model
+from tests.models import Cache, Mixed, TwinBlocks, batches, net
+
+NET = "tests.models:net"
+DATA = "tests.models:batches"
+
+
+def run(*arguments: object):
+    outcome = CliRunner().invoke(main, [str(a) for a in arguments])
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", x=torch.cat(batches()).numpy())
+    return tmp_path
+
+
+# --- .pt2 ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """The entries of an ordinary ``.pt2`` with a flexible batch, by name."""
+    x = batches()[0]
+    batch = torch.export.Dim("batch", min=1, max=8)
+    program = torch.export.export(net().eval(), (torch.cat([x, x]),), dynamic_shapes=({0: batch},))
+    file = tmp_path_factory.mktemp("exported") / "good.pt2"
+    torch.export.save(program, file)
+    with zipfile.ZipFile(file) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def touch(marker):
+    return f"__import__('pathlib').Path({str(marker)!r}).touch()"
+
+
+class _Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.marker),)
+
+
+def _edit(entries, change, suffix="models/model.json"):
+    """The entries with the JSON of one of them changed."""
+    out = []
+    for name, body in entries:
+        if name.endswith(suffix):
+            content = json.loads(body)
+            change(content)
+            body = json.dumps(content).encode()
+        out.append((name, body))
+    return out
+
+
+def _root(entries):
+    return entries[0][0].partition("/")[0]
+
+
+def _pickle(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _expressions(value):
+    """Every dict that holds a shape expression."""
+    if isinstance(value, dict):
+        if "expr_str" in value:
+            yield value
+        for inner in value.values():
+            yield from _expressions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _expressions(inner)
+
+
+def _nodes(program):
+    return program["graph_module"]["graph"]["nodes"]
+
+
+def guards(entries, marker):
+    return _edit(entries, lambda p: p.update(guards_code=[f"{touch(marker)} or True"]))
+
+
+def library(entries, marker):
+    return [*entries, (f"{_root(entries)}/data/aotinductor/model/x.so", b"\x7fELF")]
+
+
+def expression(entries, marker):
+    def change(program):
+        for place in _expressions(program):
+            place["expr_str"] = f"{touch(marker)} or {place['expr_str']}"
+
+    return _edit(entries, change)
+
+
+def expression_escaped(entries, marker):
+    """The key and the value spelled with JSON's escapes, which no search of the text finds."""
+    out = []
+    for name, body in entries:
+        if name.endswith("models/model.json"):
+            code = "".join(f"\\u{ord(c):04x}" for c in f"{touch(marker)} or ")
+            text = body.decode().replace('"expr_str": "', f'"\\u0065xpr_str": "{code}')
+            assert text != body.decode()
+            body = text.encode()
+        out.append((name, body))
+    return out
+
+
+def expression_of_attributes(entries, marker):
+    def change(program):
+        for place in _expressions(program):
+            place["expr_str"] = "Symbol('s0').__class__.__base__.__subclasses__()"
+
+    return _edit(entries, change)
+
+
+def entry_twice(entries, marker):
+    """zipfile reads the last of two entries with one name, torch's reader the first."""
+    bad = expression(entries, marker)
+    return [pair for pair in bad if pair[0].endswith("model.json")] + list(entries)
+
+
+def weights_pickled(entries, marker):
+    def change(config):
+        for entry in config["config"].values():
+            entry["use_pickle"] = True
+
+    changed = _edit(entries, change, "model_weights_config.json")
+    body = _pickle(_Touch(marker))
+    return [(n, body if "/data/weights/weight_" in n else b) for n, b in changed]
+
+
+def samples_pickled(entries, marker):
+    body = _pickle(_Touch(marker))
+    return [(n, body if n.endswith("sample_inputs/model.pt") else b) for n, b in entries]
+
+
+def constants_pickled(entries, marker):
+    changed = _edit(
+        entries,
+        lambda c: c["config"].update(
+            evil={
+                "path_name": "custom_obj_0",
+                "is_param": False,
+                "use_pickle": True,
+                "tensor_meta": None,
+            }
+        ),
+        "model_constants_config.json",
+    )
+    return [*changed, (f"{_root(entries)}/data/constants/custom_obj_0", _pickle(_Touch(marker)))]
+
+
+def any_function(entries, marker):
+    def change(program):
+        _nodes(program)[0]["target"] = "torch.os.system"
+        _nodes(program)[0]["inputs"] = [
+            {"name": "", "arg": {"as_string": f"touch {marker}"}, "kind": 1}
+        ]
+
+    return _edit(entries, change)
+
+
+def file_op(entries, marker):
+    def change(program):
+        _nodes(program)[0]["target"] = "torch.ops.aten.from_file.default"
+
+    return _edit(entries, change)
+
+
+def argument_name(entries, marker):
+    """Names of values stand in the Python that torch generates of a graph."""
+    name = f"x={touch(marker)}"
+    out = []
+    for entry, body in entries:
+        if entry.endswith("models/model.json"):
+            first = json.loads(body)["graph_module"]["signature"]["input_specs"]
+            old = next(
+                s["user_input"]["arg"]["as_tensor"]["name"] for s in first if "user_input" in s
+            )
+            body = body.replace(json.dumps(old).encode(), json.dumps(name).encode())
+        out.append((entry, body))
+    return out
+
+
+def tree_of_enum(entries, marker):
+    def change(program):
+        for call in program["graph_module"]["module_call_graph"]:
+            if call.get("signature"):
+                context = {"__enum__": True, "fqn": "os.path", "name": "sep"}
+                call["signature"]["in_spec"] = json.dumps(
+                    [
+                        1,
+                        {
+                            "type": "builtins.dict",
+                            "context": json.dumps([context]),
+                            "children_spec": [],
+                        },
+                    ]
+                )
+
+    return _edit(entries, change)
+
+
+def tree_of_defaultdict(entries, marker):
+    def change(program):
+        for call in program["graph_module"]["module_call_graph"]:
+            if call.get("signature"):
+                context = {
+                    "default_factory_module": "subprocess",
+                    "default_factory_name": "Popen",
+                    "dict_context": [],
+                }
+                call["signature"]["in_spec"] = json.dumps(
+                    [
+                        1,
+                        {
+                            "type": "collections.defaultdict",
+                            "context": json.dumps(context),
+                            "children_spec": [],
+                        },
+                    ]
+                )
+
+    return _edit(entries, change)
+
+
+ATTACKS = [
+    *(library, expression, expression_escaped, expression_of_attributes),
+    *(entry_twice, weights_pickled, samples_pickled, constants_pickled, any_function, file_op),
+    *(argument_name, tree_of_enum, tree_of_defaultdict),
+]
+
+
+def _store(path, entries):
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, body in entries:
+            archive.writestr(name, body)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_an_exported_program_with_code_in_it_is_refused(attack, exported, here):
+    marker = here / "ran"
+    _store("bad.pt2", attack(exported, marker))
+    for command in (["optimize", "bad.pt2", "--budget", "1"], ["analyze", "bad.pt2"]):
+        outcome = run(*command, "--inputs", "x.npz")
+        assert outcome.exit_code == 2, outcome.output
+        assert outcome.stderr.count("\n") == 1 and "--allow-pickle" in outcome.stderr
+        assert not marker.exists() and not Path("mpsearch_out").exists()
+
+
+def test_guards_are_dropped(exported, here):
+    """``ExportedProgram.module()`` compiles them; nothing depends on them."""
+    marker = here / "ran"
+    _store("bad.pt2", guards(exported, marker))
+    program = load_model("bad.pt2")
+    program.module()
+    assert program._guards_code == [] and not marker.exists()
+
+
+@pytest.mark.parametrize("attack", [guards, expression, samples_pickled])
+def test_the_attacks_are_attacks(attack, exported, here):
+    """Without the check the file runs its code: what is refused above is not harmless."""
+    marker = here / "ran"
+    _store("bad.pt2", attack(exported, marker))
+    code = (
+        "import torch\np = torch.export.load('bad.pt2')\nm = p.module()\nm(torch.zeros(2, 4, 8))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=300)
+    if attack is samples_pickled:  # torch refuses this by itself where it loads weights only
+        return
+    assert marker.exists()
+
+
+def _ten():
+    """Ten architectures, with the inputs they are exported for."""
+    import transformers as t
+
+    x = batches()[0]
+    for name in ("resnet-50", "vit-12", "decoder-6"):
+        model, sample = named(name)
+        yield name, model, (sample,)
+    yield "norm_and_head", net(), (x,)
+    yield "twin_blocks", TwinBlocks(), (torch.randn(2, 4),)
+    yield "half_parts", Mixed(), (torch.randn(2, 8),)
+    yield "buffers", Cache(), (torch.randn(1, 1, 8),)
+    ids = torch.ones(1, 8, dtype=torch.long)
+    small = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+    bert = t.BertConfig(**small, intermediate_size=32, vocab_size=50, attn_implementation="eager")
+    yield "bert", t.BertModel(bert), (ids,)
+    gpt2 = t.GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=50, use_cache=False, attn_implementation="eager"
+    )
+    yield "gpt2", t.GPT2LMHeadModel(gpt2), (ids,)
+    llama = t.LlamaConfig(
+        **small, intermediate_size=32, vocab_size=50, use_cache=False, attn_implementation="eager"
+    )
+    yield "llama", t.LlamaForCausalLM(llama), (ids,)
+
+
+def test_ordinary_exported_programs_of_ten_architectures_load_without_a_flag(tmp_path):
+    loaded = []
+    for name, model, given in _ten():
+        torch.manual_seed(0)
+        program = torch.export.export(model.eval(), given)
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+        again = load_model(str(tmp_path / f"{name}.pt2"))
+        with torch.no_grad():
+            expected, got = program.module()(*given), again.module()(*given)
+        flat = torch.utils._pytree.tree_leaves
+        for a, b in zip(flat(expected), flat(got), strict=True):
+            assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+        loaded.append(name)
+    assert len(loaded) >= 10
+
+
+def test_torchscript_that_writes_files_is_refused(here):
+    """``aten::save`` is an op like any other to TorchScript."""
+
+    class Writes(torch.nn.Module):
+        def forward(self, x):
+            torch.save(x, "ran")
+            return x * 2
+
+    try:
+        torch.jit.save(torch.jit.script(Writes()), "writes.pt")
+    except Exception as error:
+        pytest.skip(f"this torch compiles no such script: {error}")
+    outcome = run("optimize", "writes.pt", "--inputs", "x.npz", "--budget", "1")
+    assert outcome.exit_code == 2 and not (here / "ran").exists()
+
+
+# --- pickles ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
+def test_a_pickle_is_loaded_with_the_flag_alone(suffix, here):
+    marker = here / "ran"
+    Path(f"bad{suffix}").write_bytes(_pickle(_Touch(marker)))
+    for arguments in (
+        ["optimize", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1"],
+        ["optimize", NET, "--inputs", f"bad{suffix}", "--budget", "1"],
+        ["optimize", NET, "--weights", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1"],
+        ["optimize", NET, "--targets", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1"],
+    ):
+        outcome = run(*arguments)
+        assert outcome.exit_code == 2 and outcome.stderr.count("\n") == 1, outcome.output
+        assert not marker.exists()
+    run("optimize", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1", "--allow-pickle")
+    if suffix in (".pt", ".pth"):
+        assert marker.exists()  # the flag means what it says
+
+
+# --- configs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def result():
+    return mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+
+
+def test_a_metric_that_a_config_names_is_not_imported(result, here):
+    result.save("out")
+    Path("evil.py").write_text("open('ran', 'w')\ndef metric(a, b): return 0.0\n")
+    config = json.loads(Path("out/precision.json").read_text())
+    for custom in (True, False):
+        changed = {**config, "metric": "evil:metric", "custom_metric": custom}
+        Path("out/precision.json").write_text(json.dumps(changed))
+        for command in (
+            ["check", "out", NET, "--inputs", DATA],
+            ["apply", "out", NET, "-o", "a.mlpackage"],
+        ):
+            run(*command)
+            assert not Path("ran").exists()
+        outcome = run("check", "out", NET, "--inputs", DATA)
+        assert outcome.exit_code == 2 and "--metric" in outcome.stderr
+
+
+def test_check_takes_the_metric_that_a_config_needs(here):
+    def worst(reference, outputs):
+        (a,), (b,) = reference.values(), outputs.values()
+        return float(np.abs(a - b).max())
+
+    found = mpsearch.optimize(net(), batches(), 1e-1, worst, progress=False)
+    found.save("out")
+    config = json.loads(Path("out/precision.json").read_text())
+    assert config["custom_metric"] and config["metric"] == "worst"
+    with pytest.raises(mpsearch.InputError, match="metric"):
+        mpsearch.check("out", net(), batches())
+    checked = mpsearch.check("out", net(), batches(), metric=worst)
+    assert checked.holds and checked.error == pytest.approx(found.searched_error, rel=0.2)
+
+
+HOSTILE = [
+    '"""\nopen("ran", "w")\n"""',
+    "C:\\Users\\new\\models\\x.pt",
+    "\\N{nothing}",
+    "'+open('ran','w')+'",
+    "new\nline\rand\u2028more",
+    "quote\" ' ''' \"\"\"",
+    "\x1b[31mred",
+    "{0} %s {x!r}",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_op_selector_is_python_whatever_names_are_in_it(name, here):
+    def metric(reference, outputs):
+        (a,), (b,) = reference.values(), outputs.values()
+        return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+    metric.__name__ = metric.__qualname__ = name
+    found = mpsearch.optimize(net(), batches(), 1e-2, metric, name=name, progress=False)
+    found.save("out")
+    source = Path("out/op_selector.py").read_text()
+    held: dict = {}
+    exec(compile(source, "op_selector.py", "exec"), held)
+    assert set(held["FP32_OPS"]) == set(found.fp32_ops)
+    assert not Path("ran").exists()
+    assert any(name in value for value in held["MADE_FROM"].values())
+    assert isinstance(ast.parse(source).body[0].value, ast.Constant)
+
+
+def test_no_escape_sequence_reaches_the_terminal_or_the_report(here):
+    named_so = "\x1b[31mred\x1b[0m\x07"
+    found = mpsearch.optimize(net(), batches(), 1e-2, name=named_so, progress=False)
+    found.save("out")
+    report = Path("out/report.html").read_text()
+    assert "\x1b" not in report and "\x07" not in report and "red" in report
+    for command in (["report", "out"], ["check", "out", NET, "--inputs", DATA]):
+        assert "\x1b" not in run(*command).output
+    shutil.copy("x.npz", f"{named_so}.pt")
+    outcome = run("optimize", f"{named_so}.pt", "--inputs", DATA, "--budget", "1")
+    assert outcome.exit_code == 2 and "\x1b" not in outcome.output and "red" in outcome.output
+
+
+def test_a_page_of_html_in_a_name_stays_text(here):
+    found = mpsearch.optimize(
+        net(), batches(), 1e-2, name="</script><script>alert(1)</script>", progress=False
+    )
+    found.save("out")
+    report = Path("out/report.html").read_text()
+    assert "<script>alert(1)" not in report
+
+
+# --- packages --------------------------------------------------------------------------------
+
+INNER = Path("Data") / "com.apple.CoreML"
+
+
+@pytest.fixture
+def package(result, here):
+    result.save("out")
+    return Path("out/model.mlpackage")
+
+
+def _manifest_outside(package):
+    manifest = json.loads((package / "Manifest.json").read_text())
+    for entry in manifest["itemInfoEntries"].values():
+        entry["path"] = "../../../secret"
+    (package / "Manifest.json").write_text(json.dumps(manifest))
+
+
+def _weights_linked(package):
+    weight = package / INNER / "weights" / "weight.bin"
+    weight.parent.mkdir(exist_ok=True)
+    weight.unlink(missing_ok=True)
+    weight.symlink_to(Path("secret").absolute())
+
+
+def _folder_linked(package):
+    shutil.move(package / INNER, "elsewhere")
+    (package / INNER).symlink_to(Path("elsewhere").absolute(), target_is_directory=True)
+
+
+def _pipe(package):
+    os.mkfifo(package / INNER / "pipe")
+
+
+def _spec_is_a_pipe(package):
+    (package / INNER / "model.mlmodel").unlink()
+    os.mkfifo(package / INNER / "model.mlmodel")
+
+
+@pytest.mark.parametrize(
+    "change", [_manifest_outside, _weights_linked, _folder_linked, _pipe, _spec_is_a_pipe]
+)
+def test_a_package_is_read_inside_itself_alone(change, package):
+    Path("secret").write_text("a secret")
+    change(package)
+    with pytest.raises(mpsearch.InputError):
+        mpsearch.Executor(package)
+    outcome = run("run", package, "--inputs", "x.npz", "-o", "y.npz")
+    assert outcome.exit_code == 2 and outcome.stderr.count("\n") == 1
+
+
+def test_opening_a_package_changes_none_of_its_files(package):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in package.rglob("*") if p.is_file()}
+    mpsearch.Executor(package)
+    run("check", "out", NET, "--inputs", DATA)
+    after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in package.rglob("*") if p.is_file()}
+    assert after == before
