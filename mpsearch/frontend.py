@@ -163,7 +163,8 @@ class TorchModel:
         self.half = any(t.dtype in _HALF for t in (*module.parameters(), *module.buffers()))
         self._declared_half = _first_float(module) in _HALF
         if isinstance(module, torch.jit.ScriptModule):
-            self.module: Any = copy.deepcopy(module).eval().float().cpu()
+            with quiet():  # torch warns of parameters that are no leaves
+                self.module: Any = copy.deepcopy(module).eval().float().cpu()
         elif self.exported is not None:
             self.module = module.float() if self.half else module
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,6 +115,7 @@ def _state_dict(path: str) -> dict[str, torch.Tensor]:
 
 
 def _torchscript(file: Path) -> Any:
+    _check_loading(file)
     try:
         with quiet():
             module = torch.jit.load(str(file), map_location="cpu")
@@ -125,6 +127,34 @@ def _torchscript(file: Path) -> Any:
             f"{file} calls {touching}, which reads or writes files; a model that does so is not run"
         )
     return module
+
+
+def _check_loading(file: Path) -> None:
+    """That loading a TorchScript file runs nothing that touches files.
+
+    The methods ``__setstate__`` of its classes are run by ``torch.jit.load`` itself.
+
+    Raises
+    ------
+    InputError
+        If it could, or if it holds an entry twice, of which torch may read the other one.
+    """
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise InputError(f"{file} is no usable TorchScript file: it holds an entry twice")
+        try:
+            code = b"\n".join(archive.read(name) for name in names if "/code/" in name)
+        except Exception as error:  # zipfile and zlib have several
+            raise InputError(
+                f"{file} is no usable TorchScript file: {first_line(error)}"
+            ) from error
+    found = re.search(rb"\b(save|from_file)\b", code)
+    if found is not None and b"__setstate__" in code:
+        raise InputError(
+            f"{file} runs code when it is loaded, and holds {found.group().decode()}, which "
+            "touches files; a model that does so is not run"
+        )
 
 
 def _file_ops(module: Any) -> Iterator[str]:
