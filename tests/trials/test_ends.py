@@ -1,4 +1,4 @@
-"""A few of the trials that take long; ``python -m tests.trials.kills`` and ``corrupt`` run them all."""
+"""A few of the trials that take long: ``python -m tests.trials.kills``, and ``corrupt``, for all."""
 
 from __future__ import annotations
 
