@@ -70,10 +70,11 @@ def foreign_arrays(path: Path) -> str | None:
     """Why what stands at a path is not to be replaced; None where it is an ``.npz``."""
     if not path.is_file():
         return "it is no file"
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            other = [name for name in archive.namelist() if not name.endswith(".npy")]
+    except zipfile.BadZipFile:
         return "it is no .npz"
-    with zipfile.ZipFile(path) as archive:
-        other = [name for name in archive.namelist() if not name.endswith(".npy")]
     return f"it is no .npz: it holds {other[0]!r}" if other else None
 
 

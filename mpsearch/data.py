@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .files import check_archive, first_line, regular
+from .files import check_archive, first_line, is_archive, regular
 from .usercode import guarded, import_callable
 
 #: ``targets`` where every item of the inputs is (sample, target).
@@ -292,7 +291,7 @@ def _read_arrays(path: str) -> dict[str, Tensor]:
     if file.suffix not in (".npz", ".safetensors", ".pt", ".pth"):
         raise InputError(f"{path} is of no known kind; expected .npz, .pt or .safetensors")
     try:
-        if zipfile.is_zipfile(file):
+        if is_archive(file):
             check_archive(file)
         found = _arrays(file)
     except InputError:

@@ -72,6 +72,14 @@ def regular(path: str | Path, give: str) -> Path:
     return file
 
 
+def is_archive(file: Path) -> bool:
+    """Whether a file is a zip archive, a broken one perhaps."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # of an end record that makes no sense
+        return True
+
+
 def check_archive(file: Path) -> None:
     """That a zip archive does not unpack to far more than it holds.
 

@@ -15,7 +15,7 @@ from torch import nn
 from ._ct import ct, quiet
 from .errors import InputError
 from .exported import load_exported
-from .files import check_archive, first_line, regular
+from .files import check_archive, first_line, is_archive, regular
 from .packages import open_package
 from .usercode import guarded, import_callable
 
@@ -57,7 +57,7 @@ def load_model(path: str, weights: str | None = None, allow_pickle: bool = False
     if file.suffix in (".mlpackage", ".mlmodel") or file.is_dir():
         return open_package(file)
     regular(file, "a model file, an .mlpackage or package.module:factory")
-    if not zipfile.is_zipfile(file):
+    if not is_archive(file):
         return _pickled(file, allow_pickle, legacy=True)
     check_archive(file)
     with zipfile.ZipFile(file) as archive:
@@ -98,7 +98,7 @@ def _from_factory(path: str, weights: str | None) -> Any:
 
 def _state_dict(path: str) -> dict[str, torch.Tensor]:
     file = regular(path, "a .pt or .safetensors state dict")
-    if zipfile.is_zipfile(file):
+    if is_archive(file):
         check_archive(file)
     try:
         if path.endswith(".safetensors"):

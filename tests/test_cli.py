@@ -437,3 +437,25 @@ def test_conv_transpose_is_pinned(tmp_path):
     assert result["pinned_by_hazard"] == result["fp32_ops"] and len(result["fp32_ops"]) == 2
     off = run("optimize", *UPSAMPLER, "--budget", "1e-2", "-o", tmp_path / "o", "--hazards", "off")
     assert off.stdout.startswith("FP16 meets the budget as it is")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["optimize", "--help"], ["optimise"]])
+def test_help_and_mistakes_wait_for_no_library(words):
+    code = (
+        "import sys\n"
+        "from mpsearch.cli import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'coremltools', 'numpy', 'optuna'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_there_when_asked_for():
+    assert set(mpsearch.__all__) <= set(dir(mpsearch))
+    for name in mpsearch.__all__:
+        assert getattr(mpsearch, name).__name__ == name
+    with pytest.raises(AttributeError):
+        mpsearch.nothing  # noqa: B018
