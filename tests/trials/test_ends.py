@@ -1,4 +1,4 @@
-"""A few of the trials that take long: ``python -m tests.trials.kills``, and ``corrupt``, for all."""
+"""A few of the trials that take long; ``python -m tests.trials.kills`` and ``corrupt`` do more."""
 
 from __future__ import annotations
 
