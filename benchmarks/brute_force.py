@@ -17,9 +17,9 @@ import itertools
 import torch
 
 import mpsearch
-from mpsearch import search
-from mpsearch.prepare import Prepared, prepare
-from mpsearch.problem import Problem
+from mpsearch.search import registry as search
+from mpsearch.search.problem import Problem
+from mpsearch.source.prepare import Prepared, prepare
 from tests.planted import Planted, budget, samples
 
 KNOWN = 6

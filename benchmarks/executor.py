@@ -18,8 +18,8 @@ import torch
 
 import mpsearch
 from benchmarks.models import named
-from mpsearch.emission import convert, selector
-from mpsearch.prepare import prepare
+from mpsearch.package.emission import convert, selector
+from mpsearch.source.prepare import prepare
 
 MODELS = ["vit-12", "resnet-50", "decoder-6"]
 

@@ -23,10 +23,10 @@ import torch
 
 from benchmarks import zoo
 from benchmarks.zoo import efficientvit_tight
-from mpsearch import search
-from mpsearch.cost import Casts
-from mpsearch.prepare import Prepared, prepare
-from mpsearch.problem import Problem
+from mpsearch.search import registry as search
+from mpsearch.search.cost import Casts
+from mpsearch.search.problem import Problem
+from mpsearch.source.prepare import Prepared, prepare
 
 
 class LocalSearch:

@@ -21,10 +21,10 @@ import torch
 from onnxconverter_common.auto_mixed_precision import SegmentList
 
 from benchmarks import zoo
-from mpsearch import search
-from mpsearch.cost import Casts
-from mpsearch.prepare import Prepared, prepare
-from mpsearch.problem import Problem
+from mpsearch.search import registry as search
+from mpsearch.search.cost import Casts
+from mpsearch.search.problem import Problem
+from mpsearch.source.prepare import Prepared, prepare
 
 
 def segment_list(problem: Problem) -> None:

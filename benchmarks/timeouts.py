@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import mpsearch
-import mpsearch.api
+import mpsearch.flows.optimize
 
 from .models import named
 
@@ -54,7 +54,7 @@ def measure(name: str, timeout: float | None) -> dict[str, Any]:
         started = time.perf_counter()
         model(first)
         forward = time.perf_counter() - started
-    mpsearch.api.Progress = Stages  # type: ignore[misc, assignment]
+    mpsearch.flows.optimize.Progress = Stages  # type: ignore[misc, assignment]
     result = mpsearch.optimize(model, samples, CASES[name], timeout=timeout)
     began = Stages.began
     searched = began["measuring all-FP32 and all-FP16"]

@@ -11,8 +11,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .analysis import Analysis, analyze
-    from .api import optimize
     from .errors import (
         ExecutionError,
         InfeasibleError,
@@ -21,20 +19,25 @@ if TYPE_CHECKING:
         UnsupportedOpError,
         VerificationError,
     )
-    from .front import Front, pareto
-    from .predict import Executor
-    from .result import Result
-    from .stored import Report, apply, check
+    from .executor.predict import Executor
+    from .flows.analyze import analyze
+    from .flows.optimize import optimize
+    from .flows.pareto import pareto
+    from .flows.stored import apply, check
+    from .results.analysis import Analysis
+    from .results.check import CheckResult
+    from .results.front import Front
+    from .results.result import Result
 
 __all__ = [
     "Analysis",
+    "CheckResult",
     "ExecutionError",
     "Executor",
     "Front",
     "InfeasibleError",
     "InputError",
     "MpsearchError",
-    "Report",
     "Result",
     "UnsupportedOpError",
     "VerificationError",
@@ -48,16 +51,16 @@ __all__ = [
 #: Where each public name is. They are imported when they are first asked for: torch and coremltools
 #: take seconds to load, which nobody should wait for who asks for help or completes a word.
 _HOMES = {
-    "Analysis": "analysis",
-    "Executor": "predict",
-    "Front": "front",
-    "Report": "stored",
-    "Result": "result",
-    "analyze": "analysis",
-    "apply": "stored",
-    "check": "stored",
-    "optimize": "api",
-    "pareto": "front",
+    "Analysis": "results.analysis",
+    "CheckResult": "results.check",
+    "Executor": "executor.predict",
+    "Front": "results.front",
+    "Result": "results.result",
+    "analyze": "flows.analyze",
+    "apply": "flows.stored",
+    "check": "flows.stored",
+    "optimize": "flows.optimize",
+    "pareto": "flows.pareto",
 }
 
 

@@ -138,10 +138,10 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     inputs, targets = options.pop("inputs"), options.pop("targets")
     random_, shape = options.pop("random_"), options.pop("shape")
 
-    from . import data
     from . import options as checks
-    from .loading import load_model
-    from .prepare import declared_inputs
+    from .source import data
+    from .source.loading import load_model
+    from .source.prepare import declared_inputs
 
     if (inputs is None) == (random_ is None):
         raise InputError("give calibration data with --inputs, or --random N to do without")
@@ -208,11 +208,11 @@ def optimize(
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target, foreign)
 
-    from . import api
     from . import options as checks
     from .ending import Ending
+    from .flows import optimize as api
+    from .package.weights import STORAGES
     from .report import text
-    from .weights import STORAGES
 
     given = options["weights"]
     storages = [w for w in given if w in STORAGES]
@@ -304,8 +304,8 @@ def analyze(
     **options: Any,
 ) -> None:
     """Say which ops FP16 breaks in MODEL, and why."""
-    from . import analysis
     from . import options as checks
+    from .flows import analyze as analysis
     from .report import model_explorer, text
 
     if by not in ("op", "layer"):
@@ -343,7 +343,7 @@ def pareto(
     **options: Any,
 ) -> None:
     """Show what error each number of FP32 ops can buy."""
-    from . import front
+    from .flows import pareto as front
     from .report import text
 
     loaded, data = _load(model, options, options["seed"])
@@ -375,11 +375,13 @@ def apply(
     as_json: bool,
 ) -> None:
     """Convert MODEL with a stored CONFIG (precision.json or its directory)."""
-    from . import config as configs
-    from . import data, emission, stored
     from .files import written
-    from .loading import load_model
-    from .prepare import declared_inputs
+    from .flows import stored
+    from .package import config as configs
+    from .package import emission
+    from .source import data
+    from .source.loading import load_model
+    from .source.prepare import declared_inputs
 
     if out.suffix != ".mlpackage":
         raise InputError(f"--out {out} is no .mlpackage; give a path that ends in .mlpackage")
@@ -412,8 +414,8 @@ def check(
     **options: Any,
 ) -> None:
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
-    from . import config as configs
-    from . import stored
+    from .flows import stored
+    from .package import config as configs
     from .report import text
 
     parsed = configs.read(config)
@@ -450,9 +452,9 @@ def run(
     Arrays have the model's own input shapes, or one more axis in front: one prediction for each
     of its rows.
     """
-    from .batch import predict_file
-    from .prepare import check_device
-    from .surroundings import neutral
+    from .flows.predict import predict_file
+    from .flows.surroundings import neutral
+    from .source.prepare import check_device
 
     check_device(device)
     with neutral():

@@ -1,8 +1,8 @@
 """PyTorch code that computes the same without leaving FP16's range.
 
-Each function is a drop-in for what :mod:`mpsearch.remedies` finds in a model: equal in FP32, and
-within range in FP16 where the usual spelling is not. They are shown to the user as they stand, so
-they are narrow enough for a terminal.
+Each function is a drop-in for what :mod:`mpsearch.explain.remedies` finds in a model: equal in
+FP32, and within range in FP16 where the usual spelling is not. They are shown to the user as they
+stand, so they are narrow enough for a terminal.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import optuna
 
-from mpsearch.problem import Problem, Trial
+from mpsearch.search.problem import Problem, Trial
 
 
 @contextmanager

@@ -7,7 +7,7 @@ fails (onnxconverter-common, ``auto_mixed_precision.py``).
 
 from __future__ import annotations
 
-from mpsearch.problem import Problem
+from mpsearch.search.problem import Problem
 
 
 def search(problem: Problem) -> None:

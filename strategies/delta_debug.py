@@ -7,7 +7,7 @@ Isolating Failure-Inducing Input", 2002).
 
 from __future__ import annotations
 
-from mpsearch.problem import Problem
+from mpsearch.search.problem import Problem
 
 
 def search(problem: Problem) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 
-from mpsearch.problem import Problem
+from mpsearch.search.problem import Problem
 
 
 def search(problem: Problem) -> None:

@@ -6,7 +6,7 @@ larger set only makes room, none can be cast afterwards unless errors cancel.
 
 from __future__ import annotations
 
-from mpsearch.problem import Problem
+from mpsearch.search.problem import Problem
 
 
 def search(problem: Problem) -> None:

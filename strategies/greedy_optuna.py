@@ -18,7 +18,7 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     when one of them is fixed.)
 ``respond``
     Exchanges were made as long as what the trials say of the outputs' errors
-    (:mod:`mpsearch.response`) led to smaller sets.
+    (:mod:`mpsearch.search.response`) led to smaller sets.
 ``refine``
     Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
     place is in doubt, starting from the set so far and told what has been tried.
@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import optuna
 
-from mpsearch.problem import Problem
+from mpsearch.search.problem import Problem
 
 from ._study import open_study, over
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import optuna
 
-from mpsearch.problem import Problem
+from mpsearch.search.problem import Problem
 
 from ._study import open_study, over
 

@@ -13,7 +13,7 @@ import torch
 
 import mpsearch
 from mpsearch.cli import main
-from mpsearch.numerics import narrow, rounded
+from mpsearch.numerics.formats import narrow, rounded
 from tests.causes import CAUSES, planted
 
 

@@ -12,7 +12,7 @@ import torch
 
 import mpsearch
 from mpsearch._ct import ct, quiet
-from mpsearch.program import copy_program
+from mpsearch.program.lowering import copy_program
 from tests.models import batches, net
 
 

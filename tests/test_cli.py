@@ -116,7 +116,7 @@ def test_infeasible_exits_3_and_writes_nothing(here):
 def test_interrupt_writes_the_best_set(here):
     """Ctrl-C in a process of its own, as a user would press it."""
     script = (
-        "import os, signal, mpsearch.problem as p\n"
+        "import os, signal, mpsearch.search.problem as p\n"
         "original = p.Problem.try_\n"
         "def try_(self, kept, by, exact=False):\n"
         "    if len(self.history) == 6: os.kill(os.getpid(), signal.SIGINT)\n"

@@ -8,8 +8,8 @@ import networkx as nx
 
 import mpsearch
 from examples import stylegan2
-from mpsearch.cost import Casts, cost
-from mpsearch.prepare import prepare
+from mpsearch.search.cost import Casts, cost
+from mpsearch.source.prepare import prepare
 
 
 def _prepared():

@@ -14,9 +14,9 @@ def test_the_table_of_ops_is_up_to_date():
 
 
 def test_the_strategy_in_the_readme_works(monkeypatch):
-    """It is said to be one function over mpsearch.problem: run it as one."""
+    """It is said to be one function over mpsearch.search.problem: run it as one."""
     import mpsearch
-    from mpsearch import search
+    from mpsearch.search import registry as search
     from tests.planted import Planted, budget, samples
 
     text = (ROOT / "README.md").read_text()

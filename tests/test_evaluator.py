@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import mpsearch
-from mpsearch import emission, verification
-from mpsearch.cost import Casts
-from mpsearch.prepare import prepare
+from mpsearch.package import emission, verification
+from mpsearch.search.cost import Casts
+from mpsearch.search.rounding import rounding_model_of
+from mpsearch.source.prepare import prepare
 from tests.models import batches, net
 from tests.planted import Planted, budget, samples
 
@@ -94,7 +95,7 @@ def test_an_infinite_error_is_final_after_one_sample():
 )
 def test_metrics_by_hand(metric, same, changed):
     """The reference is (1, 2, 3, 4), the output 1.1 times that."""
-    from mpsearch.metrics import resolve
+    from mpsearch.evaluation.metrics import resolve
 
     reference = {"y": torch.tensor([[1.0, 2.0, 3.0, 4.0]])}
     measure = resolve(metric, False)
@@ -107,7 +108,7 @@ def test_metrics_by_hand(metric, same, changed):
 
 
 def test_top1_is_the_share_over_all_samples():
-    from mpsearch.metrics import resolve
+    from mpsearch.evaluation.metrics import resolve
 
     a, b = {"y": torch.tensor([[1.0, 0.0]])}, {"y": torch.tensor([[0.0, 1.0]])}
     assert resolve("top1", False).whole([a, a, a, a], [a, b, a, a], []) == 0.25
@@ -123,7 +124,7 @@ def test_rounding_model_ranks_as_single_evaluations_do():
         llama.build(small=True), llama.samples(3, small=True), "rel_l2", "ieee", "iOS17", 0.0, None
     )
     evaluator = prepared.evaluator()
-    model = evaluator.rounding_model(0)
+    model = rounding_model_of(evaluator, 0)
     count = len(prepared.ops)
     predicted = [math.sqrt(model.harm((i,), ())) for i in range(count)]
     true = [evaluator.evaluate(tuple(j != i for j in range(count))).loss for i in range(count)]
@@ -146,8 +147,8 @@ def test_casts_are_counted_as_the_package_has_them(tmp_path):
 def test_tables_that_are_started_over_lose_nothing(monkeypatch):
     """On long programs the tables outgrow their share between one look-up and the next."""
     plain = mpsearch.optimize(Planted(0), samples(0), budget(0))
-    monkeypatch.setattr("mpsearch.evaluator._LEAST_KEY_BYTES", 0)
-    monkeypatch.setattr("mpsearch.evaluator._KEY_BYTES", 1 << 20)
+    monkeypatch.setattr("mpsearch.evaluation.evaluator._LEAST_KEY_BYTES", 0)
+    monkeypatch.setattr("mpsearch.evaluation.evaluator._KEY_BYTES", 1 << 20)
     small = mpsearch.optimize(Planted(0), samples(0), budget(0), cache_bytes=1 << 12)
     assert small.fp32_ops == plain.fp32_ops
     assert small.error == plain.error

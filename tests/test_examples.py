@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mpsearch
-from mpsearch.verification import read_back
+from mpsearch.package.verification import read_back
 
 NAMES = [
     "complex_division",

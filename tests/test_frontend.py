@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import mpsearch
-from mpsearch import frontend
 from mpsearch._ct import ct, quiet
-from mpsearch.emission import convert, selector
-from mpsearch.prepare import prepare
+from mpsearch.package.emission import convert, selector
+from mpsearch.source import modules
+from mpsearch.source.prepare import prepare
 from tests.models import Activations, Many, Mixed, TwinBlocks, batches, net
 
 
@@ -118,7 +118,7 @@ def test_the_callers_model_and_random_state_are_left_alone():
 
 def test_parameters_are_shared_not_copied():
     model = net()
-    copied = frontend.TorchModel(model).module
+    copied = modules.TorchModel(model).module
     assert copied.head.weight.data_ptr() == model.head.weight.data_ptr()
 
 

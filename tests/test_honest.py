@@ -16,8 +16,8 @@ from click.testing import CliRunner
 import mpsearch
 from mpsearch.cli import main
 from mpsearch.executor.ops import OPS
-from mpsearch.numerics import PROFILES
-from mpsearch.prepare import prepare
+from mpsearch.numerics.profiles import PROFILES
+from mpsearch.source.prepare import prepare
 from tests.models import Cache, Norm, batches, net
 from tests.planted import Planted
 from tests.planted import samples as planted_samples

@@ -17,9 +17,11 @@ from click.testing import CliRunner
 
 import mpsearch
 import mpsearch.ending
-import mpsearch.problem
-from mpsearch import emission, files, outcome
+import mpsearch.search.problem
+from mpsearch import files
 from mpsearch.cli import main
+from mpsearch.flows import outcome
+from mpsearch.package import emission
 from tests.models import batches, net
 from tests.planted import Planted
 from tests.planted import samples as planted_samples
@@ -58,7 +60,7 @@ def status(folder):
 
 #: What a run does, in order, once a set is known, and how to stand at its beginning.
 MOMENTS = {
-    "searching": (mpsearch.problem.Problem, "admit_fp16"),
+    "searching": (mpsearch.search.problem.Problem, "admit_fp16"),
     "writing": (outcome, "_emit"),
     "converting": (emission, "convert"),
     "describing": (outcome, "_describe"),
@@ -111,15 +113,15 @@ def test_a_second_signal_ends_the_extras(moment, here, monkeypatch):
 
 
 def test_a_signal_before_a_set_is_known_says_so(here, monkeypatch):
-    import mpsearch.api
+    import mpsearch.flows.optimize
 
-    original = mpsearch.api.prepare
+    original = mpsearch.flows.optimize.prepare
 
     def prepare(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(mpsearch.api, "prepare", prepare)
+    monkeypatch.setattr(mpsearch.flows.optimize, "prepare", prepare)
     outcome_ = run(*ARGV, expect=130)
     assert outcome_.stderr == "interrupted: before anything was found\n"
     assert not Path("out").exists()
@@ -171,15 +173,15 @@ def test_the_answer_of_a_short_run_is_the_rankings_boundary_or_better(timeout):
 
 
 def test_the_time_for_the_search_starts_when_conversion_is_done(monkeypatch):
-    import mpsearch.api
+    import mpsearch.flows.optimize
 
-    original = mpsearch.api.prepare
+    original = mpsearch.flows.optimize.prepare
 
     def slow(*args, **kwargs):
         time.sleep(1.5)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(mpsearch.api, "prepare", slow)
+    monkeypatch.setattr(mpsearch.flows.optimize, "prepare", slow)
     result = mpsearch.optimize(net(), batches(), 1e-2, timeout=60, progress=False)
     assert result.status == "met" and result.seconds > 1.5
     at_once = mpsearch.optimize(net(), batches(), 1e-2, timeout=1.4, progress=False)
@@ -190,7 +192,7 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
     """Counted in evaluations, not in seconds: the clock stands still and then jumps."""
     now = [0.0]
     monkeypatch.setattr(mpsearch.ending.time, "monotonic", lambda: now[0])
-    from mpsearch.evaluator import Evaluator
+    from mpsearch.evaluation.evaluator import Evaluator
 
     original, begun = Evaluator.outputs, []
 

@@ -9,7 +9,7 @@ import mpsearch
 from benchmarks import zoo
 from examples import complex_division, efficientvit, llama, stylegan2
 from mpsearch import rewrites
-from mpsearch.prepare import prepare
+from mpsearch.source.prepare import prepare
 
 SHAPE = (2, 4, 32)
 

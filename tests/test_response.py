@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from mpsearch.response import Response, Sketch
+from mpsearch.search.response import Response, Sketch
 
 UNITS, NUMBERS = 8, 5
 

@@ -8,9 +8,9 @@ import torch
 
 import mpsearch
 from benchmarks.brute_force import optimum
-from mpsearch import search
-from mpsearch.prepare import prepare
-from mpsearch.problem import Problem
+from mpsearch.search import registry as search
+from mpsearch.search.problem import Problem
+from mpsearch.source.prepare import prepare
 from tests.planted import Planted, budget, samples
 
 
@@ -215,7 +215,7 @@ def test_minimise_finds_the_cheapest_of_all_sets(objective):
 
 
 def _price(objective, result):
-    from mpsearch.prepare import prepare as make
+    from mpsearch.source.prepare import prepare as make
 
     torch.manual_seed(0)
     data = [torch.randn(2, 8) * 3 for _ in range(6)]

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 import mpsearch
 from benchmarks.models import named
 from mpsearch.cli import main
-from mpsearch.loading import load_model
+from mpsearch.source.loading import load_model
 from tests.models import Cache, Mixed, TwinBlocks, batches, net
 
 NET = "tests.models:net"

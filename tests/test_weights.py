@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mpsearch
-from mpsearch import program
-from mpsearch.predict import open_package
+from mpsearch.executor.predict import open_package
+from mpsearch.program import lowering as program
 
 
 class Mixed(torch.nn.Module):

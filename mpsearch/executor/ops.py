@@ -82,5 +82,5 @@ def _read(module: ModuleType) -> dict[str, Op]:
 OPS: dict[str, Op] = {name: op for module in FAMILIES for name, op in _read(module).items()}
 
 #: Ops that run blocks or that lowering turns into constants; :mod:`.runtime` and
-#: :mod:`mpsearch.program` handle them.
+#: :mod:`mpsearch.program.lowering` handle them.
 STRUCTURAL = frozenset({"cond", "while_loop", "const", "_const_symbolic"})

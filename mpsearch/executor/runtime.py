@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..cache import ByteCache
 from ..errors import ExecutionError, UnsupportedOpError
-from ..numerics import Profile, narrow
-from .graph import Block, Constant, Form, Node, Ref, Source
+from ..numerics.formats import narrow
+from ..numerics.profiles import Profile
+from ..program.graph import Block, Constant, Form, Node, Ref, Source
 from .ops import OPS
 
 Precision = Callable[[int], bool]  # candidate index -> True for FP32

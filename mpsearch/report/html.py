@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import config as _config
 from ..errors import InputError
 from ..files import listed, printable, read_json, written
+from ..package import config as _config
 from ..usercode import reason
 
 #: Islands, and rows of an island, that are drawn.

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..analysis import Analysis, OpAnalysis
-from ..diagnosis import VERDICTS
 from ..errors import InputError
+from ..explain.diagnosis import VERDICTS
 from ..files import check_writable as _check
 from ..files import read_json, written
 from .text import value
+
+if TYPE_CHECKING:
+    from ..results.analysis import Analysis, OpAnalysis
 
 #: From harmless to lost.
 _RAMP = ("#c8e6c9", "#fff59d", "#ffcc80", "#ef9a9a", "#e57373")

@@ -7,16 +7,18 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..analysis import Analysis
+from ..explain.remedies import Remedy
 from ..files import printable
-from ..front import Front
-from ..problem import Trial
-from ..remedies import Remedy
-from ..result import Result
-from ..stored import Report
+from ..search.problem import Trial
 from .html import share, size
+
+if TYPE_CHECKING:
+    from ..results.analysis import Analysis
+    from ..results.check import CheckResult
+    from ..results.front import Front
+    from ..results.result import Result
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
@@ -186,7 +188,7 @@ def front(found: Front) -> str:
     return "\n".join([*lines, f"  all FP32  {value(found.error_fp32):>10}"])
 
 
-def check(report: Report, paint: Paint) -> str:
+def check(report: CheckResult, paint: Paint) -> str:
     """What ``mpsearch check`` prints."""
     verdict = "holds" if report.holds else "does not hold"
     lines = [

@@ -17,15 +17,6 @@ from pathlib import Path
 import torch
 
 # Everything that a command would import, once.
-import mpsearch.analysis
-import mpsearch.api
-import mpsearch.batch
-import mpsearch.front
-import mpsearch.loading
-import mpsearch.report.html
-import mpsearch.report.model_explorer
-import mpsearch.report.text
-import mpsearch.stored  # noqa: F401
 from mpsearch.cli import main
 
 

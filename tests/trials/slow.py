@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-import mpsearch.problem
+import mpsearch.search.problem
 from tests.models import Norm
 
 
@@ -41,11 +41,11 @@ def _announce():
     place = os.environ.get("MPSEARCH_TRIAL_KNOWN")
     if place is None:
         return
-    original = mpsearch.problem.Problem.admit_fp16
+    original = mpsearch.search.problem.Problem.admit_fp16
 
     def admit_fp16(self):
         # The stage is SEARCH from here on: all FP32 has met the budget.
         Path(place).touch()
         return original(self)
 
-    mpsearch.problem.Problem.admit_fp16 = admit_fp16
+    mpsearch.search.problem.Problem.admit_fp16 = admit_fp16

@@ -1,0 +1,520 @@
+"""What becomes of a search: the set is written, read back, and reported."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ..ending import Stage, Stop
+from ..errors import MpsearchError, VerificationError
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.metrics import NAMES
+from ..explain.parting import parting
+from ..package import emission, verification, weights
+from ..package.config import Config
+from ..program.lowering import lower_candidates
+from ..results import account
+from ..results.plain import number
+from ..results.result import PACKAGE, Result
+from ..search import registry as search
+from ..search.cost import Casts
+from ..search.problem import Problem, Strategy, Trial
+from ..source.conversion import convert
+from ..source.modules import TorchModel
+from ..source.precast import fingerprint
+from ..source.prepare import Prepared
+from ..usercode import reason
+from .progress import Progress
+
+#: How much below the budget to search once a set has failed where the search could not see it.
+_MARGIN = 0.9
+#: Bytes of results to remember where sets are tried on the held-out data.
+_HELDOUT_CACHE = 256 << 20
+#: Sets that are tried on the held-out data once the run is to end.
+_LAST_LOOKS = 4
+
+
+def finish(
+    prepared: Prepared,
+    problem: Problem,
+    strategy: Strategy,
+    started: float,
+    bar: Progress,
+    finished: bool,
+    storage: str | None = None,
+) -> Result:
+    """Write the best set, read it back, and search on with more margin until it holds.
+
+    ``finished`` says whether the search came to its own end, ``storage`` how weights are to be
+    stored then, where that keeps the budget.
+
+    Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
+    not known to the search: either can break the budget that the search met. Where the run is to
+    end, there is no searching on: a set that was tried and holds is taken, or all FP32.
+
+    Raises
+    ------
+    VerificationError
+        If the package computes an op in another precision than was asked for.
+    """
+    limit, ending = problem.user_budget, problem.ending
+    scratch = tempfile.TemporaryDirectory(prefix="mpsearch-")
+    path = Path(scratch.name) / PACKAGE
+    fallback: Trial | None = None
+    last: Trial | None = None
+    while True:
+        best = last or problem.best
+        assert best is not None  # all-FP32 meets the budget, or there would be no search
+        if fallback is not None and problem.rank(fallback.kept) < problem.rank(best.kept):
+            best = fallback
+        bits = problem.vector(best.kept)
+        names = [op.name for op in prepared.ops if bits[op.index]]
+        ending.stage = Stage.WRITE
+        bar.stage("writing the package and reading it back")
+        problem.evaluator.release()  # coremltools and the package hold the weights once more each
+        try:
+            package, measured, held = _emit(prepared, names, path)
+        except MpsearchError:
+            raise
+        except Exception as error:  # a full disk, in whatever words: what was found is kept
+            return _unwritten(prepared, problem, started, bits, error)
+        worst = max(measured, held)
+        if worst <= limit or best.kept == problem.everything:
+            break
+        del package
+        problem.reject(best.kept)
+        fallback = _holding(prepared, problem, limit)
+        if ending.over:
+            last, finished = fallback or problem.known(problem.everything), False
+            continue
+        problem.tighten(max(problem.ends()[0], _tighter(problem.budget, best.loss, limit, worst)))
+        finished &= search.run(strategy, problem)
+    if worst > limit:
+        return infeasible(prepared, problem, started, held)
+    stored: weights.Stored | None = None
+    stored_names: list[str] = []
+    if storage is not None and not ending.over:
+        bar.stage(f"storing weights as {storage}")
+        package, measured, held, stored, stored_names = _store(
+            prepared, names, path, (package, measured, held), storage, limit
+        )
+    casts = package.casts
+    del package  # it holds the weights once more
+    status = "met" if names else "fp16_suffices"
+    result = _result(prepared, problem, started, status if finished else "interrupted")
+    if storage is not None and stored is None:
+        result.notes.append(f"Weights are stored as typed: no time was left for {storage}.")
+    metric = prepared.metric
+    result.proven = problem.proven
+    result.error = metric.loss_of(measured)
+    result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
+    result.searched_error = metric.loss_of(best.loss)
+    result.casts, result.weights = casts, stored
+    result.package_bytes = emission.package_bytes(path)
+    _describe(prepared, problem, result, bits, casts)
+    _extras(prepared, problem, result, best, bits, bar)
+    _seal(prepared, problem, result, storage, stored_names)
+    result._scratch = scratch
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _describe(
+    prepared: Prepared, problem: Problem, result: Result, bits: Sequence[bool], casts: int
+) -> None:
+    """What is known of a set without running anything."""
+    counter = Casts(prepared.lowered)
+    result.costs = account.costs(prepared, bits, counter, casts)
+    result.islands = account.islands(prepared, bits, counter)
+    result.front = account.front(problem, prepared.metric)
+    result.kept = account.unmeasured(prepared, bits)
+    result.ops = account.op_rows(prepared, None, bits, counter)
+
+
+def _extras(
+    prepared: Prepared,
+    problem: Problem,
+    result: Result,
+    best: Trial,
+    bits: Sequence[bool],
+    bar: Progress,
+) -> None:
+    """What only the report needs, in the order of its worth, as far as the time reaches."""
+
+    def bound() -> None:
+        if result.status == "interrupted" or best.kept == problem.everything or problem.pinned:
+            return
+        result.lower_bound = _lower_bound(problem, problem.user_budget, best)
+        _count(result, problem)
+        if problem.contradicted:
+            result.notes.append(
+                "No lower bound: some set met the budget and a larger one broke it, so keeping "
+                "more ops in FP32 can hurt here."
+            )
+
+    def alone() -> None:
+        result.kept = account.kept_ops(prepared, problem, bits)
+        result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
+        if result.tolerated_overflows:
+            result.notes.append(_overflow_note(result.tolerated_overflows))
+
+    def sensitivity() -> None:
+        counter = Casts(prepared.lowered)
+        rows = account.op_rows(prepared, problem.model, bits, counter)
+        known = {} if "alone" in result.not_measured else {op.name: op for op in result.kept}
+        result.ops = [account.as_measured(row, known.get(row.name), result.metric) for row in rows]
+
+    def remedies() -> None:
+        result.remedies = account.remedies(prepared, problem, result.kept)
+
+    problem.ending.stage = Stage.EXTRAS
+    stages = {
+        "lower_bound": (bound, "bounding"),
+        "alone": (alone, "measuring the kept ops alone"),
+        "sensitivity": (sensitivity, "predicting the sensitivity of every op"),
+        "remedies": (remedies, "looking for remedies"),
+    }
+    for name, (work, said) in stages.items():
+        bar.stage(said)
+        try:
+            problem.ending.check()
+            work()
+        except Stop:
+            result.not_measured.append(name)
+    if result.not_measured:
+        result.notes.append("The run ended before the report was complete; what it lacks is '-'.")
+
+
+def _seal(
+    prepared: Prepared,
+    problem: Problem,
+    result: Result,
+    storage: str | None,
+    stored_names: list[str],
+) -> None:
+    """The sentence, and what is written besides the package."""
+    problem.ending.stage = Stage.WRITE
+    if math.isnan(result.error_fp16):
+        result.not_measured.append("error_fp16")
+    result.explanation = _explain(result)
+    result.config = _make_config(prepared, result, problem.seed, storage, stored_names)
+    result._selector_source = emission.selector_source(
+        prepared.precast, result.fp32_ops, _facts(prepared, result)
+    )
+
+
+def _unwritten(
+    prepared: Prepared,
+    problem: Problem,
+    started: float,
+    bits: Sequence[bool],
+    error: Exception,
+) -> Result:
+    """The result where no package could be written: the choice, as the search measured it."""
+    assert problem.best is not None
+    result = _result(prepared, problem, started, "unwritten")
+    result.error = result.searched_error = prepared.metric.loss_of(problem.best.loss)
+    counter = Casts(prepared.lowered)
+    casts = counter.count(tuple(bits))
+    _describe(prepared, problem, result, bits, casts)
+    result.casts = casts
+    result.not_measured = ["alone", "sensitivity", "lower_bound", "remedies"]
+    result.notes.append(
+        f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
+        "precision.json. Make room, then run mpsearch apply."
+    )
+    _seal(prepared, problem, result, None, [])
+    return result
+
+
+def _holding(prepared: Prepared, problem: Problem, limit: float) -> Trial | None:
+    """The cheapest set tried that meets the budget on the held-out data as well.
+
+    Where the run is to end, a few sets are looked at, from the cheapest to the dearest.
+    """
+    ending = problem.ending
+    held = prepared.heldout_evaluator(cache_bytes=_HELDOUT_CACHE, ending=ending)
+    if held is None:
+        return None
+    trials = sorted(problem.accepted(limit), key=lambda t: problem.rank(t.kept))
+    if not ending.over:
+        ending.stage = Stage.SEARCH
+        with suppress(Stop):
+            return _first_that_holds(trials, problem, held, limit)
+    ending.stage = Stage.WRITE
+    if len(trials) > _LAST_LOOKS:
+        step = (len(trials) - 1) / (_LAST_LOOKS - 1)
+        trials = [trials[round(i * step)] for i in range(_LAST_LOOKS)]
+    return _first_that_holds(trials, problem, held, limit)
+
+
+def _first_that_holds(
+    trials: Sequence[Trial], problem: Problem, held: Evaluator, limit: float
+) -> Trial | None:
+    for trial in trials:
+        measured = held.evaluate(problem.vector(trial.kept), limit)
+        if measured.exact and measured.loss <= limit:
+            return trial
+    return None
+
+
+def _lower_bound(problem: Problem, limit: float, best: Trial) -> int | None:
+    """The bound for the user's own budget, with the trials that the search left over."""
+    if problem.objective != "ops":
+        return None
+    if not best.kept:
+        return 0
+    if problem.proven and problem.budget == limit:
+        return sum(problem.vector(best.kept))
+    proven = problem.proven
+    problem.release()
+    problem.tighten(limit)
+    problem.proven = proven
+    return problem.lower_bound()
+
+
+def _overflow_note(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return (
+        f"Left in FP16 although they overflow on the calibration data, within the budget: {shown}. "
+        "Use --forbid-overflow to keep such ops FP32."
+    )
+
+
+def _tighter(budget: float, loss: float, limit: float, worst: float) -> float:
+    """A budget that leaves room for what a set with ``loss`` overshot the limit by, and some.
+
+    Losses in dB are negative, so the room is a difference there and a factor elsewhere.
+    """
+    least = min(budget, loss)
+    if limit > 0:
+        return least * _MARGIN * (limit / worst if math.isfinite(worst) else 1.0)
+    return least - (worst - limit if math.isfinite(worst) else 0.0) - (1 - _MARGIN) * abs(limit)
+
+
+def infeasible(
+    prepared: Prepared, problem: Problem, started: float, held: float | None = None
+) -> Result:
+    """The result where even all-FP32 breaks the budget, with the reason."""
+    result = _result(prepared, problem, started, "infeasible")
+    if held is not None:
+        result.heldout_error = prepared.metric.loss_of(held)
+    result.explanation = _why_infeasible(prepared, problem, held)
+    return result
+
+
+def _result(prepared: Prepared, problem: Problem, started: float, status: str) -> Result:
+    floor, fp16 = problem.ends()
+    metric, evaluator = prepared.metric, problem.evaluator
+    return Result(
+        status=status,
+        budget=metric.loss_of(problem.user_budget),
+        metric=metric.name,
+        error=metric.loss_of(floor),
+        error_fp16=math.nan if fp16 is None else metric.loss_of(fp16),
+        error_fp32=metric.loss_of(floor),
+        candidate_ops=len(prepared.ops),
+        evaluations=evaluator.counters.evaluations,
+        op_executions=evaluator.counters.executions,
+        forward_equivalents=evaluator.forward_equivalents,
+        seconds=time.perf_counter() - started,
+        minimised=problem.objective,
+        notes=_notes(prepared),
+        pinned_by_hazard=prepared.pinned_by_hazard,
+        understood=prepared.understood,
+        history=list(problem.history),
+        study=problem.study,
+    )
+
+
+def _count(result: Result, problem: Problem) -> None:
+    """What the search has cost so far."""
+    evaluator = problem.evaluator
+    result.evaluations = evaluator.counters.evaluations
+    result.op_executions = evaluator.counters.executions
+    result.forward_equivalents = evaluator.forward_equivalents
+    result.history = list(problem.history)
+
+
+def _emit(
+    prepared: Prepared,
+    names: Sequence[str],
+    path: Path,
+    stored: tuple[str, Collection[str]] | None = None,
+) -> tuple[verification.ReadBack, float, float]:
+    """Write a package and measure it as read back: (package, loss, loss on held-out data)."""
+    mlmodel = emission.convert(prepared.precast, emission.selector(names), stored)
+    mlmodel.save(str(path))
+    package = verification.read_back(path)
+    wrong = verification.precision_mismatch(package, prepared.lowered, names)
+    if wrong is not None:
+        raise VerificationError(f"the written package is not what was searched: {wrong}")
+    arguments = (prepared.metric, prepared.profiles)
+    measured = verification.losses(package, prepared.calibration, prepared.references, *arguments)
+    held = verification.losses(package, prepared.heldout, prepared.heldout_references, *arguments)
+    return package, measured, held
+
+
+def _store(
+    prepared: Prepared,
+    names: Sequence[str],
+    path: Path,
+    plain: tuple[verification.ReadBack, float, float],
+    storage: str,
+    limit: float,
+) -> tuple[verification.ReadBack, float, float, weights.Stored, list[str]]:
+    """Store as many weights otherwise as the budget allows, and read the package back."""
+    before = emission.package_bytes(path)
+    function = plain[0].function
+    forms = weights.changed(function, storage)
+
+    def holds(chosen: set[str]) -> bool:
+        tried = replace(plain[0], function=weights.with_weights(function, forms, chosen))
+        sets = (
+            (prepared.calibration, prepared.references),
+            (prepared.heldout, prepared.heldout_references),
+        )
+        return all(
+            verification.losses(tried, data, wanted, prepared.metric, prepared.profiles) <= limit
+            for data, wanted in sets
+        )
+
+    chosen = weights.largest_set(list(forms), holds)
+    written = plain
+    if chosen:
+        written = _emit(prepared, names, path, (storage, chosen))
+        if max(written[1:]) > limit:
+            raise VerificationError(
+                f"the package with weights stored as {storage} has another error than was measured"
+            )
+    stored = weights.Stored(storage, len(chosen), len(forms), before, emission.package_bytes(path))
+    return (*written, stored, sorted(chosen))
+
+
+def _explain(result: Result) -> str:
+    kept, total = len(result.kept), result.candidate_ops
+    if not kept and result.status == "fp16_suffices":
+        return f"FP16 meets the budget as it is: none of {total} ops need FP32."
+    found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
+    if result.proven:
+        found += " No cheaper set does: all were tried."
+    if result.status == "unwritten":
+        return f"{kept} of {total} ops stay FP32, as searched; there is no package: see the notes."
+    return f"Interrupted: the best set so far. {found}" if result.status == "interrupted" else found
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    notes = list(prepared.notes)
+    if prepared.calibration.noise:
+        notes.append("The data is random: a budget met on noise says little about real inputs.")
+    if not prepared.heldout.samples:
+        notes.append("No held-out data: the error on other inputs is not known.")
+    if prepared.torch_model is not None and prepared.torch_model.half:
+        notes.append(
+            "The model has half-precision parts; an FP32 copy was searched and is the reference."
+        )
+    return notes
+
+
+def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) -> str:
+    show = prepared.metric.loss_of
+    limit, floor = problem.user_budget, problem.ends()[0]
+    where = f"With every op in FP32 the error is {show(floor):.3g}"
+    if held is not None and floor <= limit:
+        return (
+            f"{where} on the calibration data, but {show(held):.3g} on the held-out data, beyond "
+            f"the budget {show(limit):g}."
+        )
+    if floor <= limit:
+        return "With the ops pinned to FP16, no choice for the others meets the budget; unpin some."
+    where = f"{where}, beyond the budget {show(limit):g}"
+    if prepared.io_dtype == "fp16" and prepared.torch_model is not None:
+        plain = _floor_with_fp32_io(prepared, prepared.torch_model)
+        if plain <= limit:
+            return (
+                f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
+                "and outputs cost the accuracy. Use --io-dtype fp32."
+            )
+    place = parting(prepared, problem.evaluator, account.harmful(prepared, problem))
+    parts = "" if place is None else f", which is at {place}"
+    return (
+        f"{where}: precision is not the cause. The converted program already differs from the "
+        "PyTorch model, so no FP32 op will help. Raise the budget, or change the model where the "
+        f"two part{parts}."
+    )
+
+
+def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
+    """The loss of all-FP32 when inputs and outputs are FP32 too."""
+    precast = convert(model, prepared.given, prepared.precast.target, "fp32")
+    lowered, ops = lower_candidates(precast.program, layer_of=precast.layer_of)
+    samples = []
+    for given in prepared.given:
+        tensors = (v for v in given.values() if isinstance(v, torch.Tensor))
+        wide = (v.float() if v.is_floating_point() else v.int() for v in tensors)
+        samples.append(dict(zip(lowered.inputs, wide, strict=False)))
+    evaluator = Evaluator(
+        lowered,
+        len(ops),
+        samples,
+        [dict(zip(lowered.outputs, r.values(), strict=True)) for r in prepared.references],
+        prepared.metric,
+        prepared.profiles,
+        prepared.calibration.targets,
+    )
+    return evaluator.evaluate((True,) * len(ops)).loss
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("mpsearch", "coremltools", "torch", "numpy", "optuna")}
+
+
+def _make_config(
+    prepared: Prepared, result: Result, seed: int, storage: str | None, stored: list[str]
+) -> Config:
+    return Config(
+        source=prepared.source,
+        fingerprint=fingerprint(prepared.precast),
+        versions=_versions(),
+        target=prepared.precast.target,
+        io_dtype=prepared.io_dtype,
+        metric=result.metric,
+        budget=result.budget,
+        errors={
+            "error": number(result.error),
+            "error_fp16": number(result.error_fp16),
+            "error_fp32": number(result.error_fp32),
+            "heldout_error": number(result.heldout_error),
+        },
+        numerics=",".join(p.name for p in prepared.profiles),
+        seed=seed,
+        inputs=[
+            {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in prepared.inputs
+        ],
+        fp32_ops=result.kept,
+        weights={"storage": storage, "names": stored} if stored else None,
+        states=[] if prepared.torch_model is None else list(prepared.torch_model.states),
+        custom_metric=result.metric not in NAMES,
+    )
+
+
+def _facts(prepared: Prepared, result: Result) -> dict[str, str]:
+    versions = _versions()
+    return {
+        "model": f"{prepared.source}, {len(prepared.ops)} ops that can be cast",
+        "kept in FP32": f"{len(result.kept)} ops",
+        "metric": f"{result.metric}, budget {result.budget:g}",
+        "error": f"{result.error:.3g} (all FP16: {result.error_fp16:.3g}, "
+        f"all FP32: {result.error_fp32:.3g})",
+        "numerics": ",".join(p.name for p in prepared.profiles),
+        "target": prepared.precast.target,
+        "made with": ", ".join(f"{k} {v}" for k, v in versions.items()),
+    }

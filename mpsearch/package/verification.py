@@ -1,0 +1,159 @@
+"""Reads a written package back: is it what was promised?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._ct import quiet
+from ..evaluation.metrics import Metric, Outputs
+from ..executor.runtime import Runtime
+from ..numerics.profiles import Profile
+from ..program import lowering as _program
+from ..program.graph import Function, walk
+from ..program.packages import open_package
+from ..source.data import Data
+
+with quiet():
+    from coremltools.converters.mil.mil import types
+
+#: reduce_transposes numbers the transposes that it makes from 0 again, so that their names may be
+#: those of others before the cast. A transpose moves values and rounds none.
+_NUMBERED = re.compile(r"transpose_\d+")
+
+#: What the cast passes append to the names of ops that they change.
+_CAST = re.compile(r"(_cast_(fp16|u?int16))+(?=(_\d+)?$)")
+_STRUCTURAL = frozenset(
+    {"const", "cast", "cond", "while_loop", "read_state", "coreml_update_state"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """A package as read from disk.
+
+    Attributes
+    ----------
+    fp32_ops, fp16_ops
+        Its ops that compute in FP32 and in FP16: type, and name of the first output. Passes after
+        the cast rebuild ops under new names, but keep the names of what they compute.
+    casts
+        Its casts between FP16 and FP32.
+    """
+
+    function: Function
+    fp32_ops: tuple[tuple[str, str], ...]
+    fp16_ops: tuple[tuple[str, str], ...]
+    casts: int
+
+
+def read_back(path: Path) -> ReadBack:
+    """Read a package from disk."""
+    model = open_package(path)
+    program = _program.load_program(model.get_spec(), model.weights_dir)
+    (name,) = program.functions
+    fp32, fp16, casts = [], [], 0
+    for op in _program.all_ops(program.functions[name]):
+        if op.op_type == "cast":
+            casts += {op.x.dtype, op.outputs[0].dtype} == {types.fp16, types.fp32}
+        if op.op_type in _STRUCTURAL or op.op_type.startswith(("constexpr_", "list_", "make_list")):
+            continue
+        kinds = {v.dtype for v in op.outputs if not types.is_list(v.sym_type)}
+        floats = kinds & {types.fp16, types.fp32}
+        if not floats:
+            floats = {
+                v.dtype
+                for value in op.inputs.values()
+                for v in (value if isinstance(value, (list, tuple)) else [value])
+                if v.op is None or v.op.op_type != "const"
+            } & {types.fp16, types.fp32}
+        if types.fp32 in floats:
+            fp32.append((op.op_type, op.outputs[0].name))
+        elif types.fp16 in floats:
+            fp16.append((op.op_type, op.outputs[0].name))
+    return ReadBack(_program.lower(program, name), tuple(fp32), tuple(fp16), casts)
+
+
+def losses(
+    package: ReadBack,
+    data: Data,
+    references: Sequence[Outputs],
+    metric: Metric,
+    profiles: Sequence[Profile],
+    device: str = "cpu",
+) -> float:
+    """The loss of a package as read back, the worst over the profiles."""
+    if not data.samples:
+        return -math.inf
+    worst = -math.inf
+    for profile in profiles:
+        runtime = Runtime(profile, device)
+        outputs = [_run(runtime, package.function, s) for s in data.samples]
+        outputs = [_named(o, r) for o, r in zip(outputs, references, strict=True)]
+        worst = max(worst, metric.whole(list(references), list(outputs), data.targets))
+    return worst
+
+
+def _named(outputs: dict[str, Tensor], reference: Outputs) -> dict[str, Tensor]:
+    """Outputs under the reference's names; a package may have renamed them, not reordered."""
+    if set(outputs) == set(reference):
+        return outputs
+    return dict(zip(reference, outputs.values(), strict=True))
+
+
+def _run(runtime: Runtime, function: Function, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    env: dict[int, Any] = {}
+    given = list(sample.values())
+    for place, (name, slot) in enumerate(function.inputs.items()):
+        env[slot] = (sample[name] if name in sample else given[place]).to(runtime.device)
+    for name, slot in function.states.items():
+        env[slot] = sample[name].to(runtime.device)
+    with torch.inference_mode():
+        for node in function.nodes:
+            env.update(zip(node.outputs, runtime.run(node, env), strict=True))
+        return {n: runtime.source(s, env).cpu() for n, s in function.outputs.items()}
+
+
+#: What passes after the cast may make anew under names of their own: reduce_transposes,
+#: fuse_transpose_matmul, expand_dynamic_linear, fuse_activation_silu, fuse_pow2_sqrt.
+_REBUILT = frozenset({"transpose", "matmul", "linear", "add", "silu", "identity"})
+
+
+def precision_mismatch(
+    package: ReadBack, lowered: Function, fp32_ops: Collection[str]
+) -> str | None:
+    """What the package computes in another precision than was asked for; None where nothing.
+
+    Parameters
+    ----------
+    lowered
+        The pre-cast program.
+    fp32_ops
+        The names of the candidate ops that were to stay FP32.
+
+    Passes after the cast may merge and drop ops; those have no counterpart and promise nothing.
+    """
+    nodes = list(walk(lowered.nodes))
+    known = {_program.written_name(n.result): n for n in nodes}
+    wanted = {_program.written_name(n.result) for n in nodes if n.name in fp32_ops}
+    for op_type, result in package.fp16_ops:
+        base = _CAST.sub("", result)
+        if base in wanted and "_cast_fp16" in result:
+            return f"{op_type} {base!r} was to stay FP32 and is FP16 in the package"
+    for op_type, result in package.fp32_ops:
+        if op_type == "transpose" and _NUMBERED.fullmatch(result):
+            continue
+        base = result if result in known else _CAST.sub("", result)
+        node = known.get(base)
+        if node is None and op_type not in _REBUILT:
+            return f"{op_type} {result!r} is FP32 in the package and was not in the program"
+        if node is not None and node.candidate is not None and base not in wanted:
+            return f"{op_type} {result!r} was to be FP16 and is FP32 in the package"
+    return None

@@ -1,0 +1,153 @@
+"""What keeping ops in FP32 costs: ops, casts, bytes of weights, floating-point operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from ..errors import InputError
+from ..program.graph import Function, Node, Ref, slots_read, walk
+
+if TYPE_CHECKING:
+    from ..program.lowering import CandidateOp
+
+#: What can be minimised. ``casts`` counts FP32 ops as well: with every op in FP32 there are none.
+OBJECTIVES = ("ops", "casts", "bytes", "flops")
+
+_FP32, _FREE = -1, -2
+
+
+def check_objective(name: str) -> None:
+    """Fail early on an unknown objective.
+
+    Raises
+    ------
+    InputError
+        If it is none of :data:`OBJECTIVES`.
+    """
+    if name not in OBJECTIVES:
+        raise InputError(f"minimise {name!r} is not known; choose {', '.join(OBJECTIVES)}")
+
+
+def op_cost(op: CandidateOp, objective: str) -> float:
+    """The cost of one op in FP32 by itself."""
+    if objective == "bytes":
+        return float(op.weight_bytes)
+    if objective == "flops":
+        return float(op.flops)
+    return 1.0
+
+
+class Casts:
+    """Counts the casts between FP16 and FP32 that a precision vector needs.
+
+    A value is cast once for all its readers of the other precision, as coremltools' passes leave
+    it. Inputs and outputs are FP32 unless the program casts them itself.
+    """
+
+    def __init__(self, function: Function) -> None:
+        nodes = list(walk(function.nodes))
+        self._producer: dict[int, int] = dict.fromkeys(function.inputs.values(), _FP32)
+        self._readers: dict[int, set[int]] = {}
+        for node in nodes:
+            kind = self._kind(node)
+            for slot, dtype in zip(node.outputs, node.fp32.out_dtypes, strict=True):
+                self._producer[slot] = kind if dtype == "fp32" else _FREE
+            if not node.blocks:
+                for slot in slots_read(node):
+                    self._readers.setdefault(slot, set()).add(kind)
+        for source in function.outputs.values():
+            if isinstance(source, Ref):
+                self._readers.setdefault(source.slot, set()).add(_FP32)
+
+    @staticmethod
+    def _kind(node: Node) -> int:
+        if node.candidate is not None:
+            return node.candidate
+        # What takes no part in the choice, but for casts that are there anyway.
+        return _FREE if node.op_type == "cast" or "fp32" not in node.fp32.out_dtypes else _FP32
+
+    def reads(self) -> dict[int, set[int]]:
+        """Candidate -> the candidates whose results it reads."""
+        found: dict[int, set[int]] = {}
+        for slot, producer in self._producer.items():
+            for reader in self._readers.get(slot, ()) if producer >= 0 else ():
+                if reader >= 0:
+                    found.setdefault(reader, set()).add(producer)
+        return found
+
+    def neighbours(self) -> dict[int, set[int]]:
+        """Candidate -> the candidates that write what it reads, or read what it writes."""
+        found: dict[int, set[int]] = {}
+        for reader, producers in self.reads().items():
+            for producer in producers:
+                found.setdefault(producer, set()).add(reader)
+                found.setdefault(reader, set()).add(producer)
+        return found
+
+    def islands(self, fp32: Sequence[bool]) -> list[list[int]]:
+        """The connected groups of FP32 ops, each in execution order."""
+        kept = [i for i, bit in enumerate(fp32) if bit]
+        place = {op: k for k, op in enumerate(kept)}
+        pairs = [(a, b) for a, near in self.neighbours().items() for b in near if fp32[a]]
+        linked = [(place[a], place[b]) for a, b in pairs if fp32[b]]
+        rows, columns = zip(*linked, strict=True) if linked else ((), ())
+        graph = csr_array((np.ones(len(linked)), (rows, columns)), shape=(len(kept), len(kept)))
+        count, labels = connected_components(graph, directed=False) if kept else (0, [])
+        return [[kept[k] for k in np.flatnonzero(labels == label)] for label in range(count)]
+
+    def count(self, fp32: Sequence[bool]) -> int:
+        """Casts for a precision vector (True = FP32)."""
+        total = 0
+        for slot, producer in self._producer.items():
+            if producer == _FREE:
+                continue
+            made = producer == _FP32 or fp32[producer]
+            wanted = {
+                kind == _FP32 or fp32[kind] for kind in self._readers.get(slot, ()) if kind != _FREE
+            }
+            total += (not made) in wanted
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a precision vector costs.
+
+    Attributes
+    ----------
+    fp32_ops
+        Ops in FP32. The Neural Engine does not run FP32, so each of them leaves it.
+    islands
+        Connected groups of them.
+    casts
+        Casts between FP16 and FP32.
+    weight_bytes
+        Bytes of the weights of candidate ops: 4 a number in FP32 ops, 2 in FP16 ops.
+    fp32_flops
+        The share of floating-point operations that is done in FP32, 0 to 1.
+    """
+
+    fp32_ops: int
+    islands: int
+    casts: int
+    weight_bytes: int
+    fp32_flops: float
+
+
+def cost(ops: Sequence[CandidateOp], casts: Casts, fp32: Sequence[bool]) -> Cost:
+    """The cost of a precision vector (True = FP32)."""
+    kept = [op for op in ops if fp32[op.index]]
+    total = sum(op.flops for op in ops)
+    return Cost(
+        len(kept),
+        len(casts.islands(fp32)),
+        casts.count(fp32),
+        sum(op.weight_bytes if fp32[op.index] else op.weight_bytes // 2 for op in ops),
+        sum(op.flops for op in kept) / total if total else 0.0,
+    )

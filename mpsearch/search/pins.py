@@ -1,0 +1,38 @@
+"""Pins: which ops the user has decided already."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+from ..errors import InputError
+from ..program.lowering import CandidateOp
+
+
+def resolve(patterns: Iterable[str], ops: Sequence[CandidateOp], option: str) -> set[int]:
+    """The candidate ops that ``type:``, ``layer:`` and ``op:`` patterns name; * is a wildcard.
+
+    Raises
+    ------
+    InputError
+        If a pattern has another form or matches no candidate op.
+    """
+    found: set[int] = set()
+    for pattern in patterns:
+        kind, _, glob = pattern.partition(":")
+        field = {"type": "type", "layer": "layer", "op": "name"}.get(kind)
+        if field is None or not glob:
+            raise InputError(
+                f"{option} {pattern!r}: expected 'type:softmax', 'layer:encoder.3.*' or 'op:name*'"
+            )
+        hits = {op.index for op in ops if fnmatch.fnmatchcase(getattr(op, field), glob)}
+        if kind == "layer":  # a layer without a wildcard means what is inside it as well
+            hits |= {op.index for op in ops if op.layer.startswith(glob + ".")}
+        if not hits:
+            known = sorted({getattr(op, field) for op in ops} - {""})
+            close = difflib.get_close_matches(glob.rstrip("*"), known, 3, 0.4) or known[:5]
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise InputError(f"{option} {pattern!r} matches no candidate op{hint}")
+        found |= hits
+    return found

@@ -1,0 +1,482 @@
+"""A first-order model of rounding: which tensors hurt how much when they are rounded to FP16.
+
+FP16 error is a sum of small perturbations, one for every *tensor* that is rounded, carried to the
+output by the Jacobian. A tensor is rounded when the op that makes it is FP16, or the op that reads
+it, or one between them that only moves values; then it is rounded once, whichever of them it is.
+So each reading of a tensor is a *source* with a set of ops that trigger it, and constants are
+sources triggered by their op alone.
+
+The size of a source's effect, the norm of J delta, is estimated from a few backward passes with
+random output directions v, since ``E[(v . J delta)^2] = |J delta|^2`` (Hutchinson 1990; as ADAPT,
+Menon et al., SC 2018, but per tensor and without summing signed terms). A rounding that overflows
+is beyond first order and counts as infinite.
+
+The model only *proposes*: an order in which to cast ops, and which exchanges to try. Only true
+evaluations decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from torch import Tensor
+
+from ..ending import Ending
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.metrics import Outputs
+from ..executor.ops import OPS
+from ..executor.runtime import Runtime
+from ..numerics.formats import narrow
+from ..numerics.profiles import carries_rounding
+from ..program.graph import Constant, Function, Node, Ref, Source
+
+DIRECTIONS = 8
+#: The share of the time left that the model may take, where that is limited.
+_SHARE = 0.25
+#: What an overflow weighs: more than any finite effect, and still comparable.
+_OVERFLOW = 1e30
+
+
+@dataclass(slots=True)
+class RoundingModel:
+    """Sources of rounding error: the ops that trigger each, and its squared effect.
+
+    Effects are relative to the norm of the output, so their sum is comparable to a squared
+    relative L2 error.
+    """
+
+    triggers: list[frozenset[int]] = field(default_factory=list)
+    effects: list[float] = field(default_factory=list)
+    _by_op: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, trigger: frozenset[int], effect: float) -> None:
+        """Add a source."""
+        if not trigger or effect <= 0:
+            return
+        for op in trigger:
+            self._by_op.setdefault(op, []).append(len(self.triggers))
+        self.triggers.append(trigger)
+        self.effects.append(effect)
+
+    def harm(self, ops: Collection[int], fp16: Collection[int]) -> float:
+        """The squared error that casting ``ops`` adds when ``fp16`` are cast already."""
+        seen: set[int] = set()
+        total = 0.0
+        for op in ops:
+            for source in self._by_op.get(op, ()):
+                if source not in seen and self.triggers[source].isdisjoint(fp16):
+                    seen.add(source)
+                    total += self.effects[source]
+        return total
+
+    def relief(self, ops: Collection[int], fp16: Collection[int]) -> float:
+        """The squared error that goes when ``ops``, which are in ``fp16``, become FP32."""
+        others = set(fp16).difference(ops)
+        return self.harm(ops, others)
+
+    def keep_order(
+        self,
+        units: Sequence[Collection[int]],
+        cost: Sequence[float],
+        fp16: Collection[int] = (),
+        steps: int = 64,
+    ) -> list[int]:
+        """Units in the order in which to keep them FP32, the most worthwhile first.
+
+        A source is silenced only if all ops that trigger it are FP32, so which set to keep is a
+        project selection problem: a minimum cut gives the set with the largest sum of silenced
+        effects less ``price`` times its cost, exactly (Picard 1976). As the price falls these
+        sets grow, one inside the next (Gallo, Grigoriadis and Tarjan 1989); the order is that of
+        their growth, and within one step that of the least harm done by casting.
+        """
+        owner = {op: i for i, unit in enumerate(units) for op in unit}
+        projects = []
+        for trigger, effect in zip(self.triggers, self.effects, strict=True):
+            if trigger.isdisjoint(fp16):
+                projects.append((effect, sorted({owner[op] for op in trigger if op in owner})))
+        projects = [(effect, needs) for effect, needs in projects if needs]
+        order: list[int] = []
+        if projects:
+            finite = [effect for effect, _ in projects if effect < _OVERFLOW]
+            high = max(finite, default=1.0)
+            low = min(finite, default=1.0)
+            prices = [math.inf, *np.geomspace(high * 2, low / 4, steps)]
+            for price in prices:
+                chosen = _closure(projects, cost, price)
+                fresh = chosen.difference(order)
+                order.extend(self._ranked(fresh, order, units, fp16))
+        rest = set(range(len(units))).difference(order)
+        return order + self._ranked(rest, order, units, fp16)
+
+    def _ranked(
+        self,
+        fresh: set[int],
+        before: Sequence[int],
+        units: Sequence[Collection[int]],
+        fp16: Collection[int],
+    ) -> list[int]:
+        """``fresh`` with what would be cast first at the end, given that ``before`` is kept."""
+        if len(fresh) <= 1:
+            return list(fresh)
+        kept = {op for i in (*before, *fresh) for op in units[i]}
+        cast = {op for unit in units for op in unit}.difference(kept) | set(fp16)
+        out: list[int] = []
+        remaining = set(fresh)
+        while remaining:
+            least = min(remaining, key=lambda i: (self.harm(units[i], cast), -i))
+            remaining.discard(least)
+            cast.update(units[least])
+            out.append(least)
+        return out[::-1]
+
+
+def _closure(
+    projects: Sequence[tuple[float, Sequence[int]]], cost: Sequence[float], price: float
+) -> set[int]:
+    """The units that maximise the effects silenced less ``price`` times the cost of the units."""
+    unit = 1000  # maximum_flow counts in integers: a cost of 1 is this many
+    top = 1 << 30
+    n = len(projects)
+    sink = n + len(cost) + 1
+    rows, columns, capacities = [], [], []
+
+    def edge(a: int, b: int, capacity: float) -> None:
+        rows.append(a)
+        columns.append(b)
+        capacities.append(int(min(max(capacity, 0), top)))
+
+    for j, (effect, needs) in enumerate(projects, start=1):
+        if effect >= _OVERFLOW:
+            value = 1e6 * unit
+        else:
+            value = 0.0 if math.isinf(price) else min(effect / price * unit, 1e6 * unit)
+        edge(0, j, value)
+        for i in needs:
+            edge(j, n + 1 + i, top)
+    for i, c in enumerate(cost):
+        edge(n + 1 + i, sink, c * unit)
+    graph = csr_array((capacities, (rows, columns)), shape=(sink + 1, sink + 1), dtype=np.int32)
+    residual = graph - maximum_flow(graph, 0, sink).flow
+    residual.data[residual.data < 0] = 0
+    residual.eliminate_zeros()
+    reached = breadth_first_order(residual, 0, return_predecessors=False)
+    return {int(v) - n - 1 for v in reached if n < v < sink}
+
+
+def rounding_model_of(evaluator: Evaluator, seed: int, samples: int = 2) -> RoundingModel:
+    """The model over an evaluator's first samples, in the last of its profiles.
+
+    Raises
+    ------
+    Stop
+        If the run ends before one direction is known.
+    """
+    samples = min(samples, evaluator.samples)
+    with evaluator.aside():  # gradients need every value of a sample at once
+        return rounding_model(
+            evaluator.function,
+            [evaluator.sample(i) for i in range(samples)],
+            evaluator.references[:samples],
+            evaluator.runtimes[-1],
+            seed,
+            ending=evaluator.ending,
+        )
+
+
+def rounding_model(
+    function: Function,
+    samples: Sequence[Mapping[str, Tensor]],
+    references: Sequence[Outputs],
+    runtime: Runtime,
+    seed: int = 0,
+    directions: int = DIRECTIONS,
+    ending: Ending | None = None,
+) -> RoundingModel:
+    """Build the model from one forward and ``directions`` backward passes for each sample.
+
+    ``runtime`` gives the numerics profile and the weights. Ops inside loops and branches are not
+    seen one by one and get no effect. Where time is limited, fewer directions and samples do: the
+    order of ops needs less of them than the sizes of their effects.
+
+    Raises
+    ------
+    Stop
+        If the run ends before one direction is known.
+    """
+    ending = ending or Ending()
+    finish = ending.after(_SHARE)
+    totals: dict[tuple[frozenset[int], int], float] = {}
+    generator = torch.Generator().manual_seed(seed)
+    seen = 0
+    for sample, reference in zip(samples, references, strict=True):
+        if seen and finish():
+            break
+        recorder = _Recording(function, runtime, ending)
+        outputs = recorder.forward(sample)
+        wanted = dict(zip(function.outputs, reference.values(), strict=True))
+        scaled = _scaled(outputs, wanted)
+        seen += 1
+        if not scaled:
+            continue
+        for k in range(directions):
+            if k and finish():
+                break
+            grads = [torch.randn(o.shape, generator=generator).to(o.device) * s for o, s in scaled]
+            torch.autograd.backward([o for o, _ in scaled], grads, retain_graph=k + 1 < directions)
+            recorder.collect()
+        for key, value in recorder.effects().items():
+            totals[key] = totals.get(key, 0.0) + value
+    model = RoundingModel()
+    for (trigger, _), effect in totals.items():
+        model.add(trigger, effect / seen)
+    return model
+
+
+def _scaled(outputs: Mapping[str, Tensor], reference: Outputs) -> list[tuple[Tensor, float]]:
+    """Differentiable outputs with one over the norm of what they should be."""
+    pairs = []
+    for name, out in outputs.items():
+        wanted = reference[name]
+        if out.requires_grad and out.is_floating_point():
+            finite = wanted[torch.isfinite(wanted)].double()
+            size = float(torch.linalg.vector_norm(finite)) or 1.0
+            pairs.append((out, 1.0 / size))
+    return pairs
+
+
+class _Recording:
+    """One FP32 forward with a hook on every value where it is read.
+
+    What rounding changes in a value is kept in bfloat16: half the memory of the value, and the
+    eight bits are plenty for an estimate.
+    """
+
+    def __init__(self, function: Function, runtime: Runtime, ending: Ending) -> None:
+        self._function = function
+        self._runtime = runtime
+        self._ending = ending
+        self._scratch = torch.empty(0)
+        self._directions = 0
+        self._triggers: list[frozenset[int]] = []
+        self._rounding: dict[int, Tensor] = {}  # slot -> what rounding changes in its value
+        self._fixed: dict[int, float] = {}
+        self._current: dict[int, float] = {}
+        self._sums: dict[int, float] = {}
+
+    def forward(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        env: dict[int, Any] = {}
+        origins: dict[int, frozenset[int]] = {}
+        given = {**self._function.inputs, **self._function.states}
+        for name, slot in given.items():
+            value = sample[name].to(self._runtime.device)
+            if value.is_floating_point():
+                value = value.float()
+            env[slot] = _differentiable(value)
+        for node in self._function.nodes:
+            self._run(node, env, origins)
+        outputs = {}
+        for name, source in self._function.outputs.items():
+            if isinstance(source, Ref):
+                value = env[source.slot]
+                if isinstance(value, Tensor):
+                    trigger = origins.get(source.slot, frozenset())
+                    outputs[name] = self._read(value, trigger, source.slot)
+        return outputs
+
+    def _run(self, node: Node, env: dict[int, Any], origins: dict[int, frozenset[int]]) -> None:
+        self._ending.check()
+        own = frozenset() if node.candidate is None else frozenset({node.candidate})
+        if node.blocks or node.op_type not in OPS:
+            with torch.no_grad():
+                results = self._runtime.run(node, env)
+            env.update(zip(node.outputs, results, strict=True))
+            return
+        moves = carries_rounding(node.op_type)
+        passed: frozenset[int] = frozenset()
+        arguments: dict[str, Any] = {}
+        rounded: dict[str, Any] = {}  # constants as FP16 has them
+        narrowed = node.fp16.inputs if node.fp16 is not None else {}
+        tensors = OPS[node.op_type].tensors
+        for name, source in node.fp32.inputs.items():
+            if name not in tensors:
+                arguments[name] = self._runtime.value(source, env)
+                continue
+            changed = narrowed.get(name)
+            if isinstance(source, list):
+                forms = changed if isinstance(changed, list) else [None] * len(source)
+                arguments[name] = [
+                    self._argument(s, c, env, origins, own, moves)
+                    for s, c in zip(source, forms, strict=True)
+                ]
+            else:
+                arguments[name] = self._argument(source, changed, env, origins, own, moves)
+                if isinstance(source, Constant) and isinstance(changed, Constant):
+                    rounded[name] = changed
+            if moves and isinstance(source, Ref):
+                passed |= origins.get(source.slot, frozenset())
+        out = OPS[node.op_type].function(**arguments)
+        results = tuple(map(_differentiable, out if isinstance(out, tuple) else (out,)))
+        if own and not moves:
+            results = self._constants(node, arguments, rounded, results, own)
+        for slot, result in zip(node.outputs, results, strict=True):
+            env[slot] = result
+            origins[slot] = own | passed if moves else own
+        if self._runtime.profile.treats(node.op_type) and own:
+            self._inner(node, env, results, own)
+
+    def _argument(
+        self,
+        source: Source,
+        changed: Source,
+        env: dict[int, Any],
+        origins: dict[int, frozenset[int]],
+        own: frozenset[int],
+        moves: bool,
+    ) -> Any:
+        value = self._runtime.source(source, env)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        value = value.float()
+        # What a move reads is a source where its result is read.
+        if not isinstance(source, Ref) or moves:
+            return value
+        trigger = origins.get(source.slot, frozenset())
+        if isinstance(changed, Ref) and changed.narrow:
+            trigger = trigger | own
+        return self._read(value, trigger, source.slot)
+
+    def _constants(
+        self,
+        node: Node,
+        arguments: Mapping[str, Any],
+        rounded: Mapping[str, Constant],
+        results: tuple[Any, ...],
+        own: frozenset[int],
+    ) -> tuple[Any, ...]:
+        """Watch what rounding an op's constants changes in its results.
+
+        The change is taken where it shows, in the result: gradients for the weights themselves
+        would cost as much again as all the rest.
+        """
+        forms = {name: self._runtime.source(constant, {}) for name, constant in rounded.items()}
+        changes = [
+            isinstance(form, Tensor) and form.is_floating_point() and bool((form != value).any())
+            for form, value in ((f, arguments[name]) for name, f in forms.items())
+        ]
+        if not any(changes):
+            return results
+        with torch.no_grad():
+            plain = {k: _detached(v) for k, v in arguments.items()}
+            plain.update({k: v.float() for k, v in forms.items() if isinstance(v, Tensor)})
+            out = OPS[node.op_type].function(**plain)
+        moved = out if isinstance(out, tuple) else (out,)
+        watched = []
+        for exact, other in zip(results, moved, strict=True):
+            if isinstance(exact, Tensor) and exact.requires_grad and exact.is_floating_point():
+                change = other - exact.detach()
+                watched.append(self._watch(exact.view(exact.shape), own, change))
+            else:
+                watched.append(exact)
+        return tuple(watched)
+
+    def _read(self, value: Tensor, trigger: frozenset[int], slot: int) -> Tensor:
+        if not trigger or not value.requires_grad or not value.is_floating_point():
+            return value
+        if slot not in self._rounding:
+            self._rounding[slot] = self._change(value.detach())
+        return self._watch(value.view(value.shape), trigger, self._rounding[slot], slot)
+
+    def _change(self, value: Tensor) -> Tensor:
+        """What rounding to FP16 changes, in memory that the next call uses again."""
+        if self._scratch.numel() < value.numel() or self._scratch.device != value.device:
+            self._scratch = torch.empty(value.numel(), device=value.device)
+        change = self._scratch[: value.numel()].view(value.shape)
+        return change.copy_(narrow(value)).sub_(value)
+
+    def _watch(
+        self, value: Tensor, trigger: frozenset[int], change: Tensor, slot: int | None = None
+    ) -> Tensor:
+        index = len(self._triggers)
+        self._triggers.append(trigger)
+        if change.dtype is not torch.bfloat16:
+            if not _finite(change):
+                change = torch.full((1,), math.inf)
+            change = change.to(torch.bfloat16)
+            if slot is not None:
+                self._rounding[slot] = change
+        if change.numel() == 1 and not math.isfinite(float(change)):
+            self._fixed[index] = _OVERFLOW
+            return value
+
+        def hook(grad: Tensor) -> Tensor | None:
+            self._ending.check()
+            moved = float(torch.dot(grad.reshape(-1), change.reshape(-1).float()))
+            clean = None
+            if not math.isfinite(moved):
+                clean = torch.nan_to_num(grad, 0.0, 0.0, 0.0)
+                moved = float(torch.dot(clean.reshape(-1), change.reshape(-1).float()))
+            self._current[index] = self._current.get(index, 0.0) + moved
+            return clean
+
+        value.register_hook(hook)
+        return value
+
+    def _inner(
+        self, node: Node, env: dict[int, Any], results: tuple[Any, ...], own: frozenset[int]
+    ) -> None:
+        """What the profile does inside an op, beyond rounding its inputs and outputs."""
+        with torch.no_grad():
+            got = self._runtime.run(node, env, lambda _: False)
+        for slot, exact, result in zip(node.outputs, results, got, strict=True):
+            if isinstance(exact, Tensor) and exact.is_floating_point() and exact.requires_grad:
+                change = result.float() - exact.detach()
+                env[slot] = self._watch(exact.view(exact.shape), own, change)
+
+    def collect(self) -> None:
+        """Take in one backward pass."""
+        self._directions += 1
+        for index, value in self._current.items():
+            self._sums[index] = self._sums.get(index, 0.0) + value * value
+        self._current.clear()
+
+    def effects(self) -> dict[tuple[frozenset[int], int], float]:
+        """Trigger and place of each source -> mean squared effect."""
+        out = {}
+        for index, trigger in enumerate(self._triggers):
+            effect = self._fixed.get(index, self._sums.get(index, 0.0) / self._directions)
+            out[(trigger, index)] = effect if math.isfinite(effect) else _OVERFLOW
+        return out
+
+
+def _differentiable(value: Any) -> Any:
+    """A leaf where nothing before it has a gradient: an embedding of token ids, for instance."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad:
+        return value
+    leaf = value.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(_forget)
+    return leaf.view(leaf.shape)
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all of a tensor is finite, without another tensor of its size."""
+    if not value.numel():
+        return True
+    low, high = torch.aminmax(value)
+    return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+def _forget(leaf: Tensor) -> None:
+    leaf.grad = None
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [_detached(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,151 @@
+"""From a PyTorch model to the pre-cast program, by the route that converts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._ct import ct, quiet
+from ..errors import InputError
+from ..usercode import reason
+from .flat import Flat
+from .modules import Sample, TorchModel, deterministic, widened
+from .precast import Port, Precast, passes_before_cast
+from .provenance import line_of
+from .routes import Routed, direct, export, trace
+
+with quiet():
+    from coremltools.converters.mil.mil import Program
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
+
+
+# --- conversion ------------------------------------------------------------------------------
+
+
+def convert(
+    model: TorchModel, samples: list[dict[str, Any]], target: str, io_dtype: str
+) -> Precast:
+    """Convert a PyTorch model up to the cast.
+
+    Parameters
+    ----------
+    samples
+        The first is traced; axes whose size differs between samples become flexible.
+    target
+        One of :data:`TARGETS`.
+    io_dtype
+        ``fp32`` or ``fp16``: the dtype of float inputs and outputs.
+
+    Raises
+    ------
+    InputError
+        If coremltools cannot convert the model.
+    """
+    if io_dtype == "fp16" and target == "iOS15":
+        raise InputError("--io-dtype fp16 needs --target iOS16 or newer, got iOS15")
+    if model.states and target != "iOS18":
+        raise InputError(f"states need --target iOS18, got {target}")
+    first = samples[0]
+    values = model(first)
+    inputs = [_port(k, v, samples, io_dtype) for k, v in first.items() if isinstance(v, Tensor)]
+    arguments: dict[str, Any] = {
+        "convert_to": "milinternal",
+        "compute_precision": ct.precision.FLOAT32,
+        "minimum_deployment_target": getattr(ct.target, target),
+        "inputs": [p.tensor_type() for p in inputs],
+    }
+    failures: list[str] = []
+    for outputs in _named_outputs(values, inputs, first, io_dtype):
+        for route in (direct, trace, export):
+            found = _converted(model, first, route, outputs, arguments, failures)
+            if found is not None:
+                program, routed = found
+                return Precast(
+                    program,
+                    inputs,
+                    outputs,
+                    target,
+                    routed.kind,
+                    routed.layer_of,
+                    line_of(routed.lines),
+                    routed.wrapper,
+                    {s.name: tuple(s.shape.shape) for s in _states(model, routed.wrapper)},
+                    model.half,
+                )
+    raise InputError(f"coremltools cannot convert the model: {failures[0]}")
+
+
+def _converted(
+    model: TorchModel,
+    sample: Sample,
+    route: Callable[[TorchModel, Sample], Routed | None],
+    outputs: list[Port],
+    arguments: dict[str, Any],
+    failures: list[str],
+) -> tuple[Program, Routed] | None:
+    """The program by one route; None where it does not apply, or fails, which is then noted."""
+    with deterministic(), quiet():
+        try:
+            routed = route(model, sample)
+            if routed is None:
+                return None
+            # A pass list of its own: coremltools takes passes out of the one it is given.
+            given = dict(arguments, pass_pipeline=PassPipeline(passes_before_cast(), "precast"))
+            given["outputs"] = [p.tensor_type(output=True) for p in outputs]
+            if model.states:
+                given["states"] = _states(model, routed.wrapper)
+            return ct.convert(routed.source, **given), routed
+        except Exception as error:
+            failures.append(reason(error))
+            return None
+
+
+def _named_outputs(
+    values: Mapping[str, Tensor], inputs: list[Port], sample: Sample, io_dtype: str
+) -> Iterator[list[Port]]:
+    """What the outputs are to be called, the second time with inputs that are handed out as such.
+
+    An output that is an input has the input's name, which coremltools cannot change; whether it is
+    one shows only when another name fails.
+    """
+    named = [
+        Port(_identifier(k, inputs), io_dtype if v.is_floating_point() else None)
+        for k, v in values.items()
+    ]
+    yield named
+    passed = list(named)
+    for place, value in enumerate(values.values()):
+        for port in inputs:
+            given = widened(sample[port.name])
+            if given.shape == value.shape and torch.equal(given, value):
+                passed[place] = Port(port.name, named[place].dtype)
+    if passed != named:
+        yield passed
+
+
+def _states(model: TorchModel, wrapper: Flat | None) -> list[Any]:
+    """What ``ct.convert`` is told about the buffers that are states (Core ML stores FP16)."""
+    prefix = "" if wrapper is None else "model."
+    return [
+        ct.StateType(ct.TensorType(shape=tuple(buffer.shape), dtype=np.float16), prefix + name)
+        for name, buffer in model.states.items()
+    ]
+
+
+def _port(name: str, value: Tensor, samples: list[dict[str, Any]], io_dtype: str) -> Port:
+    shape: list[int | tuple[int, int]] = []
+    for axis, size in enumerate(value.shape):
+        sizes = {s[name].shape[axis] for s in samples if s[name].dim() == value.dim()}
+        shape.append(size if len(sizes) <= 1 else (min(sizes), max(sizes)))
+    return Port(name, io_dtype if value.is_floating_point() else "int32", tuple(shape))
+
+
+def _identifier(name: str, inputs: list[Port]) -> str:
+    """An output name that coremltools leaves as it is and that no input has."""
+    clean = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+    clean = f"_{clean}" if clean[:1].isdigit() else clean
+    return f"{clean}_out" if clean in {p.name for p in inputs} else clean

@@ -1,0 +1,394 @@
+"""Calibration data: from files and Python objects to samples."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import check_archive, first_line, is_archive, regular
+from ..usercode import guarded, import_callable
+
+#: ``targets`` where every item of the inputs is (sample, target).
+PAIRS = "pairs"
+#: More samples than these are taken for data without an end.
+_MOST_SAMPLES = 1 << 16
+
+
+@dataclass(slots=True)
+class Data:
+    """Samples, each what one call of the model takes.
+
+    Attributes
+    ----------
+    samples
+        Per sample, input name to tensor, with other arguments (None, numbers, flags) as they are.
+    targets
+        Per sample, what a task metric compares with; empty where there is none.
+    noise
+        Whether the samples were drawn at random.
+    """
+
+    samples: list[dict[str, Any]]
+    targets: list[Any] = field(default_factory=list)
+    noise: bool = False
+
+    def split(self, heldout: float) -> tuple[Data, Data]:
+        """The calibration share and the held-out share (the samples at the end).
+
+        Of two or more samples at least one is held out, unless ``heldout`` is 0.
+
+        Raises
+        ------
+        InputError
+            If ``heldout`` is not in [0, 1).
+        """
+        if not 0 <= heldout < 1:
+            raise InputError(f"heldout is {heldout}, expected a share from 0 to below 1")
+        count = len(self.samples)
+        held = min(count - 1, max(1, round(count * heldout))) if count > 1 and heldout else 0
+        cut = count - held
+        return (
+            Data(self.samples[:cut], self.targets[:cut], self.noise),
+            Data(self.samples[cut:], self.targets[cut:], self.noise),
+        )
+
+    @property
+    def understood(self) -> str:
+        """What the samples were taken for, in words: inputs by name, shape and kind."""
+        first = self.samples[0]
+        inputs = ", ".join(
+            f"{name} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{name}={v!r}"
+            for name, v in first.items()
+        )
+        count = len(self.samples)
+        targets = ", each with a target" if self.targets else ""
+        return f"{count} sample{'' if count == 1 else 's'} of {inputs}{targets}"
+
+
+def argument_names(model: Any) -> list[str] | None:
+    """The names of a model's arguments in order, None where any are accepted."""
+    if isinstance(model, torch.jit.ScriptModule):
+        schema: Any = model.forward.schema  # type: ignore[attr-defined]
+        return [a.name for a in schema.arguments][1:]
+    if isinstance(model, torch.export.ExportedProgram):
+        return list(model.graph_signature.user_inputs)
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return names or None
+
+
+def required_arguments(model: Any) -> int:
+    """How many arguments of a module have no default."""
+    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        parameters = inspect.signature(model.forward).parameters.values()
+        return sum(
+            p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            for p in parameters
+        )
+    return len(argument_names(model) or [])
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """An array, list or tensor as a detached tensor on the CPU, free of inference mode.
+
+    Raises
+    ------
+    InputError
+        If it holds anything but numbers.
+    """
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        tensor = tensor.detach().cpu()
+        return tensor.clone() if tensor.is_inference() else tensor
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"input {name!r} is no array of numbers: {first_line(error)}") from error
+
+
+def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Data:
+    """Samples from what a Python caller gives.
+
+    Parameters
+    ----------
+    inputs
+        One sample (a tensor, a tuple of arguments, a dict by argument name), a list of samples,
+        or an iterable of batches such as a DataLoader.
+    names
+        The model's argument names, in order.
+    targets
+        What a task metric compares with: one for each sample, or ``"pairs"`` where every item of
+        ``inputs`` is (sample, target). Never guessed from the data.
+
+    Raises
+    ------
+    InputError
+        If there are no samples, no end to them, or a sample does not fit the model's arguments.
+    """
+    if isinstance(inputs, (Tensor, np.ndarray, tuple, Mapping)):
+        items: Iterable[Any] = [inputs]
+    elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)):
+        items = inputs
+    else:
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}; expected a tensor, a tuple, a dict, a list of "
+            "those, or a DataLoader"
+        )
+    data = Data([])
+    room = _room_for_samples()
+    for item in _items(items):
+        if targets is PAIRS or targets == PAIRS:
+            if not (isinstance(item, (tuple, list)) and len(item) == 2):
+                raise InputError(
+                    f"item {len(data.samples)} of the inputs is a {type(item).__name__}, expected "
+                    '(sample, target), as targets="pairs" says'
+                )
+            item, target = item
+            data.targets.append(target)
+        sample = _sample(item, names, len(data.samples))
+        data.samples.append(sample)
+        room -= sum(v.nbytes for v in sample.values() if isinstance(v, Tensor))
+        if room < 0 or len(data.samples) > _MOST_SAMPLES:
+            raise InputError(
+                f"the data does not end: {len(data.samples):,} samples so far; give at most "
+                f"{_MOST_SAMPLES:,} that fit half of the memory"
+            )
+    if not data.samples:
+        raise InputError("the data holds no samples; give at least one")
+    if targets is not None and not (isinstance(targets, str) and targets == PAIRS):
+        data.targets = _targets(targets, len(data.samples))
+    return data
+
+
+def _targets(targets: Any, count: int) -> list[Any]:
+    with guarded("targets: reading them"):
+        found = list(targets)
+    if len(found) != count:
+        raise InputError(f"targets hold {len(found)} rows, expected {count}, one for each sample")
+    return found
+
+
+def _items(items: Iterable[Any]) -> Iterator[Any]:
+    """The items of the user's own iterable, whose errors are one line."""
+    with guarded("inputs: reading them"):
+        iterator = iter(items)
+    while True:
+        with guarded("inputs: reading them"):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+def _room_for_samples() -> int:
+    """Bytes that samples may take: half of the machine's memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total) // 2
+
+
+def _sample(item: Any, names: Sequence[str] | None, place: int) -> dict[str, Any]:
+    if isinstance(item, Mapping):
+        unknown = [k for k in item if names is not None and k not in names]
+        if unknown:
+            assert names is not None
+            raise InputError(
+                f"input {unknown[0]!r} is not known; the model takes {', '.join(names)}"
+            )
+        given = {str(k): v for k, v in item.items()}
+    else:
+        values = list(item) if isinstance(item, (tuple, list)) else [item]
+        known = list(names) if names is not None else [f"input_{i}" for i in range(len(values))]
+        if len(values) > len(known):
+            hint = '; if each item is (sample, target), say targets="pairs"'
+            raise InputError(
+                f"a sample has {len(values)} inputs, the model takes {len(known)}: "
+                + ", ".join(known)
+                + (hint if len(values) == len(known) + 1 else "")
+            )
+        given = dict(zip(known, values, strict=False))
+    return {k: _argument(k, v, place) for k, v in given.items() if v is not None}
+
+
+def _argument(name: str, value: Any, place: int) -> Any:
+    """A tensor, or a constant that can be written into Python code as it is."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        tensor = as_tensor(value, name)
+        if not tensor.numel():
+            raise InputError(
+                f"sample {place}: input {name!r} has shape {tuple(tensor.shape)} and holds no "
+                "values; give samples with at least one"
+            )
+        return tensor
+    if not _literal(value):
+        raise InputError(
+            f"sample {place}: input {name!r} is a {type(value).__name__}; expected a tensor, an "
+            "array, a number, a text, a truth value, or a list of these"
+        )
+    return value
+
+
+def _literal(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(map(_literal, value))
+    return type(value) in (bool, int, float, str, type(None))
+
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def read(
+    path: str,
+    names: Sequence[str] | None,
+    required: int,
+    targets: str | None = None,
+    shapes: Shapes | None = None,
+) -> Data:
+    """Samples from a file keyed by input name (first axis = samples), or from a callable.
+
+    A row keeps the first axis, with size 1, which is the batch axis that most models have; where
+    the model declares an input of one axis less than the array (``shapes``), the row drops it.
+    ``targets`` is another such file, whose first array counts, or ``pairs`` where a callable gives
+    (sample, target).
+
+    Raises
+    ------
+    InputError
+        If the file is missing, unreadable, empty, or its keys are not the model's inputs.
+    """
+    paired = PAIRS if targets == PAIRS and not Path(PAIRS).exists() else None
+    if ":" in path and not Path(path).exists():
+        made = import_callable(path, "inputs")
+        with guarded(f"inputs {path!r}: the callable"):
+            items = made()
+        data = collect([items] if isinstance(items, (Tensor, Mapping)) else items, names, paired)
+    else:
+        if paired is not None:
+            raise InputError(
+                "--targets pairs goes with --inputs package.module:callable; with a file give the "
+                "targets as another file"
+            )
+        arrays = _read_arrays(path)
+        data = Data(_rows(arrays, path, names, required, shapes or {}))
+    if targets is not None and paired is None:
+        first = next(iter(_read_arrays(targets).values()), torch.empty(0))
+        data.targets = _targets(first if first.dim() else first[None], len(data.samples))
+    return data
+
+
+def _read_arrays(path: str) -> dict[str, Tensor]:
+    file = regular(
+        path, "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
+    )
+    if file.suffix not in (".npz", ".safetensors", ".pt", ".pth"):
+        raise InputError(f"{path} is of no known kind; expected .npz, .pt or .safetensors")
+    try:
+        if is_archive(file):
+            check_archive(file)
+        found = _arrays(file)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"{path} holds a {type(found).__name__}, expected a dict from input name to tensor"
+        )
+    return {str(k): as_tensor(v, str(k)) for k, v in found.items()}
+
+
+def _arrays(file: Path) -> Any:
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as archive:
+            return {k: archive[k] for k in archive.files}
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _rows(
+    arrays: dict[str, Tensor],
+    path: str,
+    names: Sequence[str] | None,
+    required: int,
+    shapes: Shapes,
+) -> list[dict[str, Any]]:
+    if not arrays:
+        raise InputError(f"{path} is empty; expected arrays keyed by input name")
+    unknown = [k for k in arrays if names is not None and k not in names]
+    if unknown:
+        assert names is not None
+        raise InputError(f"{path} has the key {unknown[0]!r}, the model takes {', '.join(names)}")
+    missing = [k for k in (names or [])[:required] if k not in arrays]
+    if missing:
+        raise InputError(f"{path} lacks the input {missing[0]!r}; it holds {', '.join(arrays)}")
+    lengths = {k: len(v) if v.dim() else 0 for k, v in arrays.items()}
+    count = min(lengths.values())
+    if max(lengths.values()) != count:
+        raise InputError(
+            f"{path}: the inputs have different numbers of samples: "
+            + ", ".join(f"{k} {n}" for k, n in lengths.items())
+        )
+    if not count:
+        raise InputError(f"{path} holds no samples; give at least one")
+    if count > _MOST_SAMPLES:
+        raise InputError(f"{path} holds {count:,} samples; give at most {_MOST_SAMPLES:,}")
+    bare = {k for k, v in arrays.items() if k in shapes and len(shapes[k][0]) == v.dim() - 1}
+    order = [k for k in names or arrays if k in arrays]
+    return [
+        {k: _argument(k, arrays[k][i] if k in bare else arrays[k][i : i + 1], i) for k in order}
+        for i in range(count)
+    ]
+
+
+def drawn(
+    shapes: Shapes, names: Sequence[str] | None, required: int, count: int, seed: int
+) -> Data:
+    """Random samples: standard normal floats, zeros and ones for integers.
+
+    Raises
+    ------
+    InputError
+        If ``count`` is below 1 or the samples would not fit half of the memory, or the shape of a
+        required input is not known.
+    """
+    unknown = [k for k in (names or [])[:required] if k not in shapes]
+    if unknown:
+        raise InputError(
+            f"--random needs the shape of input {unknown[0]!r}, which the model does not say; "
+            f"give --shape {unknown[0]}=1,3,224,224"
+        )
+    strange = [k for k in shapes if names is not None and k not in names]
+    if strange:
+        raise InputError(
+            f"--shape {strange[0]}: the model has no such input; it takes {', '.join(names or [])}"
+        )
+    if count < 1:
+        raise InputError(f"--random {count}: give the number of samples, 1 or more")
+    total = count * sum(math.prod(s) * d.itemsize for s, d in shapes.values())
+    if total > _room_for_samples() or count > _MOST_SAMPLES:
+        raise InputError(
+            f"--random {count}: such samples take {total:,} bytes; give at most {_MOST_SAMPLES:,} "
+            "that fit half of the memory"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(count):
+        sample: dict[str, Any] = {}
+        for name, (shape, dtype) in shapes.items():
+            if dtype.is_floating_point:
+                sample[name] = torch.randn(shape, generator=generator).to(dtype)
+            else:
+                sample[name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
+        samples.append(sample)
+    return Data(samples, noise=True)

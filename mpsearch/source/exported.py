@@ -1,0 +1,372 @@
+"""Opens exported programs (``.pt2``) without running code from them.
+
+``torch.export.load`` runs what a file asks for in several ways: guards are compiled, shape
+expressions go to sympy's ``eval``, pickled weights and compiled libraries are loaded, names of
+values are written into generated Python, and a node may call anything that ``torch`` has as an
+attribute. So the file is read once here, every entry of the archive and every string of the
+program is held against what an export writes there, guards and all metadata but stack traces and
+modules are left out, and torch is handed a new archive made of what was checked and of nothing
+else.
+
+The format is that of torch's ``torch/_export/serde/schema.py`` (schema version 8) and
+``torch/export/pt2_archive``.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import keyword
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from .._ct import quiet
+from ..errors import InputError
+from ..files import first_line
+
+
+class _RefusedError(Exception):
+    """Something in the file is not what an export writes; the text says what."""
+
+
+def load_exported(file: Path, trust: bool) -> Any:
+    """The ``ExportedProgram`` in a ``.pt2`` file.
+
+    Parameters
+    ----------
+    file
+        As ``torch.export.save`` of torch 2.8 or newer wrote it.
+    trust
+        Load it as it is, whatever it runs.
+
+    Raises
+    ------
+    InputError
+        If it is no exported program, or, without ``trust``, holds anything that could run code.
+    """
+    try:
+        if trust:
+            with quiet():
+                return torch.export.load(str(file))
+        with tempfile.TemporaryFile() as checked:
+            _copy_checked(file, checked)
+            checked.seek(0)
+            with quiet():
+                return torch.export.load(checked)
+    except _RefusedError as error:
+        raise InputError(
+            f"{file} {error}; pass --allow-pickle if you trust where it comes from"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{file} is no usable exported program: {first_line(error)}") from error
+
+
+# --- the archive -----------------------------------------------------------------------------
+
+_WEIGHTS, _CONSTANTS = "data/weights/", "data/constants/"
+_PROGRAM = "models/model.json"
+_SAMPLES = "data/sample_inputs/model.pt"
+_CONFIGS = {
+    f"{_WEIGHTS}model_weights_config.json": _WEIGHTS,
+    f"{_CONSTANTS}model_constants_config.json": _CONSTANTS,
+}
+#: Entries that say what the archive is, and nothing of the model.
+_ABOUT = re.compile(r"archive_format|archive_version|byteorder|version|\.data/[\w.]+")
+_RAW = re.compile(r"data/(weights/weight_|constants/tensor_)\d+")
+
+
+def _copy_checked(file: Path, out: IO[bytes]) -> None:
+    """Write to ``out`` the archive that torch is to load."""
+    with zipfile.ZipFile(file) as archive:
+        entries = _entries(archive)
+        config = {name: _payload(_json(archive, entries, name), name) for name in _CONFIGS}
+        program = _program(_json(archive, entries, _PROGRAM))
+        samples = archive.read(entries[_SAMPLES]) if _SAMPLES in entries else None
+        if samples is None:
+            raise _RefusedError("is no exported program: it holds no data/sample_inputs/model.pt")
+        _check_tensors(samples)
+        writer = torch._C.PyTorchFileWriter(out)
+        try:
+            for name, body in (("archive_format", b"pt2"), ("archive_version", b"0")):
+                writer.write_record(name, body, len(body))
+            for name, value in {_PROGRAM: program, **config}.items():
+                body = json.dumps(value).encode()
+                writer.write_record(name, body, len(body))
+            writer.write_record(_SAMPLES, samples, len(samples))
+            for name, info in entries.items():
+                if _RAW.fullmatch(name):
+                    body = archive.read(info)
+                    writer.write_record(name, body, len(body))
+        finally:
+            writer.write_end_of_file()  # a writer that is let go unfinished ends the process
+
+
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The entries by name, without the folder that holds them all.
+
+    torch takes the first folder's name off every entry, whatever that is.
+    """
+    found: dict[str, zipfile.ZipInfo] = {}
+    roots = {info.filename.partition("/")[0] for info in archive.infolist()}
+    if len(roots) != 1:
+        raise _RefusedError("is no exported program of torch 2.8 or newer: export and save it anew")
+    for info in archive.infolist():
+        name = info.filename.partition("/")[2]
+        if name in found:
+            raise _RefusedError(f"holds the entry {name!r} twice")
+        if not (
+            name in (_PROGRAM, _SAMPLES)
+            or name in _CONFIGS
+            or _RAW.fullmatch(name)
+            or _ABOUT.fullmatch(name)
+        ):
+            raise _RefusedError(f"holds the entry {name!r}, which could run code")
+        found[name] = info
+    return found
+
+
+def _json(archive: zipfile.ZipFile, entries: Mapping[str, zipfile.ZipInfo], name: str) -> Any:
+    if name not in entries:
+        raise _RefusedError(f"is no exported program: it holds no {name}")
+    return json.loads(archive.read(entries[name]))
+
+
+def _payload(config: Any, name: str) -> Any:
+    """A configuration of weights or constants: raw tensors alone."""
+    for key, entry in config["config"].items():
+        _dotted(key)
+        if entry["use_pickle"] or not _RAW.fullmatch(_CONFIGS[name] + entry["path_name"]):
+            raise _RefusedError(f"holds {key!r} as a pickled object, which can run code")
+    return _Checker().value(config, "config", free_keys=("config",))
+
+
+def _check_tensors(body: bytes) -> None:
+    """That torch can load the example inputs without a full pickle, to which it would fall back."""
+    try:
+        torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _RefusedError("holds pickled example inputs, which can run code") from error
+
+
+# --- the program -----------------------------------------------------------------------------
+
+#: Functions that nodes may call: ops of ATen, and arithmetic on sizes.
+_TARGET = re.compile(
+    r"torch\.ops\.(aten|prims)\.\w+\.\w+"
+    r"|torch\.ops\.higher_order\.(cond|while_loop|wrap_with_set_grad_enabled|wrap_with_autocast)"
+    r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_"
+    r"|not_|getitem|truth)"
+    r"|math\.(ceil|floor|trunc|sqrt|pow|log2?|exp)"
+    r"|torch\.sym_(int|float|max|min|not|sum|ite|sqrt)|torch\._sym_sqrt"
+)
+#: ATen's own ways to read and write files.
+_FILE_OPS = ("save", "from_file")
+#: Text arguments of ops: modes, equations of einsum.
+_TEXT = re.compile(r"[\w ,.>\-]*")
+#: Where modules and lines stand; text for people, which torch splits and never looks up.
+_METADATA = ("stack_trace", "nn_module_stack")
+
+
+def _program(program: Any) -> Any:
+    """A program with what could run code refused, or left out where nothing depends on it."""
+    program["guards_code"] = []
+    program["graph_module"]["metadata"] = {}
+    for entry in program["graph_module"]["module_call_graph"]:
+        for key in ("in_spec", "out_spec"):
+            if entry.get("signature"):
+                _check_tree(json.loads(entry["signature"][key]))
+    return _Checker().value(program, "program")
+
+
+class _Checker:
+    """Walks decoded JSON and holds every string in it against what may stand there."""
+
+    def __init__(self) -> None:
+        self._strings: dict[str, Callable[[str], None]] = {
+            "target": _target,
+            "as_operator": _target,
+            "expr_str": check_expression,
+            "as_string": _text,
+            "as_strings": _text,
+            "in_spec": _anything,  # checked as trees beforehand
+            "out_spec": _anything,
+            "stack_trace": _anything,
+            "nn_module_stack": _anything,
+            "torch_version": _anything,
+            "path_name": _name,
+            "as_float": _number,
+            "parameter_name": _dotted,
+            "buffer_name": _dotted,
+            "tensor_constant_name": _dotted,
+            "fqn": _dotted,
+            "treespec_namedtuple_fields": _dotted,
+        }
+
+    def value(self, value: Any, key: str, free_keys: tuple[str, ...] = ()) -> Any:
+        """``value`` as it may be handed on; ``free_keys`` hold dicts by qualified name."""
+        if isinstance(value, str):
+            self._strings.get(key, _name)(value)
+        elif isinstance(value, list):
+            return [self.value(item, key, free_keys) for item in value]
+        elif isinstance(value, dict):
+            if key == "metadata":
+                value = {k: v for k, v in value.items() if k in _METADATA}
+            if "as_custom_obj" in value or "custom_obj" in value:
+                raise _RefusedError("holds a custom object, which could run code")
+            for name in value:
+                (_dotted if key in (*free_keys, "treespec_namedtuple_fields") else _name)(name)
+            return {k: self.value(v, k, free_keys) for k, v in value.items()}
+        return value
+
+
+def _anything(_: str) -> None:
+    return None
+
+
+def _name(text: str) -> None:
+    """A name that generated Python can hold and that looks up nothing."""
+    if not re.fullmatch(r"\w*", text) or text.startswith("__") or keyword.iskeyword(text):
+        raise _RefusedError(f"holds the name {text[:40]!r}, which would be run as code")
+
+
+def _dotted(text: str) -> None:
+    """A qualified name, such as that of a parameter."""
+    for part in text.split("."):
+        if not re.fullmatch(r"\w*", part) or part.startswith("__"):
+            raise _RefusedError(f"holds the name {text[:40]!r}, which would be run as code")
+
+
+def _target(text: str) -> None:
+    if not _TARGET.fullmatch(text) or text.split(".")[-2] in _FILE_OPS:
+        raise _RefusedError(f"calls {text[:60]!r}, which is no op of ATen")
+
+
+def _text(text: str) -> None:
+    if not _TEXT.fullmatch(text):
+        raise _RefusedError(f"holds the argument {text[:40]!r}, which is no name of a mode")
+
+
+def _number(text: str) -> None:
+    if text not in ("Infinity", "-Infinity", "NaN"):
+        raise _RefusedError(f"holds {text[:40]!r} where a number is expected")
+
+
+def _check_tree(spec: Any) -> None:
+    """The spec of a nested structure (torch.utils._pytree), whose contexts are JSON in JSON.
+
+    Enums and default dicts name modules, which torch would import.
+    """
+    if isinstance(spec, str):
+        try:
+            inner = json.loads(spec)
+        except ValueError:
+            return
+        if not isinstance(inner, str):
+            _check_tree(inner)
+    elif isinstance(spec, dict):
+        if "__enum__" in spec or spec.get("type") == "collections.defaultdict":
+            raise _RefusedError("has inputs or outputs of a type that is imported from elsewhere")
+        for value in spec.values():
+            _check_tree(value)
+    elif isinstance(spec, list):
+        for item in spec:
+            _check_tree(item)
+
+
+# --- shape expressions -----------------------------------------------------------------------
+
+_FUNCTIONS = frozenset(
+    [
+        *("Integer", "Symbol", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv"),
+        *("CleanDiv", "Eq", "Ne", "Ge", "Gt", "Le", "Lt", "Abs", "And", "Or", "Not", "Add", "Mul"),
+        *("Pow", "PowByNatural", "ModularIndexing", "ToFloat", "TruncToInt", "FloatTrueDiv"),
+        *("IntTrueDiv", "RoundToInt", "RoundDecimal", "Identity", "Where", "FloorToInt"),
+        *("CeilToInt", "floor", "ceiling"),
+    ]
+)
+_CONSTANT_NAMES = frozenset(["oo", "int_oo", "true", "false"])
+_SYMBOL = re.compile(r"[suzf]\d+")
+_LONGEST, _LARGEST, _HIGHEST = 4096, 1 << 63, 16
+
+
+def check_expression(text: str) -> None:
+    """That a shape expression is arithmetic on sizes, which sympy may evaluate.
+
+    Names are sizes (``s0``, ``u1``) and the functions that torch prints; powers have a small
+    constant exponent; there are no attributes, subscripts, strings or keywords.
+    """
+    try:
+        if len(text) > _LONGEST:
+            raise ValueError
+        _check_node(ast.parse(text.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+        raise _RefusedError(
+            f"has a shape expression that is no arithmetic ({text[:40]!r}) and would be evaluated "
+            "as code"
+        ) from error
+
+
+def _check_node(node: ast.expr) -> None:
+    """Raise ValueError where a node is none of the grammar's."""
+    if isinstance(node, ast.Constant):
+        if not isinstance(node.value, (int, float)) or abs(node.value) > _LARGEST:
+            raise ValueError
+    elif isinstance(node, ast.Name):
+        if not (_SYMBOL.fullmatch(node.id) or node.id in _CONSTANT_NAMES):
+            raise ValueError
+    elif isinstance(node, ast.UnaryOp):
+        _check_node(node.operand)
+    elif isinstance(node, ast.BinOp):
+        _check_node(node.left)
+        _check_node(node.right)
+        if isinstance(node.op, (ast.LShift, ast.RShift, ast.MatMult)):
+            raise ValueError
+        if isinstance(node.op, ast.Pow):
+            _check_exponent(node.right)
+    elif isinstance(node, ast.Compare):
+        for part in (node.left, *node.comparators):
+            _check_node(part)
+        if not all(
+            isinstance(op, (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)) for op in node.ops
+        ):
+            raise ValueError
+    elif isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS:
+            raise ValueError
+        if node.func.id == "Symbol":
+            _check_symbol(node)
+            return
+        if node.keywords:
+            raise ValueError
+        for argument in node.args:
+            _check_node(argument)
+        if node.func.id in ("Pow", "PowByNatural"):
+            _check_exponent(node.args[-1])
+    else:
+        raise ValueError
+
+
+def _check_symbol(node: ast.Call) -> None:
+    """``Symbol('s0', positive=True, integer=True)``."""
+    name = node.args[0] if len(node.args) == 1 else None
+    if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
+        raise ValueError
+    flags = [k.value for k in node.keywords]
+    if not _SYMBOL.fullmatch(name.value) or not all(
+        isinstance(flag, ast.Constant) and isinstance(flag.value, bool) for flag in flags
+    ):
+        raise ValueError
+
+
+def _check_exponent(node: ast.expr) -> None:
+    inner = node.operand if isinstance(node, ast.UnaryOp) else node
+    value = inner.value if isinstance(inner, ast.Constant) else None
+    if not isinstance(value, (int, float)) or abs(value) > _HIGHEST:
+        raise ValueError

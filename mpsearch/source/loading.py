@@ -1,0 +1,204 @@
+"""Opens model files without running code from them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._ct import ct, quiet
+from ..errors import InputError
+from ..files import check_archive, first_line, is_archive, regular
+from ..program.packages import open_package
+from ..usercode import guarded, import_callable
+from .exported import load_exported
+
+_KINDS = "a TorchScript file, a .pt2, a pickled module or an .mlpackage"
+#: Ops of TorchScript that read and write files.
+_FILE_OPS = frozenset(["aten::save", "aten::from_file"])
+
+
+def load_model(path: str, weights: str | None = None, allow_pickle: bool = False) -> Any:
+    """The model that ``path`` names.
+
+    Parameters
+    ----------
+    path
+        A TorchScript file, an exported program (``.pt2``), a pickled ``nn.Module``, an
+        ``.mlpackage``, or ``package.module:factory``.
+    weights
+        A state dict (``.pt`` or ``.safetensors``) for the module that a factory returns.
+    allow_pickle
+        Allow files that can run any code: pickles, and exported programs as they are.
+
+    Returns
+    -------
+    nn.Module, ScriptModule, ExportedProgram or MLModel
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it holds no model, or it needs ``allow_pickle``.
+    """
+    if ":" in path and not Path(path).exists():
+        return _from_factory(path, weights)
+    if weights is not None:
+        raise InputError(
+            f"--weights goes with package.module:factory, not with a file ({path}); a model file "
+            "carries its own weights"
+        )
+    file = Path(path)
+    if file.suffix in (".mlpackage", ".mlmodel") or file.is_dir():
+        return open_package(file)
+    regular(file, "a model file, an .mlpackage or package.module:factory")
+    if not is_archive(file):
+        return _pickled(file, allow_pickle, legacy=True)
+    check_archive(file)
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if any("/code/" in n and n.endswith(".py") for n in names):
+        return _torchscript(file)
+    if any("/models/" in n and n.endswith(".json") for n in names) or (
+        "serialized_exported_program.json" in names
+    ):
+        return load_exported(file, allow_pickle)
+    if any(n.endswith("data.pkl") for n in names):
+        return _pickled(file, allow_pickle)
+    raise InputError(f"{path} is not a model; expected {_KINDS}")
+
+
+def _from_factory(path: str, weights: str | None) -> Any:
+    factory = import_callable(path, "model")
+    with guarded(f"model {path!r}: the factory"):
+        model = factory()
+    if not isinstance(model, (nn.Module, torch.export.ExportedProgram, ct.models.MLModel)):
+        raise InputError(
+            f"model {path!r} returned a {type(model).__name__}, expected a torch.nn.Module"
+        )
+    if weights is None:
+        return model
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"--weights {weights} goes with a torch.nn.Module; {path!r} returned a "
+            f"{type(model).__name__}, which carries its own"
+        )
+    state = _state_dict(weights)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"weights {weights} do not fit the model: {first_line(error)}") from error
+    return model
+
+
+def _state_dict(path: str) -> dict[str, torch.Tensor]:
+    file = regular(path, "a .pt or .safetensors state dict")
+    if is_archive(file):
+        check_archive(file)
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with quiet():
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"weights {path} are no state dict: {first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"weights {path} hold a {type(loaded).__name__}, expected a state dict")
+    return loaded
+
+
+def _torchscript(file: Path) -> Any:
+    _check_loading(file)
+    try:
+        with quiet():
+            module = torch.jit.load(str(file), map_location="cpu")
+            touching = next(_file_ops(module), None)
+    except Exception as error:
+        raise InputError(f"{file} is no usable TorchScript file: {first_line(error)}") from error
+    if touching is not None:
+        raise InputError(
+            f"{file} calls {touching}, which reads or writes files; a model that does so is not run"
+        )
+    return module
+
+
+def _check_loading(file: Path) -> None:
+    """That loading a TorchScript file runs nothing that touches files.
+
+    The methods ``__setstate__`` of its classes are run by ``torch.jit.load`` itself.
+
+    Raises
+    ------
+    InputError
+        If it could, or if it holds an entry twice, of which torch may read the other one.
+    """
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise InputError(f"{file} is no usable TorchScript file: it holds an entry twice")
+        try:
+            code = b"\n".join(archive.read(name) for name in names if "/code/" in name)
+        except Exception as error:  # zipfile and zlib have several
+            raise InputError(
+                f"{file} is no usable TorchScript file: {first_line(error)}"
+            ) from error
+    found = re.search(rb"\b(save|from_file)\b", code)
+    if found is not None and b"__setstate__" in code:
+        raise InputError(
+            f"{file} runs code when it is loaded, and holds {found.group().decode()}, which "
+            "touches files; a model that does so is not run"
+        )
+
+
+def _file_ops(module: Any) -> Iterator[str]:
+    """The ops of a TorchScript module, in any of its methods, that touch files."""
+
+    def walk(block: Any) -> Iterator[str]:
+        for node in block.nodes():
+            if node.kind() in _FILE_OPS:
+                yield node.kind()
+            for inner in node.blocks():
+                yield from walk(inner)
+
+    for part in module.modules():
+        for name in part._c._method_names():
+            yield from walk(part._c._get_method(name).inlined_graph)
+
+
+def _pickled(file: Path, allow_pickle: bool, legacy: bool = False) -> nn.Module:
+    if not allow_pickle:
+        try:
+            with quiet():
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if legacy and not _looks_pickled(file):
+                raise InputError(f"{file} is not a model; expected {_KINDS}") from error
+            raise InputError(
+                f"{file} is a pickled module, and loading it can run any code; pass "
+                "--allow-pickle if you trust where it comes from, or save it with "
+                "torch.jit.save or torch.export.save"
+            ) from error
+        except Exception as error:
+            raise InputError(f"{file} is not a model: {first_line(error)}") from error
+    else:
+        with guarded(f"{file}: unpickling it"), quiet():
+            loaded = torch.load(file, map_location="cpu", weights_only=False)
+    if isinstance(loaded, nn.Module):
+        return loaded
+    if isinstance(loaded, dict):
+        raise InputError(
+            f"{file} is a state dict, not a model; give package.module:factory and --weights {file}"
+        )
+    raise InputError(f"{file} holds a {type(loaded).__name__}, expected a torch.nn.Module")
+
+
+def _looks_pickled(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(1) == b"\x80"

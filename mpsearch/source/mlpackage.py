@@ -1,0 +1,92 @@
+"""FP32 packages as a source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._ct import ct, quiet
+from ..errors import InputError
+from ..program import lowering as _program
+from .precast import TARGETS, Precast
+
+with quiet():
+    from coremltools.converters.mil.mil import types
+
+
+def from_package(model: Any) -> Precast:
+    """An FP32 ML Program as pre-cast program.
+
+    Raises
+    ------
+    InputError
+        If the package already holds ops typed FP16, is a classifier, or has several functions.
+    """
+    spec = model.get_spec()
+    program = _program.load_program(spec, model.weights_dir)
+    if not program.functions:
+        raise InputError("the package has no function; convert the original again")
+    if len(program.functions) > 1:
+        raise InputError(
+            "the package has several functions "
+            f"({', '.join(program.functions)}); split it and search each one"
+        )
+    (function,) = program.functions.values()
+    if any(op.op_type == "classify" for op in function.operations):
+        raise InputError(
+            "the package is a classifier, which coremltools cannot cast to FP16 from a package; "
+            "convert the original without classifier_config"
+        )
+    for op in function.operations:
+        stored = op.op_type in ("const", "cast") or op.op_type.startswith("constexpr_")
+        half = any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs)
+        if half and not stored:
+            raise InputError(
+                f"the package is not FP32: op {op.name!r} is typed FP16; convert the original "
+                "with compute_precision=ct.precision.FLOAT32"
+            )
+    declared = [_declared(feature) for feature in spec.description.input]
+    target = {v: k for k, v in _spec_versions().items()}[function.opset_version.value]
+    if any(d is not None for d in declared):
+        (name,) = program.functions
+        program.functions[name].set_input_types(
+            tuple(
+                d
+                if d is not None
+                else ct.TensorType(name=f.name, shape=tuple(f.type.multiArrayType.shape))
+                for d, f in zip(declared, spec.description.input, strict=True)
+            )
+        )
+    return Precast(program, [], [], target, "mlpackage", lambda op: "")
+
+
+def _spec_versions() -> dict[str, int]:
+    return {name: getattr(ct.target, name).value for name in TARGETS}
+
+
+def _declared(feature: Any) -> Any:
+    """The declaration of an image or flexible input, None for a plain array."""
+    kind = feature.type.WhichOneof("Type")
+    if kind == "imageType":
+        image = feature.type.imageType
+        layout = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}[image.colorSpace]
+        channels = 1 if layout.startswith("GRAY") else 3
+        return ct.ImageType(
+            name=feature.name,
+            shape=(1, channels, image.height, image.width),
+            color_layout=getattr(ct.colorlayout, layout),
+            channel_first=True,
+        )
+    array = feature.type.multiArrayType
+    if array.shapeRange.sizeRanges:
+        sizes = [
+            ct.RangeDim(int(r.lowerBound), int(r.upperBound), default=int(d))
+            if r.lowerBound != r.upperBound
+            else int(d)
+            for r, d in zip(array.shapeRange.sizeRanges, array.shape, strict=True)
+        ]
+        return ct.TensorType(name=feature.name, shape=sizes)
+    if array.enumeratedShapes.shapes:
+        shapes = [tuple(int(n) for n in s.shape) for s in array.enumeratedShapes.shapes]
+        default = tuple(int(n) for n in array.shape)
+        return ct.TensorType(name=feature.name, shape=ct.EnumeratedShapes(shapes, default=default))
+    return None

@@ -1,0 +1,238 @@
+"""PyTorch models, as mpsearch calls them: on copies, in FP32, the same every time."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._ct import quiet
+from ..errors import InputError
+from ..usercode import guarded, reason
+from .data import argument_names
+from .flat import flatten
+from .nohalf import NoHalf
+
+Sample = Mapping[str, Any]
+
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class TorchModel:
+    """A PyTorch model as mpsearch uses it: an FP32 copy in eval mode, called with named samples.
+
+    The caller's model is never changed. Parameters that are FP32 on the CPU already are shared
+    with it; buffers, which a forward pass may write to, are copied.
+
+    Parameters
+    ----------
+    model
+        An ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``.
+    states
+        Names of buffers that are states in Core ML: all zeros before every sample.
+
+    Raises
+    ------
+    InputError
+        If a state is no buffer of the model.
+    """
+
+    def __init__(self, model: Any, states: Iterable[str] = ()) -> None:
+        with guarded("copying the model"):
+            self._copy(unwrapped(model))
+        buffers = dict(self.module.named_buffers())
+        self.states: dict[str, Tensor] = {}
+        for name in states:
+            if name not in buffers:
+                known = ", ".join(buffers) or "none"
+                raise InputError(f"state {name!r} is no buffer of the model; it has {known}")
+            self.states[name] = buffers[name]
+
+    def _copy(self, model: Any) -> None:
+        self.source = model
+        self.exported = model if isinstance(model, torch.export.ExportedProgram) else None
+        module = model.module() if self.exported is not None else model
+        self.half = any(t.dtype in HALF for t in (*module.parameters(), *module.buffers()))
+        self._declared_half = _first_float(module) in HALF
+        if isinstance(module, torch.jit.ScriptModule):
+            with quiet():  # torch warns of parameters that are no leaves
+                self.module: Any = copy.deepcopy(module).eval().float().cpu()
+        elif self.exported is not None:
+            self.module = module.float() if self.half else module
+        else:
+            self.module = fp32_copy(module)
+
+    @property
+    def io_half(self) -> bool:
+        """Whether the model as given takes and gives half precision."""
+        return self._declared_half
+
+    def __call__(self, sample: Sample, shaken: bool = False) -> dict[str, Tensor]:
+        """The outputs for one sample, by name, in FP32.
+
+        ``shaken`` gives the model other random numbers than usual.
+        """
+        with torch.no_grad(), deterministic(shaken), quiet(), self.in_fp32():
+            # Copies: a model may change its inputs in place.
+            given = {
+                k: widened(v).clone() if isinstance(v, Tensor) else v for k, v in sample.items()
+            }
+            try:
+                out = flatten(self.call(given))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever the user's code raises, sys.exit included
+                shapes = ", ".join(
+                    f"{k} {tuple(v.shape)}" for k, v in sample.items() if isinstance(v, Tensor)
+                )
+                raise InputError(
+                    f"the model does not run on a sample ({shapes}): {reason(error)}"
+                ) from error
+        if not out:
+            raise InputError("the model returns no tensor; expected one at least")
+        return {name: widened(value).clone() for name, value in out.items()}
+
+    def settle(self, sample: Sample) -> None:
+        """Make sure that the model agrees with itself, and leave out hooks that only look on.
+
+        Raises
+        ------
+        InputError
+            If a second call with the same sample gives other outputs.
+        """
+        first = self(sample)
+        hooks = _users_hooks(self.module)
+        for registered, key, _ in hooks:
+            del registered[key]
+        second = self(sample, shaken=True)
+        if hooks and not _agree(first, second):
+            for registered, key, hook in hooks:  # some of them are part of the model
+                registered[key] = hook
+            second = self(sample, shaken=True)
+        if not _agree(first, second):
+            raise InputError(
+                "the model gives other outputs when it is called again with the same sample: its "
+                "code draws random numbers (dropout left on, randn), or counts its calls; make it "
+                "deterministic, there is nothing to compare with otherwise"
+            )
+
+    def in_fp32(self) -> AbstractContextManager[Any]:
+        """Where the model has half-precision parts: run its code for half precision in FP32.
+
+        Only there: under a function mode torch names traced values by number, not after the
+        variables of the forward pass, so that ops would have other names than in a plain trace.
+        """
+        return NoHalf() if self.half else nullcontext()
+
+    def call(self, sample: Sample) -> Any:
+        """The module's own outputs for one sample, from states of zeros."""
+        for state in self.states.values():
+            state.zero_()
+        if self.positional(sample):
+            return self.module(*sample.values())
+        return self.module(**sample)
+
+    def positional(self, sample: Sample) -> bool:
+        """Whether the arguments can be passed in order, without their names."""
+        names = argument_names(self.module if self.exported is None else self.exported)
+        return names is None or list(sample) == names[: len(sample)]
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside what trains it: DataParallel, DistributedDataParallel, torch.compile."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def _users_hooks(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
+    """Hooks that torch has not made itself (those of weight_norm it has): where, key, hook."""
+    found = []
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            continue
+        for registered in (part._forward_hooks, part._forward_pre_hooks):
+            for key, hook in list(registered.items()):
+                home = getattr(hook, "__module__", None) or type(hook).__module__
+                if not home.startswith("torch."):
+                    found.append((registered, key, hook))
+    return found  # type: ignore[return-value]
+
+
+#: How far, in relative L2, two calls of a model may lie apart: sums in another order do.
+_SAME = 1e-4
+
+
+def _agree(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    for a, b in zip(first.values(), second.values(), strict=True):
+        if a.shape != b.shape or not torch.equal(torch.isfinite(a), torch.isfinite(b)):
+            return False
+        a, b = (x.double().nan_to_num(0.0, 0.0, 0.0) for x in (a, b))
+        if float((a - b).norm()) > _SAME * float(a.norm()):
+            return False
+    return True
+
+
+def widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (*HALF, torch.float64) else value
+
+
+def _first_float(module: nn.Module) -> torch.dtype | None:
+    for p in module.parameters():
+        if p.is_floating_point():
+            return p.dtype
+    return None
+
+
+def fp32_copy(module: nn.Module) -> nn.Module:
+    """A copy in eval mode, FP32, on the CPU, that shares the parameters that are so already."""
+    memo: dict[int, Any] = {}
+    for p in module.parameters():
+        if p.device.type == "cpu" and p.dtype is torch.float32:
+            memo[id(p)] = p
+        else:
+            data = p.detach().cpu()
+            data = data.float() if data.is_floating_point() else data
+            memo[id(p)] = nn.Parameter(data, requires_grad=False)
+    for b in module.buffers():
+        data = b.detach().cpu().clone()
+        memo[id(b)] = data.float() if data.dtype in HALF else data
+    for m in module.modules():
+        for value in vars(m).values():
+            # What hooks have computed from parameters (weight_norm) cannot be copied as it is.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    clone = copy.deepcopy(module, memo)
+    for m in clone.modules():
+        m.training = False
+    return clone
+
+
+@contextmanager
+def deterministic(shaken: bool = False) -> Iterator[None]:
+    """Leave the global random states of torch, numpy and Python as they were.
+
+    ``shaken`` moves them on within the block.
+    """
+    state, python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if shaken:
+                torch.rand(1), np.random.rand(), random.random()
+            yield
+    finally:
+        np.random.set_state(state)
+        random.setstate(python)

@@ -1,0 +1,340 @@
+"""From what the user gives to everything that is known before the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._ct import ct
+from ..ending import Ending
+from ..errors import InputError
+from ..evaluation import metrics
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.metrics import Metric, Outputs
+from ..executor.predict import Executor
+from ..files import first_line
+from ..memory import give_back
+from ..numerics.profiles import Profile, profiles
+from ..program.graph import Function
+from ..program.lowering import CandidateOp, lower_candidates
+from .conversion import convert
+from .data import Data, argument_names, collect, required_arguments
+from .loading import load_model
+from .mlpackage import from_package
+from .modules import TorchModel, unwrapped
+from .precast import TARGETS, Port, Precast
+
+Bind = Callable[[dict[str, Any]], tuple[dict[str, Any], Outputs]]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Everything that is known before the search.
+
+    Attributes
+    ----------
+    calibration, heldout
+        Samples under the program's input names.
+    references, heldout_references
+        Per sample, what the model gives in FP32, under the program's output names.
+    inputs
+        The model's inputs as given: name, dtype, shape.
+    given
+        The calibration samples as given.
+    io_dtype
+        The dtype of float inputs and outputs of the Core ML model.
+    source
+        What the model is, for people.
+    understood
+        What the samples were taken for, in words.
+    notes
+        What the result is to say beside its numbers.
+    pinned_by_hazard
+        Names of the ops kept FP32 for a known runtime fault.
+    """
+
+    precast: Precast
+    lowered: Function
+    ops: list[CandidateOp]
+    metric: Metric
+    profiles: list[Profile]
+    calibration: Data
+    heldout: Data
+    references: list[Outputs]
+    heldout_references: list[Outputs]
+    inputs: list[Port]
+    given: list[dict[str, Any]]
+    torch_model: TorchModel | None
+    io_dtype: str
+    source: str
+    understood: str
+    notes: list[str] = field(default_factory=list)
+    pinned_by_hazard: list[str] = field(default_factory=list)
+
+    def evaluator(
+        self,
+        device: str = "cpu",
+        cache_bytes: int | None = None,
+        ending: Ending | None = None,
+    ) -> Evaluator:
+        """An evaluator over the calibration data."""
+        return self._evaluator(self.calibration, self.references, device, cache_bytes, ending)
+
+    def heldout_evaluator(
+        self,
+        device: str = "cpu",
+        cache_bytes: int | None = None,
+        ending: Ending | None = None,
+    ) -> Evaluator | None:
+        """An evaluator over the held-out data; None without any."""
+        if not self.heldout.samples:
+            return None
+        return self._evaluator(self.heldout, self.heldout_references, device, cache_bytes, ending)
+
+    def _evaluator(
+        self,
+        data: Data,
+        references: list[Outputs],
+        device: str,
+        cache_bytes: int | None,
+        ending: Ending | None,
+    ) -> Evaluator:
+        return Evaluator(
+            self.lowered,
+            len(self.ops),
+            data.samples,
+            references,
+            self.metric,
+            self.profiles,
+            data.targets,
+            device,
+            cache_bytes,
+            ending,
+        )
+
+
+def prepare(
+    model: Any,
+    inputs: Any,
+    metric: str | Callable[..., float],
+    numerics: str,
+    target: str,
+    heldout: float,
+    io_dtype: str | None,
+    states: Iterable[str] = (),
+    targets: Any = None,
+) -> Prepared:
+    """Load, convert up to the cast, and compute the references.
+
+    ``targets`` is as for :func:`mpsearch.source.data.collect`.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+    if target not in TARGETS:
+        raise InputError(f"target {target!r} is not known; choose from {', '.join(TARGETS)}")
+    if io_dtype not in (None, "fp16", "fp32"):
+        raise InputError(f"io_dtype {io_dtype!r} is not known; choose fp32 or fp16")
+    try:
+        chosen = profiles(numerics)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    metrics.resolve(metric, False)  # an unknown name fails before the work
+    source = str(model) if isinstance(model, (str, Path)) else type(model).__name__
+    model = open_source(model)
+    torch_model, io = None, "fp32"
+    if isinstance(model, ct.models.MLModel):
+        precast = from_package(model)
+        (function,) = precast.program.functions.values()
+        data = as_data(inputs, list(function.inputs), targets)
+    else:
+        data = as_data(inputs, argument_names(model), targets)
+        torch_model = TorchModel(model, states)
+        torch_model.settle(data.samples[0])
+        io = io_dtype or ("fp16" if torch_model.io_half and target != "iOS15" else "fp32")
+        precast = convert(torch_model, data.samples, target, io)
+    (function_name,) = precast.program.functions
+    lowered, ops = lower_candidates(
+        precast.program, function_name, precast.layer_of, precast.line_of
+    )
+    give_back()  # the copy that was cast to see the FP16 forms is gone
+    bind = _binder(precast, lowered, torch_model)
+    bound = [bind(s) for s in data.samples]
+    renamed = Data([s for s, _ in bound], data.targets, data.noise)
+    calibration, held = renamed.split(heldout)
+    references = [r for _, r in bound]
+    notes = _check_references(references)
+    cut = len(calibration.samples)
+    return Prepared(
+        precast,
+        lowered,
+        ops,
+        metrics.resolve(metric, bool(data.targets)),
+        chosen,
+        calibration,
+        held,
+        references[:cut],
+        references[cut:],
+        [Port.of(k, v) for k, v in data.samples[0].items() if isinstance(v, torch.Tensor)],
+        data.samples[:cut],
+        torch_model,
+        io,
+        source,
+        data.understood,
+        notes,
+    )
+
+
+def _check_references(references: list[Outputs]) -> list[str]:
+    """Notes on values that nothing can be compared with.
+
+    Raises
+    ------
+    InputError
+        If a sample has no others.
+    """
+    lost: dict[str, int] = {}
+    for place, outputs in enumerate(references):
+        finite = {name: int(torch.isfinite(v).sum()) for name, v in outputs.items()}
+        if not any(finite.values()):
+            empty = not any(v.numel() for v in outputs.values())
+            what = "has no values" if empty else "is NaN or infinite everywhere"
+            raise InputError(
+                f"sample {place}: what the model gives in FP32 {what}, so that there is nothing "
+                "to compare with; give samples on which it works"
+            )
+        for name, count in finite.items():
+            lost[name] = lost.get(name, 0) + outputs[name].numel() - count
+    return [
+        f"{count:,} values of output {name!r} are NaN or infinite in FP32 as well; they are "
+        "expected to be the same, and the others are compared."
+        for name, count in lost.items()
+        if count
+    ]
+
+
+def open_source(model: Any) -> Any:
+    """The model behind a path; other models as they are.
+
+    Raises
+    ------
+    InputError
+        If it is no model that mpsearch knows.
+    """
+    if isinstance(model, (str, Path)):
+        return load_model(str(model))
+    model = unwrapped(model)
+    known = (torch.nn.Module, torch.export.ExportedProgram, ct.models.MLModel)
+    if not isinstance(model, known):
+        raise InputError(
+            f"model is a {type(model).__name__}; expected an nn.Module, a ScriptModule, an "
+            "ExportedProgram, an MLModel or a path"
+        )
+    return model
+
+
+Declared = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def declared_inputs(
+    model: Any, given: Sequence[str] = ()
+) -> tuple[list[str] | None, int, Declared]:
+    """A model's argument names, how many are required, and the shapes it declares.
+
+    ``given`` adds shapes as ``name=1,3,224,224``, integers as ``name=1,8:int``.
+
+    Raises
+    ------
+    InputError
+        If a given shape has another form.
+    """
+    shapes: Declared = {}
+    if isinstance(model, ct.models.MLModel):
+        described = model.get_spec().description.input
+        names: list[str] | None = [feature.name for feature in described]
+        required = len(described)
+        for feature in described:
+            array = feature.type.multiArrayType
+            if array.shape:
+                integer = array.dataType == array.INT32
+                dtype = torch.int32 if integer else torch.float32
+                shapes[feature.name] = (tuple(int(n) for n in array.shape), dtype)
+    else:
+        names, required = argument_names(model), required_arguments(model)
+        if isinstance(model, torch.export.ExportedProgram) and model.example_inputs:
+            flat = [*model.example_inputs[0], *model.example_inputs[1].values()]
+            tensors = [v for v in flat if isinstance(v, torch.Tensor)]
+            for name, value in zip(names or [], tensors, strict=False):
+                shapes[name] = (tuple(value.shape), value.dtype)
+    for text in given:
+        name, _, sizes = text.partition("=")
+        sizes, _, kind = sizes.partition(":")
+        try:
+            shape = tuple(int(n) for n in sizes.split(","))
+            if not name or kind not in ("", "int") or not all(0 < n < 1 << 31 for n in shape):
+                raise ValueError
+        except ValueError as error:
+            raise InputError(
+                f"--shape {text!r}: expected NAME=1,3,224,224, or NAME=1,8:int, of sizes above 0"
+            ) from error
+        shapes[name] = (shape, torch.int64 if kind == "int" else torch.float32)
+    return names, required, shapes
+
+
+def check_device(device: str) -> None:
+    """Fail early where torch has no such device.
+
+    Raises
+    ------
+    InputError
+        If tensors cannot be made on it.
+    """
+    try:
+        torch.zeros(1, device=torch.device(device)).cpu()
+    except Exception as error:  # whatever a backend raises; "meta" holds no values
+        raise InputError(
+            f"device {device!r} cannot be used: {first_line(error)}; give cpu, cuda or mps"
+        ) from error
+
+
+def as_data(inputs: Any, names: list[str] | None, targets: Any = None) -> Data:
+    """Samples as :func:`mpsearch.source.data.collect` makes them; :class:`Data` as it is."""
+    return inputs if isinstance(inputs, Data) else collect(inputs, names, targets)
+
+
+def _binder(precast: Precast, lowered: Function, torch_model: TorchModel | None) -> Bind:
+    """Sample -> (sample under the program's input names, reference under its output names)."""
+    (function,) = precast.program.functions.values()
+    if torch_model is None:
+        runner = Executor(precast.program)
+
+        def of_package(sample: dict[str, Any]) -> tuple[dict[str, Any], Outputs]:
+            out = runner.predict(sample)
+            return runner.bind(sample), {k: torch.as_tensor(v) for k, v in out.items()}
+
+        return of_package
+
+    def of_torch(sample: dict[str, Any]) -> tuple[dict[str, Any], Outputs]:
+        values = list(torch_model(sample).values())
+        names = [v.name for v in function.outputs]
+        if len(names) != len(values):
+            raise InputError(
+                f"the converted model has {len(names)} outputs, the PyTorch model {len(values)}"
+            )
+        tensors = [v for v in sample.values() if isinstance(v, torch.Tensor)]
+        bound: dict[str, Any] = {}
+        for name, port, value in zip(lowered.inputs, precast.inputs, tensors, strict=True):
+            dtype = {"fp16": torch.float16, "fp32": torch.float32}.get(port.dtype or "")
+            bound[name] = value.to(dtype or torch.int32)
+        for name in lowered.states:
+            wrapped = function.inputs[name].sym_type.wrapped_type()
+            bound[name] = torch.zeros(tuple(wrapped.get_shape()), dtype=torch.float16)
+        return bound, dict(zip(names, values, strict=True))
+
+    return of_torch
