@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ except ImportError:  # not a Unix: rooms are then not locked, and those left beh
 
 #: An archive may always unpack to so many bytes, and to so many times its own size.
 _UNPACKED, _RATIO = 1 << 30, 20
+_BLOCK = 1 << 20
+#: What zipfile raises of archives that are damaged.
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError)
 
 
 def first_line(error: BaseException) -> str:
@@ -81,17 +86,25 @@ def is_archive(file: Path) -> bool:
 
 
 def check_archive(file: Path) -> None:
-    """That a zip archive does not unpack to far more than it holds.
+    """That a zip archive is as it was written, and does not unpack to far more than it holds.
+
+    torch does not look at checksums: of a size that is damaged it makes gigabytes. Archives that
+    it wrote without any (``compute_crc32``) hold 0 for them.
 
     Raises
     ------
     InputError
-        If it unpacks to more than 1 GiB and twenty times its size, or is no archive.
+        If it unpacks to more than 1 GiB and twenty times its size, is damaged, or is no archive.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            if unpacked <= max(_UNPACKED, _RATIO * file.stat().st_size):
+                for info in archive.infolist():
+                    with archive.open(info) if info.CRC else io.BytesIO() as stream:
+                        while stream.read(_BLOCK):
+                            pass
+    except _BROKEN as error:
         raise InputError(f"{file} is a broken archive: {first_line(error)}") from error
     if unpacked > max(_UNPACKED, _RATIO * file.stat().st_size):
         raise InputError(
