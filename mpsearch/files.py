@@ -13,11 +13,12 @@ import stat
 import sys
 import tempfile
 import time
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import InputError
 
@@ -137,31 +138,59 @@ def _no_constant(text: str) -> Any:
 # --- rooms: temporary folders that do not outlive their process ------------------------------
 
 _LOCK = ".lock"
+_PREFIX = "mpsearch-"
 #: Folders without a lock are left alone for so many seconds: they may be new.
 _NEW = 60.0
 
 
-@contextlib.contextmanager
-def room(parent: Path, prefix: str) -> Iterator[Path]:
-    """A temporary folder in ``parent`` that is removed at the end.
+class Room:
+    """A temporary folder in ``parent``, removed when it is closed, let go, or the program ends.
 
     What a process that was killed has left is removed by the next one that asks for a room with
     this prefix: each holds a lock on its own as long as it lives.
+
+    Parameters
+    ----------
+    parent
+        Where to make it; default: where :mod:`tempfile` puts things.
 
     Raises
     ------
     OSError
         If it cannot be made.
     """
-    _sweep(parent, prefix)
-    made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        with (made / _LOCK).open("w") as lock:
+
+    def __init__(self, parent: Path | None = None, prefix: str = _PREFIX) -> None:
+        parent = Path(tempfile.gettempdir()) if parent is None else parent
+        _sweep(parent, prefix)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock: IO[str] | None = None
+        try:
+            lock = (self.path / _LOCK).open("w")
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield made
+        finally:
+            self._remove = weakref.finalize(self, _remove, self.path, lock)
+
+    def close(self) -> None:
+        """Remove it now."""
+        self._remove()
+
+
+def _remove(path: Path, lock: IO[str] | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if lock is not None:
+        lock.close()
+
+
+@contextlib.contextmanager
+def room(parent: Path, prefix: str) -> Iterator[Path]:
+    """A :class:`Room` for the length of a block."""
+    made = Room(parent, prefix)
+    try:
+        yield made.path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        made.close()
 
 
 def _sweep(parent: Path, prefix: str) -> None:
@@ -188,7 +217,7 @@ def temporary_room() -> Iterator[Path]:
     For programs, not for libraries: it sets where :mod:`tempfile` puts things.
     """
     before = tempfile.tempdir
-    with room(Path(tempfile.gettempdir()), "mpsearch-") as made:
+    with room(Path(tempfile.gettempdir()), _PREFIX) as made:
         tempfile.tempdir = str(made)
         try:
             yield made

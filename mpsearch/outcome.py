@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from .cost import Casts
 from .ending import Stage, Stop
 from .errors import MpsearchError, VerificationError
 from .evaluator import Evaluator
+from .files import Room
 from .frontend import TorchModel
 from .metrics import NAMES
 from .prepare import Prepared
@@ -61,8 +61,8 @@ def finish(
         If the package computes an op in another precision than was asked for.
     """
     limit, ending = problem.user_budget, problem.ending
-    scratch = tempfile.TemporaryDirectory(prefix="mpsearch-")
-    path = Path(scratch.name) / PACKAGE
+    scratch = Room()
+    path = scratch.path / PACKAGE
     fallback: Trial | None = None
     last: Trial | None = None
     while True:
