@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ import stat
 import sys
 import tempfile
 import time
+import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import InputError
 
@@ -26,6 +29,9 @@ except ImportError:  # not a Unix: rooms are then not locked, and those left beh
 
 #: An archive may always unpack to so many bytes, and to so many times its own size.
 _UNPACKED, _RATIO = 1 << 30, 20
+_BLOCK = 1 << 20
+#: What zipfile raises of archives that are damaged.
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError)
 
 
 def first_line(error: BaseException) -> str:
@@ -81,17 +87,25 @@ def is_archive(file: Path) -> bool:
 
 
 def check_archive(file: Path) -> None:
-    """That a zip archive does not unpack to far more than it holds.
+    """That a zip archive is as it was written, and does not unpack to far more than it holds.
+
+    torch does not look at checksums: of a size that is damaged it makes gigabytes. Archives that
+    it wrote without any (``compute_crc32``) hold 0 for them.
 
     Raises
     ------
     InputError
-        If it unpacks to more than 1 GiB and twenty times its size, or is no archive.
+        If it unpacks to more than 1 GiB and twenty times its size, is damaged, or is no archive.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            if unpacked <= max(_UNPACKED, _RATIO * file.stat().st_size):
+                for info in archive.infolist():
+                    with archive.open(info) if info.CRC else io.BytesIO() as stream:
+                        while stream.read(_BLOCK):
+                            pass
+    except _BROKEN as error:
         raise InputError(f"{file} is a broken archive: {first_line(error)}") from error
     if unpacked > max(_UNPACKED, _RATIO * file.stat().st_size):
         raise InputError(
@@ -124,31 +138,59 @@ def _no_constant(text: str) -> Any:
 # --- rooms: temporary folders that do not outlive their process ------------------------------
 
 _LOCK = ".lock"
+_PREFIX = "mpsearch-"
 #: Folders without a lock are left alone for so many seconds: they may be new.
 _NEW = 60.0
 
 
-@contextlib.contextmanager
-def room(parent: Path, prefix: str) -> Iterator[Path]:
-    """A temporary folder in ``parent`` that is removed at the end.
+class Room:
+    """A temporary folder in ``parent``, removed when it is closed, let go, or the program ends.
 
     What a process that was killed has left is removed by the next one that asks for a room with
     this prefix: each holds a lock on its own as long as it lives.
+
+    Parameters
+    ----------
+    parent
+        Where to make it; default: where :mod:`tempfile` puts things.
 
     Raises
     ------
     OSError
         If it cannot be made.
     """
-    _sweep(parent, prefix)
-    made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        with (made / _LOCK).open("w") as lock:
+
+    def __init__(self, parent: Path | None = None, prefix: str = _PREFIX) -> None:
+        parent = Path(tempfile.gettempdir()) if parent is None else parent
+        _sweep(parent, prefix)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock: IO[str] | None = None
+        try:
+            lock = (self.path / _LOCK).open("w")
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield made
+        finally:
+            self._remove = weakref.finalize(self, _remove, self.path, lock)
+
+    def close(self) -> None:
+        """Remove it now."""
+        self._remove()
+
+
+def _remove(path: Path, lock: IO[str] | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if lock is not None:
+        lock.close()
+
+
+@contextlib.contextmanager
+def room(parent: Path, prefix: str) -> Iterator[Path]:
+    """A :class:`Room` for the length of a block."""
+    made = Room(parent, prefix)
+    try:
+        yield made.path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        made.close()
 
 
 def _sweep(parent: Path, prefix: str) -> None:
@@ -175,7 +217,7 @@ def temporary_room() -> Iterator[Path]:
     For programs, not for libraries: it sets where :mod:`tempfile` puts things.
     """
     before = tempfile.tempdir
-    with room(Path(tempfile.gettempdir()), "mpsearch-") as made:
+    with room(Path(tempfile.gettempdir()), _PREFIX) as made:
         tempfile.tempdir = str(made)
         try:
             yield made

@@ -460,6 +460,15 @@ def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeyp
     assert sorted(p.name for p in here.iterdir()) == ["out"]
 
 
+def test_a_result_that_is_held_outlives_the_runs_of_others(here, monkeypatch):
+    """The package of a result that was not saved yet stands in a temporary folder."""
+    monkeypatch.setattr(files, "_NEW", 0.0)
+    held = mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    run(*ARGV)
+    held.save("held")
+    assert files.foreign(Path("held")) is None and Path("held/model.mlpackage").is_dir()
+
+
 def test_nothing_is_left_in_the_folder_for_temporary_files(here, monkeypatch, tmp_path_factory):
     place = tmp_path_factory.mktemp("tmp")
     root = Path(__file__).parent.parent

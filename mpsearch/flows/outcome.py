@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from ..errors import MpsearchError, VerificationError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.metrics import NAMES
 from ..explain.parting import parting
+from ..files import Room
 from ..package import emission, verification, weights
 from ..package.config import Config
 from ..program.lowering import lower_candidates
@@ -66,8 +66,8 @@ def finish(
         If the package computes an op in another precision than was asked for.
     """
     limit, ending = problem.user_budget, problem.ending
-    scratch = tempfile.TemporaryDirectory(prefix="mpsearch-")
-    path = Path(scratch.name) / PACKAGE
+    scratch = Room()
+    path = scratch.path / PACKAGE
     fallback: Trial | None = None
     last: Trial | None = None
     while True:

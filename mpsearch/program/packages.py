@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .._ct import ct, quiet
 from ..errors import InputError
-from ..files import read_json
+from ..files import Room, read_json
 from ..memory import MOST_ELEMENTS
 from ..usercode import reason
 
@@ -65,10 +64,12 @@ def _opened(path: Path) -> Any:
     """
     if not path.is_dir():
         return ct.models.MLModel(str(path), skip_model_load=True)
-    shadow = tempfile.TemporaryDirectory(prefix="mpsearch-", suffix=".mlpackage")
-    shutil.copyfile(path / "Manifest.json", Path(shadow.name) / "Manifest.json")
-    (Path(shadow.name) / "Data").symlink_to((path / "Data").resolve(), target_is_directory=True)
-    model = ct.models.MLModel(shadow.name, skip_model_load=True)
+    shadow = Room()
+    copy = shadow.path / "model.mlpackage"
+    copy.mkdir()
+    shutil.copyfile(path / "Manifest.json", copy / "Manifest.json")
+    (copy / "Data").symlink_to((path / "Data").resolve(), target_is_directory=True)
+    model = ct.models.MLModel(str(copy), skip_model_load=True)
     model._mpsearch_shadow = shadow
     return model
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ class Result:
     study: Any = None
     config: Config | None = None
     _selector_source: str = ""
-    _scratch: tempfile.TemporaryDirectory[str] | None = None
+    _scratch: files.Room | None = None
 
     @property
     def fp32_ops(self) -> list[str]:
@@ -177,7 +176,7 @@ class Result:
     def _package(self) -> Path:
         if self._scratch is None:
             raise InfeasibleError(f"there is no package: {self.explanation}")
-        return Path(self._scratch.name) / PACKAGE
+        return self._scratch.path / PACKAGE
 
     @property
     def mlmodel(self) -> Any:

@@ -101,6 +101,8 @@ def _judge(
     changed = out.exists() and (out / "result.json").read_bytes() != before
     if signals[0] == signal.SIGKILL:
         return ("new" if changed else "former or none"), None
+    if outcome.code == -signals[0] and not (known or changed or beside.exists()):
+        return "before it listened", None  # while Python was starting: the system's own doing
     if outcome.code not in (0, 130):
         return "code", f"exit code {outcome.code}: {outcome.stderr[-300:]}"
     status = json.loads((out / "result.json").read_text())["status"] if out.exists() else ""
