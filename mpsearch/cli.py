@@ -244,7 +244,8 @@ def optimize(
     if lost is not None:
         raise lost
     if written is not None and written != target:
-        click.echo(f"note: {target} holds a better result, which was kept", err=True)
+        said = printable(f"note: {target} holds a better result, which was kept")
+        click.echo(said, err=True)
     ctx.exit(_EXIT[result.status])
 
 
@@ -460,7 +461,7 @@ def run(
     with neutral():
         names = predict_file(model, inputs, out, numerics, device, function_name)
     found = {"written": str(out), "outputs": names}
-    click.echo(json.dumps(found) if as_json else f"wrote {out}: {', '.join(names)}")
+    click.echo(json.dumps(found) if as_json else printable(f"wrote {out}: {', '.join(names)}"))
 
 
 @main.command()

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 import mpsearch
 from benchmarks.models import named
 from mpsearch.cli import main
+from mpsearch.report import text
 from mpsearch.source.loading import load_model
 from tests.models import Cache, Mixed, TwinBlocks, batches, net
 
@@ -261,7 +262,30 @@ def tree_of_defaultdict(entries, marker):
     return _edit(entries, change)
 
 
+def argument_keys(entries, marker):
+    """Keys of keyword arguments become source text where the names of arguments are left out."""
+    code = f"str({touch(marker)})"
+
+    def change(program):
+        for call in program["graph_module"]["module_call_graph"]:
+            if call.get("signature"):
+                call["signature"]["forward_arg_names"] = None
+                protocol, spec = json.loads(call["signature"]["in_spec"])
+                spec["children_spec"][1]["context"] = json.dumps(["a='", f'\'+{code}+"x"'])
+                call["signature"]["in_spec"] = json.dumps([protocol, spec])
+
+    return _edit(entries, change)
+
+
+def globals_of_an_op(entries, marker):
+    def change(program):
+        _nodes(program)[0]["target"] = "torch.ops.aten.__getattr__.__globals__"
+
+    return _edit(entries, change)
+
+
 ATTACKS = [
+    *(argument_keys, globals_of_an_op),
     *(library, expression, expression_escaped, expression_of_attributes),
     *(entry_twice, weights_pickled, samples_pickled, constants_pickled, any_function, file_op),
     *(argument_name, tree_of_enum, tree_of_defaultdict),
@@ -380,16 +404,80 @@ class WritesWhenLoaded(torch.nn.Module):
         return x * self.scale
 
 
-@pytest.mark.parametrize("model", [WritesInForward(), WritesWhenLoaded()])
-def test_torchscript_that_writes_files_is_refused(model, here):
+class WritesWhenForked(torch.nn.Module):
+    def forward(self, x):
+        return torch.jit.wait(torch.jit.fork(_write, x)) * 2
+
+
+def _write(x: torch.Tensor) -> torch.Tensor:
+    torch.save(x, "ran")
+    return x
+
+
+class Prints(torch.nn.Module):
+    def forward(self, x):
+        print("\x1b]0;title\x07")
+        return x * 2
+
+
+REFUSED = "pass --allow-pickle if you trust"
+
+
+@pytest.mark.parametrize(
+    "model", [WritesInForward(), WritesWhenLoaded(), WritesWhenForked(), Prints()]
+)
+def test_torchscript_that_does_more_than_compute_is_refused(model, here, capfd):
     """``aten::save`` is an op like any other to TorchScript."""
     torch.jit.save(torch.jit.script(model), "writes.pt")
     Path("ran").unlink(missing_ok=True)
     outcome = run("optimize", "writes.pt", "--inputs", "x.npz", "--budget", "1")
-    assert outcome.exit_code == 2 and "a model that does so is not run" in outcome.stderr
-    assert not (here / "ran").exists()
+    assert outcome.exit_code == 2 and REFUSED in outcome.stderr
+    assert not (here / "ran").exists() and "\x1b" not in capfd.readouterr().out
     torch.jit.load("writes.pt")(torch.ones(1))  # it is an attack
-    assert (here / "ran").exists()
+    assert (here / "ran").exists() or "\x1b" in capfd.readouterr().out
+
+
+def test_torchscript_in_another_case_is_refused(here):
+    """torch's reader of archives does not tell ``CODE/`` from ``code/``."""
+    torch.jit.save(torch.jit.script(WritesWhenLoaded()), "good.pt")
+    Path("ran").unlink(missing_ok=True)
+    with zipfile.ZipFile("good.pt") as source, zipfile.ZipFile("bad.pt", "w") as target:
+        for name in source.namelist():
+            target.writestr(name.replace("/code/", "/CODE/"), source.read(name))
+        target.writestr("good/code/note.py", "")
+    outcome = run("optimize", "bad.pt", "--inputs", "x.npz", "--budget", "1")
+    assert outcome.exit_code == 2 and outcome.stderr.count("\n") == 1
+    assert not (here / "ran").exists()
+
+
+def test_torchscript_behind_another_directory_is_refused(here):
+    """zipfile takes the directory before the end record, torch the one at the offset in it."""
+    torch.jit.save(torch.jit.script(WritesWhenLoaded()), "bad_part.pt")
+    torch.jit.save(torch.jit.script(net().eval()), "good_part.pt")
+    Path("ran").unlink(missing_ok=True)
+    bad, good = Path("bad_part.pt").read_bytes(), Path("good_part.pt").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(bad)) as archive:
+        start = archive.start_dir
+    size = bad.index(b"PK\x05\x06", start) if b"PK\x05\x06" in bad[start:] else len(bad)
+    # The first archive without its end, then the second whole; its end record names the first's.
+    body = bytearray(bad[:size] + good)
+    end = body.rindex(b"PK\x05\x06")
+    body[end + 16 : end + 20] = start.to_bytes(4, "little")
+    Path("two.pt").write_bytes(bytes(body))
+    run("optimize", "two.pt", "--inputs", "x.npz", "--budget", "1")
+    assert not (here / "ran").exists()
+
+
+def test_ordinary_torchscript_gives_what_it_gave(here):
+    scripted = torch.jit.script(net().eval())
+    traced = torch.jit.trace(net().eval(), batches()[0])
+    for kind, model in (("scripted", scripted), ("traced", traced)):
+        torch.jit.save(model, f"{kind}.pt", _extra_files={"note": "by hand"})
+        again = load_model(f"{kind}.pt")
+        for x in batches():
+            assert torch.equal(again(x), model(x))
+        result = mpsearch.optimize(f"{kind}.pt", batches(), 1e-2, progress=False)
+        assert result.status == "met"
 
 
 # --- pickles ---------------------------------------------------------------------------------
@@ -485,11 +573,18 @@ def test_op_selector_is_python_whatever_names_are_in_it(name, here):
 
 def test_no_escape_sequence_reaches_the_terminal_or_the_report(here):
     named_so = "\x1b[31mred\x1b[0m\x07"
-    found = mpsearch.optimize(net(), batches(), 1e-2, name=named_so, progress=False)
+
+    def metric(reference, outputs):
+        (a,), (b,) = reference.values(), outputs.values()
+        return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+    metric.__name__ = f"{named_so}$x^2$"
+    found = mpsearch.optimize(net(), batches(), 1e-2, metric, name=named_so, progress=False)
     found.save("out")
     report = Path("out/report.html").read_text()
     assert "\x1b" not in report and "\x07" not in report and "red" in report
-    for command in (["report", "out"], ["check", "out", NET, "--inputs", DATA]):
+    assert "\x1b" not in text.summary(found, Path(named_so), lambda line, mood: line)
+    for command in (["report", "out"], ["apply", "out", NET, "-o", "a.mlpackage"]):
         assert "\x1b" not in run(*command).output
     shutil.copy("x.npz", f"{named_so}.pt")
     outcome = run("optimize", f"{named_so}.pt", "--inputs", DATA, "--budget", "1")
@@ -544,8 +639,15 @@ def _spec_is_a_pipe(package):
     os.mkfifo(package / INNER / "model.mlmodel")
 
 
+def _unlisted(package):
+    """A link in a folder that can be entered and not listed."""
+    _weights_linked(package)
+    (package / INNER / "weights").chmod(0o311)
+
+
 @pytest.mark.parametrize(
-    "change", [_manifest_outside, _weights_linked, _folder_linked, _pipe, _spec_is_a_pipe]
+    "change",
+    [_manifest_outside, _unlisted, _weights_linked, _folder_linked, _pipe, _spec_is_a_pipe],
 )
 def test_a_package_is_read_inside_itself_alone(change, package):
     Path("secret").write_text("a secret")

@@ -7,6 +7,7 @@ included. Ops whose result is as large as a constant says are computed while a p
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import stat
 from collections.abc import Iterator
@@ -74,15 +75,20 @@ def _opened(path: Path) -> Any:
     return model
 
 
+def _unlisted(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be listed: {error.strerror}; make it readable")
+
+
 def _check_parts(path: Path) -> None:
     """That a package holds plain files alone, and that its manifest names some of them."""
-    for part in path.rglob("*"):
-        mode = part.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise InputError(
-                f"{path} holds {part.relative_to(path)}, which is a link, a pipe or a device; "
-                "copy the package with its files"
-            )
+    for folder, folders, files in os.walk(path, onerror=_unlisted):
+        for part in (Path(folder, name) for name in (*folders, *files)):
+            mode = part.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise InputError(
+                    f"{path} holds {part.relative_to(path)}, which is a link, a pipe or a device; "
+                    "copy the package with its files"
+                )
     manifest = read_json(path / "Manifest.json", "an .mlpackage, which holds a Manifest.json")
     try:
         names = [entry["path"] for entry in manifest["itemInfoEntries"].values()]

@@ -11,6 +11,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..files import printable
+
 #: Stands for the page's text colour until the SVG is written.
 _INK = "#010203"
 #: Seen on white and on black alike.
@@ -93,7 +95,7 @@ def front(result: Mapping[str, Any]) -> str:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("ops in FP32")
-        axes.set_ylabel(f"error ({result['metric']})")
+        axes.set_ylabel(printable(f"error ({result['metric']})"), parse_math=False)
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2))
 
     return _svg("front", draw)

@@ -48,7 +48,7 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
     if written is not None:
         package = result.costs["package"]
         lines += [
-            f"         this package  {value(result.error)}   ({result.metric}, "
+            f"         this package  {value(result.error)}   ({printable(result.metric)}, "
             f"budget {result.budget:g})",
             f"         held-out      {value(result.heldout_error)}",
             f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
@@ -57,7 +57,7 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
             f"         {share(package.fp32_flops)} of the arithmetic leaves the Neural Engine",
             f"         {size(result.package_bytes)} on disk" + _stored(result),
         ]
-    lines.append(f"  data   {result.understood}")
+    lines.append(f"  data   {printable(result.understood)}")
     lines.append(
         f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "
         f"{result.forward_equivalents:.1f} forwards"
@@ -129,7 +129,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:
     lines = [paint(line, mood) for line in _wrap(found.explanation, _WIDTH)]
     lines += [
         f"\n  error  all FP16  {value(found.error_fp16)}",
-        f"         all FP32  {value(found.error_fp32)}   ({found.metric})",
+        f"         all FP32  {value(found.error_fp32)}   ({printable(found.metric)})",
     ]
     if by == "layer":
         header, limits = (
@@ -179,7 +179,7 @@ def _remedy(remedy: Remedy, paint: Paint) -> list[str]:
 
 def front(found: Front) -> str:
     """What ``mpsearch pareto`` prints."""
-    lines = [f"  FP32 ops  {found.metric:>10}    held-out   casts   (of {found.candidate_ops} ops)"]
+    lines = [f"  FP32 ops  {printable(found.metric):>10}    held-out   casts   (of {found.candidate_ops} ops)"]
     lines += [
         f"  {len(point.fp32_ops):8}  {value(point.error):>10}  "
         f"{value(point.heldout_error):>10}  {point.casts:6}"
@@ -194,7 +194,7 @@ def check(report: CheckResult, paint: Paint) -> str:
     lines = [
         paint(
             f"the config {verdict}: error {value(report.error)}, budget {report.budget:g} "
-            f"({report.metric}; all FP16 {value(report.error_fp16)}, "
+            f"({printable(report.metric)}; all FP16 {value(report.error_fp16)}, "
             f"all FP32 {value(report.error_fp32)})",
             "good" if report.holds else "bad",
         )

@@ -91,7 +91,7 @@ def _copy_checked(file: Path, out: IO[bytes]) -> None:
         samples = archive.read(entries[_SAMPLES]) if _SAMPLES in entries else None
         if samples is None:
             raise _RefusedError("is no exported program: it holds no data/sample_inputs/model.pt")
-        _check_tensors(samples)
+        samples = _tensors_alone(samples)
         writer = torch._C.PyTorchFileWriter(out)
         try:
             for name, body in (("archive_format", b"pt2"), ("archive_version", b"0")):
@@ -147,12 +147,15 @@ def _payload(config: Any, name: str) -> Any:
     return _Checker().value(config, "config", free_keys=("config",))
 
 
-def _check_tensors(body: bytes) -> None:
-    """That torch can load the example inputs without a full pickle, to which it would fall back."""
+def _tensors_alone(body: bytes) -> bytes:
+    """Example inputs, written anew: torch would fall back to a full pickle for the bytes given."""
     try:
-        torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        found = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:
         raise _RefusedError("holds pickled example inputs, which can run code") from error
+    out = io.BytesIO()
+    torch.save(found, out)
+    return out.getvalue()
 
 
 # --- the program -----------------------------------------------------------------------------
@@ -168,6 +171,8 @@ _TARGET = re.compile(
 )
 #: ATen's own ways to read and write files.
 _FILE_OPS = ("save", "from_file")
+#: ATen's operators on bits, whose names look like Python's own attributes.
+_DUNDER_OPS = ("and", "or", "xor", "lshift", "rshift", "iand", "ior", "ixor", "ilshift", "irshift")
 #: Text arguments of ops: modes, equations of einsum.
 _TEXT = re.compile(r"[\w ,.>\-]*")
 #: Where modules and lines stand; text for people, which torch splits and never looks up.
@@ -179,9 +184,9 @@ def _program(program: Any) -> Any:
     program["guards_code"] = []
     program["graph_module"]["metadata"] = {}
     for entry in program["graph_module"]["module_call_graph"]:
-        for key in ("in_spec", "out_spec"):
+        for key, keys in (("in_spec", _dotted), ("out_spec", _key)):
             if entry.get("signature"):
-                _check_tree(json.loads(entry["signature"][key]))
+                _check_tree(json.loads(entry["signature"][key]), keys)
     return _Checker().value(program, "program")
 
 
@@ -244,7 +249,12 @@ def _dotted(text: str) -> None:
 
 
 def _target(text: str) -> None:
-    if not _TARGET.fullmatch(text) or text.split(".")[-2] in _FILE_OPS:
+    parts = text.split(".")
+    if (
+        not _TARGET.fullmatch(text)
+        or parts[-2] in _FILE_OPS
+        or any(part.startswith("__") and part.strip("_") not in _DUNDER_OPS for part in parts)
+    ):
         raise _RefusedError(f"calls {text[:60]!r}, which is no op of ATen")
 
 
@@ -258,26 +268,33 @@ def _number(text: str) -> None:
         raise _RefusedError(f"holds {text[:40]!r} where a number is expected")
 
 
-def _check_tree(spec: Any) -> None:
+def _key(text: str) -> None:
+    """A key of a dict of outputs, which generated Python holds between quotes."""
+    if not re.fullmatch(r"[\w .:/\-]*", text):
+        raise _RefusedError(f"has an output named {text[:40]!r}, which would be run as code")
+
+
+def _check_tree(spec: Any, keys: Callable[[str], None]) -> None:
     """The spec of a nested structure (torch.utils._pytree), whose contexts are JSON in JSON.
 
-    Enums and default dicts name modules, which torch would import.
+    Enums and default dicts name modules, which torch would import; keys of arguments become
+    source text (torch.fx, ``gen_var_bindings``), and so every text is held against ``keys``.
     """
     if isinstance(spec, str):
         try:
             inner = json.loads(spec)
         except ValueError:
+            keys(spec)
             return
-        if not isinstance(inner, str):
-            _check_tree(inner)
+        _check_tree(inner, keys)
     elif isinstance(spec, dict):
         if "__enum__" in spec or spec.get("type") == "collections.defaultdict":
             raise _RefusedError("has inputs or outputs of a type that is imported from elsewhere")
         for value in spec.values():
-            _check_tree(value)
+            _check_tree(value, keys)
     elif isinstance(spec, list):
         for item in spec:
-            _check_tree(item)
+            _check_tree(item, keys)
 
 
 # --- shape expressions -----------------------------------------------------------------------

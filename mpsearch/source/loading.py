@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from ..files import check_archive, first_line, is_archive, regular
 from ..program.packages import open_package
 from ..usercode import guarded, import_callable
 from .exported import load_exported
+from .scripted import load_scripted
 
 _KINDS = "a TorchScript file, a .pt2, a pickled module or an .mlpackage"
-#: Ops of TorchScript that read and write files.
-_FILE_OPS = frozenset(["aten::save", "aten::from_file"])
 
 
 def load_model(path: str, weights: str | None = None, allow_pickle: bool = False) -> Any:
@@ -35,7 +32,8 @@ def load_model(path: str, weights: str | None = None, allow_pickle: bool = False
     weights
         A state dict (``.pt`` or ``.safetensors``) for the module that a factory returns.
     allow_pickle
-        Allow files that can run any code: pickles, and exported programs as they are.
+        Allow files that can run any code: pickles, and exported programs and TorchScript as they
+        are.
 
     Returns
     -------
@@ -62,8 +60,8 @@ def load_model(path: str, weights: str | None = None, allow_pickle: bool = False
     check_archive(file)
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-    if any("/code/" in n and n.endswith(".py") for n in names):
-        return _torchscript(file)
+    if any("/code/" in n.lower() and n.endswith(".py") for n in names):
+        return load_scripted(file, allow_pickle)
     if any("/models/" in n and n.endswith(".json") for n in names) or (
         "serialized_exported_program.json" in names
     ):
@@ -112,64 +110,6 @@ def _state_dict(path: str) -> dict[str, torch.Tensor]:
     if not isinstance(loaded, dict):
         raise InputError(f"weights {path} hold a {type(loaded).__name__}, expected a state dict")
     return loaded
-
-
-def _torchscript(file: Path) -> Any:
-    _check_loading(file)
-    try:
-        with quiet():
-            module = torch.jit.load(str(file), map_location="cpu")
-            touching = next(_file_ops(module), None)
-    except Exception as error:
-        raise InputError(f"{file} is no usable TorchScript file: {first_line(error)}") from error
-    if touching is not None:
-        raise InputError(
-            f"{file} calls {touching}, which reads or writes files; a model that does so is not run"
-        )
-    return module
-
-
-def _check_loading(file: Path) -> None:
-    """That loading a TorchScript file runs nothing that touches files.
-
-    The methods ``__setstate__`` of its classes are run by ``torch.jit.load`` itself.
-
-    Raises
-    ------
-    InputError
-        If it could, or if it holds an entry twice, of which torch may read the other one.
-    """
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        if len(set(names)) < len(names):
-            raise InputError(f"{file} is no usable TorchScript file: it holds an entry twice")
-        try:
-            code = b"\n".join(archive.read(name) for name in names if "/code/" in name)
-        except Exception as error:  # zipfile and zlib have several
-            raise InputError(
-                f"{file} is no usable TorchScript file: {first_line(error)}"
-            ) from error
-    found = re.search(rb"\b(save|from_file)\b", code)
-    if found is not None and b"__setstate__" in code:
-        raise InputError(
-            f"{file} runs code when it is loaded, and holds {found.group().decode()}, which "
-            "touches files; a model that does so is not run"
-        )
-
-
-def _file_ops(module: Any) -> Iterator[str]:
-    """The ops of a TorchScript module, in any of its methods, that touch files."""
-
-    def walk(block: Any) -> Iterator[str]:
-        for node in block.nodes():
-            if node.kind() in _FILE_OPS:
-                yield node.kind()
-            for inner in node.blocks():
-                yield from walk(inner)
-
-    for part in module.modules():
-        for name in part._c._method_names():
-            yield from walk(part._c._get_method(name).inlined_graph)
 
 
 def _pickled(file: Path, allow_pickle: bool, legacy: bool = False) -> nn.Module:

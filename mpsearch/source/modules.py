@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -135,9 +138,12 @@ class TorchModel:
         """The module's own outputs for one sample, from states of zeros."""
         for state in self.states.values():
             state.zero_()
-        if self.positional(sample):
-            return self.module(*sample.values())
-        return self.module(**sample)
+        # Where it fails, torch.fx prints the code that it has generated.
+        said = io.StringIO() if self.exported is not None else sys.stderr
+        with contextlib.redirect_stderr(said):
+            if self.positional(sample):
+                return self.module(*sample.values())
+            return self.module(**sample)
 
     def positional(self, sample: Sample) -> bool:
         """Whether the arguments can be passed in order, without their names."""
