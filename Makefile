@@ -17,6 +17,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mpsearch strategies
+	$(BIN)/lint-imports
 
 # A random thousand of Apple's own op tests; see tests/conformance/README.md.
 conformance: $(READY)
