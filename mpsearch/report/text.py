@@ -179,7 +179,8 @@ def _remedy(remedy: Remedy, paint: Paint) -> list[str]:
 
 def front(found: Front) -> str:
     """What ``mpsearch pareto`` prints."""
-    lines = [f"  FP32 ops  {printable(found.metric):>10}    held-out   casts   (of {found.candidate_ops} ops)"]
+    total = f"(of {found.candidate_ops} ops)"
+    lines = [f"  FP32 ops  {printable(found.metric):>10}    held-out   casts   {total}"]
     lines += [
         f"  {len(point.fp32_ops):8}  {value(point.error):>10}  "
         f"{value(point.heldout_error):>10}  {point.casts:6}"
