@@ -20,8 +20,10 @@ import mpsearch.ending
 import mpsearch.search.problem
 from mpsearch import files
 from mpsearch.cli import main
+from mpsearch.flows import optimize as flow
 from mpsearch.flows import outcome
 from mpsearch.package import emission
+from mpsearch.results.result import Result
 from tests.models import batches, net
 from tests.planted import Planted
 from tests.planted import samples as planted_samples
@@ -61,16 +63,16 @@ def status(folder):
 #: What a run does, in order, once a set is known, and how to stand at its beginning.
 MOMENTS = {
     "searching": (mpsearch.search.problem.Problem, "admit_fp16"),
-    "writing": (outcome, "_emit"),
+    "writing": (flow, "write"),
     "converting": (emission, "convert"),
-    "describing": (outcome, "_describe"),
+    "describing": (flow, "describe"),
     "bounding": (outcome, "_lower_bound"),
     "measuring alone": (outcome.account, "kept_ops"),
     "predicting": (outcome.account, "op_rows"),
     "remedies": (outcome.account, "remedies"),
-    "sealing": (outcome, "_seal"),
-    "rendering": (outcome.Result, "as_dict"),
-    "saving": (outcome.Result, "save"),
+    "sealing": (flow, "seal"),
+    "rendering": (Result, "as_dict"),
+    "saving": (Result, "save"),
     "renaming": (files, "_publish"),
 }
 
@@ -260,13 +262,13 @@ def test_a_folder_that_only_looks_like_a_result_is_not_replaced(here):
 
 def test_files_that_appear_while_the_search_runs_are_kept(here, monkeypatch):
     run(*ARGV)
-    original = outcome._seal
+    original = flow.seal
 
     def seal(*args, **kwargs):
         Path("out/thesis.tex").write_text("years of work")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(outcome, "_seal", seal)
+    monkeypatch.setattr(flow, "seal", seal)
     outcome_ = run(*ARGV, expect=2)
     assert "thesis.tex" in outcome_.stderr
     assert Path("out/thesis.tex").read_text() == "years of work"
@@ -399,7 +401,7 @@ def test_a_disk_that_fills_while_the_package_is_written_keeps_the_choice(here, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(outcome, "_emit", full)
+        patched.setattr(flow, "write", full)
         outcome_ = CliRunner().invoke(main, ARGV)
     assert outcome_.exit_code not in (0, 130)
     assert status("out") == "unwritten" and "No space left" in outcome_.output
@@ -416,7 +418,7 @@ def test_a_disk_that_fills_while_the_result_is_saved_shows_it_and_says_why(here,
     run(*ARGV)
     before = contents("out")
     with monkeypatch.context() as patched:
-        patched.setattr(outcome.Result, "as_dict", full)
+        patched.setattr(Result, "as_dict", full)
         outcome_ = run(*ARGV, expect=2)
     assert "No space left" in outcome_.stderr and "None" not in outcome_.stderr
     assert contents("out") == before and sorted(p.name for p in here.iterdir()) == ["out"]

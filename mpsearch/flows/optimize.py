@@ -9,21 +9,26 @@ from typing import Any
 
 from .. import options
 from ..ending import Ending, Stage
-from ..errors import InputError
+from ..errors import InputError, MpsearchError
 from ..evaluation.metrics import Metric, resolve
 from ..explain.hazards import check_action, struck
 from ..explain.hazards import notes as hazard_notes
+from ..files import Room
+from ..package import emission
+from ..package.weights import Stored
 from ..package.weights import check_storage as check_weights
-from ..results.result import Result
+from ..results.result import PACKAGE, Result
 from ..search import pins
 from ..search import registry as search
 from ..search.cost import Casts, check_objective
-from ..search.problem import Problem
+from ..search.problem import Problem, Strategy, Trial
 from ..search.storage import check_storage
-from ..source.prepare import check_device, prepare
-from .outcome import finish, infeasible
+from ..source.prepare import Prepared, check_device, prepare
+from .holding import holding, tighter
+from .outcome import describe, extras, infeasible, new_result, seal, unwritten
 from .progress import Progress
 from .surroundings import undisturbed
+from .writing import store, write
 
 DEFAULT_TRIALS = 300
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
@@ -210,7 +215,92 @@ def optimize(
         ending.stage = Stage.SEARCH
         problem.ends()
         finished = problem.admit_fp16() or search.run(run_strategy, problem)
-        return finish(prepared, problem, run_strategy, started, bar, finished, weights)
+        return _until_it_holds(prepared, problem, run_strategy, started, bar, finished, weights)
+
+
+def _until_it_holds(
+    prepared: Prepared,
+    problem: Problem,
+    strategy: Strategy,
+    started: float,
+    bar: Progress,
+    finished: bool,
+    storage: str | None = None,
+) -> Result:
+    """Write the best set, read it back, and search on with more margin until it holds.
+
+    ``finished`` says whether the search came to its own end, ``storage`` how weights are to be
+    stored then, where that keeps the budget.
+
+    Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
+    not known to the search: either can break the budget that the search met. Where the run is to
+    end, there is no searching on: a set that was tried and holds is taken, or all FP32.
+
+    Raises
+    ------
+    VerificationError
+        If the package computes an op in another precision than was asked for.
+    """
+    limit, ending = problem.user_budget, problem.ending
+    scratch = Room()
+    path = scratch.path / PACKAGE
+    fallback: Trial | None = None
+    last: Trial | None = None
+    while True:
+        best = last or problem.best
+        assert best is not None  # all-FP32 meets the budget, or there would be no search
+        if fallback is not None and problem.rank(fallback.kept) < problem.rank(best.kept):
+            best = fallback
+        bits = problem.vector(best.kept)
+        names = [op.name for op in prepared.ops if bits[op.index]]
+        ending.stage = Stage.WRITE
+        bar.stage("writing the package and reading it back")
+        problem.evaluator.release()  # coremltools and the package hold the weights once more each
+        try:
+            package, measured, held = write(prepared, names, path)
+        except MpsearchError:
+            raise
+        except Exception as error:  # a full disk, in whatever words: what was found is kept
+            return unwritten(prepared, problem, started, bits, error)
+        worst = max(measured, held)
+        if worst <= limit or best.kept == problem.everything:
+            break
+        del package
+        problem.reject(best.kept)
+        fallback = holding(prepared, problem, limit)
+        if ending.over:
+            last, finished = fallback or problem.known(problem.everything), False
+            continue
+        problem.tighten(max(problem.ends()[0], tighter(problem.budget, best.loss, limit, worst)))
+        finished &= search.run(strategy, problem)
+    if worst > limit:
+        return infeasible(prepared, problem, started, held)
+    stored: Stored | None = None
+    stored_names: list[str] = []
+    if storage is not None and not ending.over:
+        bar.stage(f"storing weights as {storage}")
+        package, measured, held, stored, stored_names = store(
+            prepared, names, path, (package, measured, held), storage, limit
+        )
+    casts = package.casts
+    del package  # it holds the weights once more
+    status = "met" if names else "fp16_suffices"
+    result = new_result(prepared, problem, started, status if finished else "interrupted")
+    if storage is not None and stored is None:
+        result.notes.append(f"Weights are stored as typed: no time was left for {storage}.")
+    metric = prepared.metric
+    result.proven = problem.proven
+    result.error = metric.loss_of(measured)
+    result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
+    result.searched_error = metric.loss_of(best.loss)
+    result.casts, result.weights = casts, stored
+    result.package_bytes = emission.package_bytes(path)
+    describe(prepared, problem, result, bits, casts)
+    extras(prepared, problem, result, best, bits, bar)
+    seal(prepared, problem, result, storage, stored_names)
+    result._scratch = scratch
+    result.seconds = time.perf_counter() - started
+    return result
 
 
 def _loss_budget(budget: Any, metric: Metric) -> float:

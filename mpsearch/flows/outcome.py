@@ -1,32 +1,26 @@
-"""What becomes of a search: the set is written, read back, and reported."""
+"""What a search has found, as the result that the caller gets."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
 from ..ending import Stage, Stop
-from ..errors import MpsearchError, VerificationError
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.metrics import NAMES
 from ..explain.parting import parting
-from ..files import Room
-from ..package import emission, verification, weights
+from ..package import emission
 from ..package.config import Config
 from ..program.lowering import lower_candidates
 from ..results import account
 from ..results.plain import number
-from ..results.result import PACKAGE, Result
-from ..search import registry as search
+from ..results.result import Result
 from ..search.cost import Casts
-from ..search.problem import Problem, Strategy, Trial
+from ..search.problem import Problem, Trial
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.precast import fingerprint
@@ -34,100 +28,8 @@ from ..source.prepare import Prepared
 from ..usercode import reason
 from .progress import Progress
 
-#: How much below the budget to search once a set has failed where the search could not see it.
-_MARGIN = 0.9
-#: Bytes of results to remember where sets are tried on the held-out data.
-_HELDOUT_CACHE = 256 << 20
-#: Sets that are tried on the held-out data once the run is to end.
-_LAST_LOOKS = 4
 
-
-def finish(
-    prepared: Prepared,
-    problem: Problem,
-    strategy: Strategy,
-    started: float,
-    bar: Progress,
-    finished: bool,
-    storage: str | None = None,
-) -> Result:
-    """Write the best set, read it back, and search on with more margin until it holds.
-
-    ``finished`` says whether the search came to its own end, ``storage`` how weights are to be
-    stored then, where that keeps the budget.
-
-    Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
-    not known to the search: either can break the budget that the search met. Where the run is to
-    end, there is no searching on: a set that was tried and holds is taken, or all FP32.
-
-    Raises
-    ------
-    VerificationError
-        If the package computes an op in another precision than was asked for.
-    """
-    limit, ending = problem.user_budget, problem.ending
-    scratch = Room()
-    path = scratch.path / PACKAGE
-    fallback: Trial | None = None
-    last: Trial | None = None
-    while True:
-        best = last or problem.best
-        assert best is not None  # all-FP32 meets the budget, or there would be no search
-        if fallback is not None and problem.rank(fallback.kept) < problem.rank(best.kept):
-            best = fallback
-        bits = problem.vector(best.kept)
-        names = [op.name for op in prepared.ops if bits[op.index]]
-        ending.stage = Stage.WRITE
-        bar.stage("writing the package and reading it back")
-        problem.evaluator.release()  # coremltools and the package hold the weights once more each
-        try:
-            package, measured, held = _emit(prepared, names, path)
-        except MpsearchError:
-            raise
-        except Exception as error:  # a full disk, in whatever words: what was found is kept
-            return _unwritten(prepared, problem, started, bits, error)
-        worst = max(measured, held)
-        if worst <= limit or best.kept == problem.everything:
-            break
-        del package
-        problem.reject(best.kept)
-        fallback = _holding(prepared, problem, limit)
-        if ending.over:
-            last, finished = fallback or problem.known(problem.everything), False
-            continue
-        problem.tighten(max(problem.ends()[0], _tighter(problem.budget, best.loss, limit, worst)))
-        finished &= search.run(strategy, problem)
-    if worst > limit:
-        return infeasible(prepared, problem, started, held)
-    stored: weights.Stored | None = None
-    stored_names: list[str] = []
-    if storage is not None and not ending.over:
-        bar.stage(f"storing weights as {storage}")
-        package, measured, held, stored, stored_names = _store(
-            prepared, names, path, (package, measured, held), storage, limit
-        )
-    casts = package.casts
-    del package  # it holds the weights once more
-    status = "met" if names else "fp16_suffices"
-    result = _result(prepared, problem, started, status if finished else "interrupted")
-    if storage is not None and stored is None:
-        result.notes.append(f"Weights are stored as typed: no time was left for {storage}.")
-    metric = prepared.metric
-    result.proven = problem.proven
-    result.error = metric.loss_of(measured)
-    result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
-    result.searched_error = metric.loss_of(best.loss)
-    result.casts, result.weights = casts, stored
-    result.package_bytes = emission.package_bytes(path)
-    _describe(prepared, problem, result, bits, casts)
-    _extras(prepared, problem, result, best, bits, bar)
-    _seal(prepared, problem, result, storage, stored_names)
-    result._scratch = scratch
-    result.seconds = time.perf_counter() - started
-    return result
-
-
-def _describe(
+def describe(
     prepared: Prepared, problem: Problem, result: Result, bits: Sequence[bool], casts: int
 ) -> None:
     """What is known of a set without running anything."""
@@ -139,7 +41,7 @@ def _describe(
     result.ops = account.op_rows(prepared, None, bits, counter)
 
 
-def _extras(
+def extras(
     prepared: Prepared,
     problem: Problem,
     result: Result,
@@ -193,7 +95,7 @@ def _extras(
         result.notes.append("The run ended before the report was complete; what it lacks is '-'.")
 
 
-def _seal(
+def seal(
     prepared: Prepared,
     problem: Problem,
     result: Result,
@@ -211,7 +113,7 @@ def _seal(
     )
 
 
-def _unwritten(
+def unwritten(
     prepared: Prepared,
     problem: Problem,
     started: float,
@@ -220,50 +122,19 @@ def _unwritten(
 ) -> Result:
     """The result where no package could be written: the choice, as the search measured it."""
     assert problem.best is not None
-    result = _result(prepared, problem, started, "unwritten")
+    result = new_result(prepared, problem, started, "unwritten")
     result.error = result.searched_error = prepared.metric.loss_of(problem.best.loss)
     counter = Casts(prepared.lowered)
     casts = counter.count(tuple(bits))
-    _describe(prepared, problem, result, bits, casts)
+    describe(prepared, problem, result, bits, casts)
     result.casts = casts
     result.not_measured = ["alone", "sensitivity", "lower_bound", "remedies"]
     result.notes.append(
         f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
         "precision.json. Make room, then run mpsearch apply."
     )
-    _seal(prepared, problem, result, None, [])
+    seal(prepared, problem, result, None, [])
     return result
-
-
-def _holding(prepared: Prepared, problem: Problem, limit: float) -> Trial | None:
-    """The cheapest set tried that meets the budget on the held-out data as well.
-
-    Where the run is to end, a few sets are looked at, from the cheapest to the dearest.
-    """
-    ending = problem.ending
-    held = prepared.heldout_evaluator(cache_bytes=_HELDOUT_CACHE, ending=ending)
-    if held is None:
-        return None
-    trials = sorted(problem.accepted(limit), key=lambda t: problem.rank(t.kept))
-    if not ending.over:
-        ending.stage = Stage.SEARCH
-        with suppress(Stop):
-            return _first_that_holds(trials, problem, held, limit)
-    ending.stage = Stage.WRITE
-    if len(trials) > _LAST_LOOKS:
-        step = (len(trials) - 1) / (_LAST_LOOKS - 1)
-        trials = [trials[round(i * step)] for i in range(_LAST_LOOKS)]
-    return _first_that_holds(trials, problem, held, limit)
-
-
-def _first_that_holds(
-    trials: Sequence[Trial], problem: Problem, held: Evaluator, limit: float
-) -> Trial | None:
-    for trial in trials:
-        measured = held.evaluate(problem.vector(trial.kept), limit)
-        if measured.exact and measured.loss <= limit:
-            return trial
-    return None
 
 
 def _lower_bound(problem: Problem, limit: float, best: Trial) -> int | None:
@@ -289,29 +160,18 @@ def _overflow_note(names: Sequence[str]) -> str:
     )
 
 
-def _tighter(budget: float, loss: float, limit: float, worst: float) -> float:
-    """A budget that leaves room for what a set with ``loss`` overshot the limit by, and some.
-
-    Losses in dB are negative, so the room is a difference there and a factor elsewhere.
-    """
-    least = min(budget, loss)
-    if limit > 0:
-        return least * _MARGIN * (limit / worst if math.isfinite(worst) else 1.0)
-    return least - (worst - limit if math.isfinite(worst) else 0.0) - (1 - _MARGIN) * abs(limit)
-
-
 def infeasible(
     prepared: Prepared, problem: Problem, started: float, held: float | None = None
 ) -> Result:
     """The result where even all-FP32 breaks the budget, with the reason."""
-    result = _result(prepared, problem, started, "infeasible")
+    result = new_result(prepared, problem, started, "infeasible")
     if held is not None:
         result.heldout_error = prepared.metric.loss_of(held)
     result.explanation = _why_infeasible(prepared, problem, held)
     return result
 
 
-def _result(prepared: Prepared, problem: Problem, started: float, status: str) -> Result:
+def new_result(prepared: Prepared, problem: Problem, started: float, status: str) -> Result:
     floor, fp16 = problem.ends()
     metric, evaluator = prepared.metric, problem.evaluator
     return Result(
@@ -342,61 +202,6 @@ def _count(result: Result, problem: Problem) -> None:
     result.op_executions = evaluator.counters.executions
     result.forward_equivalents = evaluator.forward_equivalents
     result.history = list(problem.history)
-
-
-def _emit(
-    prepared: Prepared,
-    names: Sequence[str],
-    path: Path,
-    stored: tuple[str, Collection[str]] | None = None,
-) -> tuple[verification.ReadBack, float, float]:
-    """Write a package and measure it as read back: (package, loss, loss on held-out data)."""
-    mlmodel = emission.convert(prepared.precast, emission.selector(names), stored)
-    mlmodel.save(str(path))
-    package = verification.read_back(path)
-    wrong = verification.precision_mismatch(package, prepared.lowered, names)
-    if wrong is not None:
-        raise VerificationError(f"the written package is not what was searched: {wrong}")
-    arguments = (prepared.metric, prepared.profiles)
-    measured = verification.losses(package, prepared.calibration, prepared.references, *arguments)
-    held = verification.losses(package, prepared.heldout, prepared.heldout_references, *arguments)
-    return package, measured, held
-
-
-def _store(
-    prepared: Prepared,
-    names: Sequence[str],
-    path: Path,
-    plain: tuple[verification.ReadBack, float, float],
-    storage: str,
-    limit: float,
-) -> tuple[verification.ReadBack, float, float, weights.Stored, list[str]]:
-    """Store as many weights otherwise as the budget allows, and read the package back."""
-    before = emission.package_bytes(path)
-    function = plain[0].function
-    forms = weights.changed(function, storage)
-
-    def holds(chosen: set[str]) -> bool:
-        tried = replace(plain[0], function=weights.with_weights(function, forms, chosen))
-        sets = (
-            (prepared.calibration, prepared.references),
-            (prepared.heldout, prepared.heldout_references),
-        )
-        return all(
-            verification.losses(tried, data, wanted, prepared.metric, prepared.profiles) <= limit
-            for data, wanted in sets
-        )
-
-    chosen = weights.largest_set(list(forms), holds)
-    written = plain
-    if chosen:
-        written = _emit(prepared, names, path, (storage, chosen))
-        if max(written[1:]) > limit:
-            raise VerificationError(
-                f"the package with weights stored as {storage} has another error than was measured"
-            )
-    stored = weights.Stored(storage, len(chosen), len(forms), before, emission.package_bytes(path))
-    return (*written, stored, sorted(chosen))
 
 
 def _explain(result: Result) -> str:
