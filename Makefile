@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 demo: $(READY)
 	$(BIN)/mpsearch optimize examples.minilm:build --inputs examples.minilm:samples \
-		--budget 1.5e-3 --out minilm-mixed
+		--budget 2e-3 --out minilm-mixed
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto
