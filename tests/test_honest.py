@@ -11,27 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 import mpsearch
-from mpsearch.cli import main
 from mpsearch.executor.ops import OPS
 from mpsearch.numerics.profiles import PROFILES
 from mpsearch.source.prepare import prepare
+from tests.command import run
 from tests.models import Cache, Norm, batches, net
 from tests.planted import Planted
 from tests.planted import samples as planted_samples
 
 NET = "tests.models:net"
 DATA = "tests.models:batches"
-
-
-def run(*arguments: object, expect: int = 0):
-    outcome = CliRunner().invoke(main, [str(a) for a in arguments])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    assert outcome.exit_code == expect, outcome.output
-    return outcome
 
 
 def given():

@@ -24,6 +24,7 @@ from mpsearch.flows import optimize as flow
 from mpsearch.flows import outcome
 from mpsearch.package import emission
 from mpsearch.results.result import Result
+from tests.command import run
 from tests.models import batches, net
 from tests.planted import Planted
 from tests.planted import samples as planted_samples
@@ -31,14 +32,6 @@ from tests.planted import samples as planted_samples
 NET = "tests.models:net"
 DATA = "tests.models:batches"
 ARGV = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", "out"]
-
-
-def run(*arguments: object, expect: int = 0):
-    outcome_ = CliRunner().invoke(main, [str(a) for a in arguments])
-    if outcome_.exception is not None and not isinstance(outcome_.exception, SystemExit):
-        raise outcome_.exception
-    assert outcome_.exit_code == expect, outcome_.output
-    return outcome_
 
 
 @pytest.fixture

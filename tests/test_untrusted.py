@@ -20,24 +20,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 import mpsearch
 from benchmarks.models import named
-from mpsearch.cli import main
 from mpsearch.report import text
 from mpsearch.source.loading import load_model
+from tests.command import run
 from tests.models import Cache, Mixed, TwinBlocks, batches, net
 
 NET = "tests.models:net"
 DATA = "tests.models:batches"
 
 
-def run(*arguments: object):
-    outcome = CliRunner().invoke(main, [str(a) for a in arguments])
-    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
-        raise outcome.exception
-    return outcome
+def run_any(*arguments: object):
+    return run(*arguments, expect=None)
 
 
 @pytest.fixture
@@ -304,7 +300,7 @@ def test_an_exported_program_with_code_in_it_is_refused(attack, exported, here):
     marker = here / "ran"
     _store("bad.pt2", attack(exported, marker))
     for command in (["optimize", "bad.pt2", "--budget", "1"], ["analyze", "bad.pt2"]):
-        outcome = run(*command, "--inputs", "x.npz")
+        outcome = run_any(*command, "--inputs", "x.npz")
         assert outcome.exit_code == 2, outcome.output
         assert outcome.stderr.count("\n") == 1 and "--allow-pickle" in outcome.stderr
         assert not marker.exists() and not Path("mpsearch_out").exists()
@@ -430,7 +426,7 @@ def test_torchscript_that_does_more_than_compute_is_refused(model, here, capfd):
     """``aten::save`` is an op like any other to TorchScript."""
     torch.jit.save(torch.jit.script(model), "writes.pt")
     Path("ran").unlink(missing_ok=True)
-    outcome = run("optimize", "writes.pt", "--inputs", "x.npz", "--budget", "1")
+    outcome = run_any("optimize", "writes.pt", "--inputs", "x.npz", "--budget", "1")
     assert outcome.exit_code == 2 and REFUSED in outcome.stderr
     assert not (here / "ran").exists() and "\x1b" not in capfd.readouterr().out
     torch.jit.load("writes.pt")(torch.ones(1))  # it is an attack
@@ -445,7 +441,7 @@ def test_torchscript_in_another_case_is_refused(here):
         for name in source.namelist():
             target.writestr(name.replace("/code/", "/CODE/"), source.read(name))
         target.writestr("good/code/note.py", "")
-    outcome = run("optimize", "bad.pt", "--inputs", "x.npz", "--budget", "1")
+    outcome = run_any("optimize", "bad.pt", "--inputs", "x.npz", "--budget", "1")
     assert outcome.exit_code == 2 and outcome.stderr.count("\n") == 1
     assert not (here / "ran").exists()
 
@@ -464,7 +460,7 @@ def test_torchscript_behind_another_directory_is_refused(here):
     end = body.rindex(b"PK\x05\x06")
     body[end + 16 : end + 20] = start.to_bytes(4, "little")
     Path("two.pt").write_bytes(bytes(body))
-    run("optimize", "two.pt", "--inputs", "x.npz", "--budget", "1")
+    run_any("optimize", "two.pt", "--inputs", "x.npz", "--budget", "1")
     assert not (here / "ran").exists()
 
 
@@ -493,10 +489,10 @@ def test_a_pickle_is_loaded_with_the_flag_alone(suffix, here):
         ["optimize", NET, "--weights", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1"],
         ["optimize", NET, "--targets", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1"],
     ):
-        outcome = run(*arguments)
+        outcome = run_any(*arguments)
         assert outcome.exit_code == 2 and outcome.stderr.count("\n") == 1, outcome.output
         assert not marker.exists()
-    run("optimize", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1", "--allow-pickle")
+    run_any("optimize", f"bad{suffix}", "--inputs", "x.npz", "--budget", "1", "--allow-pickle")
     if suffix in (".pt", ".pth"):
         assert marker.exists()  # the flag means what it says
 
@@ -520,9 +516,9 @@ def test_a_metric_that_a_config_names_is_not_imported(result, here):
             ["check", "out", NET, "--inputs", DATA],
             ["apply", "out", NET, "-o", "a.mlpackage"],
         ):
-            run(*command)
+            run_any(*command)
             assert not Path("ran").exists()
-        outcome = run("check", "out", NET, "--inputs", DATA)
+        outcome = run_any("check", "out", NET, "--inputs", DATA)
         assert outcome.exit_code == 2 and "--metric" in outcome.stderr
 
 
@@ -585,9 +581,9 @@ def test_no_escape_sequence_reaches_the_terminal_or_the_report(here):
     assert "\x1b" not in report and "\x07" not in report and "red" in report
     assert "\x1b" not in text.summary(found, Path(named_so), lambda line, mood: line)
     for command in (["report", "out"], ["apply", "out", NET, "-o", "a.mlpackage"]):
-        assert "\x1b" not in run(*command).output
+        assert "\x1b" not in run_any(*command).output
     shutil.copy("x.npz", f"{named_so}.pt")
-    outcome = run("optimize", f"{named_so}.pt", "--inputs", DATA, "--budget", "1")
+    outcome = run_any("optimize", f"{named_so}.pt", "--inputs", DATA, "--budget", "1")
     assert outcome.exit_code == 2 and "\x1b" not in outcome.output and "red" in outcome.output
 
 
@@ -654,13 +650,13 @@ def test_a_package_is_read_inside_itself_alone(change, package):
     change(package)
     with pytest.raises(mpsearch.InputError):
         mpsearch.Executor(package)
-    outcome = run("run", package, "--inputs", "x.npz", "-o", "y.npz")
+    outcome = run_any("run", package, "--inputs", "x.npz", "-o", "y.npz")
     assert outcome.exit_code == 2 and outcome.stderr.count("\n") == 1
 
 
 def test_opening_a_package_changes_none_of_its_files(package):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in package.rglob("*") if p.is_file()}
     mpsearch.Executor(package)
-    run("check", "out", NET, "--inputs", DATA)
+    run_any("check", "out", NET, "--inputs", DATA)
     after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in package.rglob("*") if p.is_file()}
     assert after == before

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import read_json
+from ..files import check_schema, read_json
 
 VERSION = 1
 #: The dtypes of inputs, as torch names them.
@@ -155,8 +155,6 @@ def read(path: str | Path) -> Config:
     InputError
         If the file is missing, is no JSON, or does not fit the schema.
     """
-    import jsonschema
-
     file = Path(path)
     if file.is_dir():
         file = file / "precision.json"
@@ -167,12 +165,6 @@ def read(path: str | Path) -> Config:
             f"{file} has version {found!r}, expected {VERSION}; run optimize again with this "
             "version of mpsearch"
         )
-    try:
-        jsonschema.validate(raw, _SCHEMA)
-    except jsonschema.ValidationError as error:
-        where = "/".join(map(str, error.absolute_path)) or "top level"
-        raise InputError(
-            f"{file} is no precision config: {where}: {error.message[:200]}"
-        ) from error
+    check_schema(raw, _SCHEMA, f"{file} is no precision config")
     raw["fp32_ops"] = [KeptOp(**op) for op in raw["fp32_ops"]]
     return Config(**raw)

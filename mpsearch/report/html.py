@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import listed, printable, read_json, written
+from ..files import check_schema, listed, printable, read_json, written
 from ..package import config as _config
 from ..usercode import reason
 
@@ -98,17 +98,9 @@ def _read(file: Path) -> Any:
     InputError
         If it is none.
     """
-    import jsonschema
-
     found = read_json(file, "a directory that mpsearch optimize wrote")
-    try:
-        jsonschema.validate(found, _RESULT)
-    except jsonschema.ValidationError as error:
-        where = "/".join(map(str, error.absolute_path)) or "top level"
-        raise InputError(
-            f"{file} is no result of this version: {where}: {error.message[:200]}; run mpsearch "
-            "optimize again"
-        ) from error
+    what = f"{file} is no result of this version"
+    check_schema(found, _RESULT, what, "; run mpsearch optimize again")
     return found
 
 
