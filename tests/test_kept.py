@@ -31,6 +31,8 @@ from tests.planted import samples as planted_samples
 
 NET = "tests.models:net"
 DATA = "tests.models:batches"
+#: For processes of their own, which import this checkout.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 ARGV = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", "out"]
 
 
@@ -137,10 +139,9 @@ def test_signals_that_are_ignored_stay_ignored(here):
         "from mpsearch.cli import main\n"
         f"main({ARGV!r})\n"
     )
-    root = Path(__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -371,10 +372,9 @@ def test_a_run_killed_between_two_renames_is_put_right_by_the_next(here, monkeyp
         "from mpsearch.cli import main\n"
         f"main({ARGV!r})\n"
     )
-    root = Path(__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env=ENVIRONMENT,
         capture_output=True,
         check=False,
     )
@@ -430,12 +430,11 @@ def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeyp
         "    print(made, flush=True)\n"
         "    time.sleep(600)\n"
     )
-    root = Path(__file__).parent.parent
     rooms = []
     for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(root)},
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -466,9 +465,8 @@ def test_a_result_that_is_held_outlives_the_runs_of_others(here, monkeypatch):
 
 def test_nothing_is_left_in_the_folder_for_temporary_files(here, monkeypatch, tmp_path_factory):
     place = tmp_path_factory.mktemp("tmp")
-    root = Path(__file__).parent.parent
     command = [sys.executable, "-c", "from mpsearch.cli import main; main()", *ARGV]
-    environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(place)}
+    environment = {**ENVIRONMENT, "TMPDIR": str(place)}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -324,7 +324,7 @@ class Evaluator:
         for step in self._steps:
             self._ending.check()
             inside = frozenset(b for b in step.bits if b in kept)
-            results = self._execute(_Recipe(step.node, inside, {}, sample, profile), env)
+            results = self._execute(step.node, inside, profile, env)
             env.update(zip(step.node.outputs, results, strict=True))
             for slot in {*step.reads, *step.node.outputs}:
                 if last.get(slot, -1) <= step.index:
@@ -475,7 +475,8 @@ class Evaluator:
             if identity is None:
                 slots = {s: found[s] for s in step.reads}
                 recipe = _Recipe(step.node, inside, slots, sample, profile)
-                results = self._execute(recipe, {s: self._value(w) for s, w in slots.items()})
+                values = {s: self._value(w) for s, w in slots.items()}
+                results = self._execute(step.node, inside, profile, values)
                 identity = memory.identify((step.index, sample), results)
                 memory.recipes.setdefault(identity, recipe)
                 memory.tensors.put(identity, results)
@@ -484,16 +485,18 @@ class Evaluator:
                 found[slot] = (identity, place)
         return found
 
-    def _execute(self, recipe: _Recipe, env: Mapping[int, Any]) -> tuple[Any, ...]:
+    def _execute(
+        self, node: Node, kept: frozenset[int], profile: int, env: Mapping[int, Any]
+    ) -> tuple[Any, ...]:
         """Run a node on the values it reads, and count what that cost."""
-        runtime = self._runtimes[recipe.profile]
+        runtime = self._runtimes[profile]
         before = runtime.executions
         started = time.perf_counter()
-        results = runtime.run(recipe.node, env, recipe.kept.__contains__)
+        results = runtime.run(node, env, kept.__contains__)
         seconds = time.perf_counter() - started
         self.counters.executions += runtime.executions - before
         # The first run of a node sets what it weighs ever after.
-        self.counters.work += self._times.setdefault(id(recipe.node), seconds)
+        self.counters.work += self._times.setdefault(id(node), seconds)
         return results
 
     def _fetch(self, identity: int) -> tuple[Any, ...]:
@@ -527,7 +530,7 @@ class Evaluator:
                 slot: self._input_value(w) if w[0] < 0 else made[w[0]][w[1]]
                 for slot, w in recipe.slots.items()
             }
-            made[top] = self._execute(recipe, env)
+            made[top] = self._execute(recipe.node, recipe.kept, recipe.profile, env)
             self._memory.tensors.put(top, made[top])
             pending.pop()
         return made[identity]

@@ -30,6 +30,7 @@ import torch
 from .._ct import quiet
 from ..errors import InputError
 from ..files import first_line
+from .archives import archive_writer
 
 
 class _RefusedError(Exception):
@@ -92,20 +93,15 @@ def _copy_checked(file: Path, out: IO[bytes]) -> None:
         if samples is None:
             raise _RefusedError("is no exported program: it holds no data/sample_inputs/model.pt")
         samples = _tensors_alone(samples)
-        writer = torch._C.PyTorchFileWriter(out)
-        try:
-            for name, body in (("archive_format", b"pt2"), ("archive_version", b"0")):
-                writer.write_record(name, body, len(body))
+        with archive_writer(out) as write:
+            write("archive_format", b"pt2")
+            write("archive_version", b"0")
             for name, value in {_PROGRAM: program, **config}.items():
-                body = json.dumps(value).encode()
-                writer.write_record(name, body, len(body))
-            writer.write_record(_SAMPLES, samples, len(samples))
+                write(name, json.dumps(value).encode())
+            write(_SAMPLES, samples)
             for name, info in entries.items():
                 if _RAW.fullmatch(name):
-                    body = archive.read(info)
-                    writer.write_record(name, body, len(body))
-        finally:
-            writer.write_end_of_file()  # a writer that is let go unfinished ends the process
+                    write(name, archive.read(info))
 
 
 def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

@@ -20,6 +20,7 @@ import torch
 from .._ct import quiet
 from ..errors import InputError
 from ..files import Room, first_line
+from .archives import archive_writer
 
 #: Names of operators that do more than compute.
 _TOUCHING = re.compile(rb"\b(save|from_file|print)\b")
@@ -71,9 +72,7 @@ def _copy_checked(file: Path, out: Path) -> None:
                 raise InputError(f"{file} holds {name!r}, which no TorchScript does; {trusted}")
             entries[name] = info
         version = int(archive.read(entries["version"])) if "version" in entries else 0
-        writer = torch._C.PyTorchFileWriter(str(out))
-        try:
-            writer.set_min_version(version)
+        with archive_writer(str(out), version) as write:
             for name, info in entries.items():
                 if _LEFT_OUT.fullmatch(name):
                     continue
@@ -84,6 +83,4 @@ def _copy_checked(file: Path, out: Path) -> None:
                         f"{file} holds {found.group().decode()!r} in its code, by which "
                         f"TorchScript reaches files or the terminal; {trusted}"
                     )
-                writer.write_record(name, body, len(body))
-        finally:
-            writer.write_end_of_file()  # a writer that is let go unfinished ends the process
+                write(name, body)
