@@ -17,8 +17,11 @@ import itertools
 import torch
 
 import mpsearch
+from mpsearch.program.precision import Precision
 from mpsearch.search import registry as search
+from mpsearch.search.bound import lower_bound
 from mpsearch.search.problem import Problem
+from mpsearch.search.question import Question
 from mpsearch.source.prepare import Prepared, prepare
 from tests.planted import Planted, budget, samples
 
@@ -35,15 +38,13 @@ def optimum(model: Prepared, limit: float) -> int | None:
     evaluator, count = model.evaluator(), len(model.ops)
     for size in range(count + 1):
         for kept in itertools.combinations(range(count), size):
-            vector = tuple(i in kept for i in range(count))
-            if evaluator.evaluate(vector, limit).loss <= limit:
+            if evaluator.evaluate(Precision.of(kept, count), limit).loss <= limit:
                 return size
     return None
 
 
 def searched(model: Prepared, limit: float, strategy: str, seed: int) -> Problem:
-    units = search.units(model.ops, range(len(model.ops)), "op")
-    problem = Problem(units, model.ops, limit, model.evaluator(), seed=seed)
+    problem = Problem(Question.of_ops(model.ops, limit, seed=seed), model.evaluator())
     problem.admit(problem.everything)
     problem.admit(())
     search.run(search.find_strategy(strategy), problem)
@@ -61,8 +62,9 @@ def optimized(seed: int, limit: float, tally: collections.Counter[str]) -> None:
     tally["optimize: budget broken"] += not result.error <= limit
     tally["optimize: held-out broken"] += not result.heldout_error <= limit
     fresh = prepare(model, samples(seed + 10**6, 40), "rel_l2", "ieee", "iOS17", 0.0, None)
-    vector = tuple(op.name in set(result.fp32_ops) for op in fresh.ops)
-    tally["optimize: fresh data broken"] += not fresh.evaluator().evaluate(vector).loss <= limit
+    kept = {op.index for op in fresh.ops if op.name in result.fp32_ops}
+    loss = fresh.evaluator().evaluate(Precision.of(kept, len(fresh.ops))).loss
+    tally["optimize: fresh data broken"] += not loss <= limit
 
 
 def main() -> None:
@@ -93,15 +95,15 @@ def main() -> None:
             tally["optimal"] += excess == 0
             tally["one above"] += excess == 1
             tally["more above"] += excess > 1
-            tally["evaluations"] += len(problem.history)
+            tally["evaluations"] += len(problem.record.trials)
             other = searched(model, limit, strategy, 1).best
             tally["same count with another seed"] += other is not None and (
                 len(other.kept) == len(found.kept)
             )
-            loss = model.evaluator().evaluate(problem.vector(found.kept)).loss
+            loss = model.evaluator().evaluate(problem.question.precision(found.kept)).loss
             tally["budget broken"] += not loss <= limit
             problem.extend(200)
-            bound = problem.lower_bound()
+            bound = lower_bound(problem).price
             tally["bound claimed"] += bound is not None
             tally["bound above the optimum"] += bound is not None and bound > best
     print(

@@ -19,6 +19,7 @@ import torch
 import mpsearch
 from benchmarks.models import named
 from mpsearch.package.emission import convert, selector
+from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
 
 MODELS = ["vit-12", "resnet-50", "decoder-6"]
@@ -38,7 +39,7 @@ def measure(name: str, rounds: int) -> dict[str, float]:
     feed = {key: x}
     fp32 = mpsearch.Executor(convert(prepared.precast, selector(names)))
     fp16 = mpsearch.Executor(convert(prepared.precast, selector([])))
-    every = (False,) * len(names)
+    every = Precision.all_fp16(len(names))
     ready = []
 
     def eager() -> None:

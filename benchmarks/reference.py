@@ -23,9 +23,11 @@ import torch
 
 from benchmarks import zoo
 from benchmarks.zoo import efficientvit_tight
+from mpsearch.program.precision import Precision
 from mpsearch.search import registry as search
 from mpsearch.search.cost import Casts
 from mpsearch.search.problem import Problem
+from mpsearch.search.question import Question
 from mpsearch.source.prepare import Prepared, prepare
 
 
@@ -43,8 +45,7 @@ class LocalSearch:
     def meets(self, kept: frozenset[int]) -> bool:
         if kept not in self.known:
             self.left -= 1
-            vector = tuple(i in kept for i in range(self.count))
-            measured = self.evaluator.evaluate(vector, self.budget)
+            measured = self.evaluator.evaluate(Precision(kept, self.count), self.budget)
             self.known[kept] = measured.exact and measured.loss <= self.budget
         return self.known[kept]
 
@@ -94,10 +95,9 @@ class Variant:
 def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
     numerics = zoo.numerics(case)
     prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
-    units = search.units(prepared.ops, range(len(prepared.ops)), "op")
     evaluator = prepared.evaluator(cache_bytes=1 << 30)
-    casts = Casts(prepared.lowered)
-    problem = Problem(units, prepared.ops, case.BUDGET, evaluator, casts=casts)
+    question = Question.of_ops(prepared.ops, case.BUDGET, Casts(prepared.lowered))
+    problem = Problem(question, evaluator)
     started = time.perf_counter()
     problem.admit(problem.everything)
     problem.admit(())
@@ -107,8 +107,8 @@ def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
         "ops": len(prepared.ops),
         "budget": case.BUDGET,
         "kept": len(problem.best.kept) if problem.best else None,
-        "evaluations": len(problem.history),
-        "forwards": round(problem.evaluator.forward_equivalents, 1),
+        "evaluations": len(problem.record.trials),
+        "forwards": round(problem.engine.forward_equivalents, 1),
         "seconds": round(time.perf_counter() - started, 1),
     }
     del problem, evaluator

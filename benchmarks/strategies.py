@@ -22,14 +22,16 @@ from onnxconverter_common.auto_mixed_precision import SegmentList
 
 from benchmarks import zoo
 from mpsearch.search import registry as search
+from mpsearch.search.bound import lower_bound
 from mpsearch.search.cost import Casts
 from mpsearch.search.problem import Problem
+from mpsearch.search.question import Question
 from mpsearch.source.prepare import Prepared, prepare
 
 
 def segment_list(problem: Problem) -> None:
     """The loop of ``auto_convert_mixed_precision``, without the conversion to ONNX."""
-    segments = SegmentList(list(range(len(problem.units))))
+    segments = SegmentList(list(range(len(problem.everything))))
     while (segment := segments.get_largest()) is not None:
         if problem.try_(segments.get_nodes(segment), "segment").met:
             segment.good = True
@@ -40,9 +42,8 @@ def segment_list(problem: Problem) -> None:
 
 
 def problem_of(prepared: Prepared, case: Any) -> Problem:
-    units = search.units(prepared.ops, range(len(prepared.ops)), "op")
-    casts = Casts(prepared.lowered)
-    problem = Problem(units, prepared.ops, case.BUDGET, prepared.evaluator(), casts=casts)
+    question = Question.of_ops(prepared.ops, case.BUDGET, Casts(prepared.lowered))
+    problem = Problem(question, prepared.evaluator())
     problem.admit(problem.everything)
     problem.admit(())
     return problem
@@ -56,8 +57,8 @@ def measure(prepared: Prepared, case: Any, strategy: Any) -> tuple[dict[str, Any
     assert problem.best is not None
     row = {
         "kept": len(problem.best.kept),
-        "evaluations": len(problem.history),
-        "forwards": round(problem.evaluator.forward_equivalents, 1),
+        "evaluations": len(problem.record.trials),
+        "forwards": round(problem.engine.forward_equivalents, 1),
         "seconds": round(time.perf_counter() - started, 1),
     }
     return row, problem
@@ -87,7 +88,7 @@ def main() -> None:
             cells.append(f"{row['kept']} ({numbers})")
             if label == "greedy-optuna" and row["kept"]:
                 problem.extend(200)
-                bound = problem.lower_bound()
+                bound = lower_bound(problem).price
         title = f"{name} ({len(prepared.ops)}, {case.BUDGET:g})"
         print(f"| {title} | {' | '.join(cells)} | {'-' if bound is None else bound} |", flush=True)
         if arguments.json:

@@ -13,7 +13,7 @@ from mpsearch.search.problem import Problem
 def search(problem: Problem) -> None:
     """Cast whole segments, halving those that break the budget."""
     kept = problem.everything
-    pending = [tuple(range(len(problem.units)))]
+    pending = [tuple(range(len(problem.everything)))]
     while pending:
         pending.sort(key=len)
         segment = pending.pop()

@@ -13,7 +13,7 @@ from mpsearch.search.problem import Problem
 
 def search(problem: Problem) -> None:
     """Try all sets by size until one meets the budget."""
-    count = len(problem.units)
+    count = len(problem.everything)
     for size in range(count + 1):
         for kept in itertools.combinations(range(count), size):
             if problem.try_(kept, "exhaust").met:

@@ -16,79 +16,201 @@ A sequence of named passes over one ``problem.try_``, each with one guarantee:
     Every unit has been FP16 alone, the rest FP32, where there are few enough of them. (From the
     other side, one unit FP32 and the rest FP16, an overflow that spans several ops shows nothing
     when one of them is fixed.)
-``respond``
-    Exchanges were made as long as what the trials say of the outputs' errors
-    (:mod:`mpsearch.search.response`) led to smaller sets.
 ``refine``
-    Optuna (TPE, Bergstra et al. 2011, with the budget as a constraint) has tried the units whose
-    place is in doubt, starting from the set so far and told what has been tried.
+    Optuna, with a sampler that learns from the outputs of everything tried so far
+    (:class:`mpsearch.search.sampler.ResponseSampler`), made exchanges as long as they led to
+    smaller sets.
 ``exchange``
     Putting in one or two of the units that lower the true loss most does not let more others out.
 ``exhaust``
     Where few sets are one smaller, all of them have been tried; then those that are two smaller,
     as far as the trials allowed.
 ``settle``
-    No unit can be swapped for its neighbour to save a cast, as far as the trials allowed.
+    No unit can be swapped for its neighbor to save a cast, as far as the trials allowed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-import optuna
-
+from mpsearch.search.bound import lower_bound
 from mpsearch.search.problem import Problem
+from mpsearch.search.question import Kept
+from mpsearch.search.sampler import ResponseSampler
 
-from ._study import open_study, over
-
-#: Share of the trials that ranking one by one may take.
-_RANK_SHARE = 0.25
-_REFINE_SHARE = 0.25
-#: Share of the trials left that one pruning may take.
-_PRUNE_SHARE = 0.5
-#: Trials for the lower bound before it is given up as a way to stop: per unit kept, and besides.
-_BOUND_PER_UNIT, _BOUND_TRIALS = 1.5, 12
-#: Units outside the set that are tried in it before others are cast in exchange.
-_ENTERING = 8
-#: Exchanges in a row that may fail before the responses are given up, and how many units of those
-#: kept, and of the others, they are taken from.
-_MISSES, _CHANGING = 48, 24
 #: A squared effect from which on casting is hopeless: an overflow.
 _HOPELESS = 1e20
-#: Swaps with neighbours that are tried at the end to save casts.
-_SETTLE_TRIALS = 20
 
 
-def search(problem: Problem) -> None:
-    """Run the passes; see the module's docstring."""
-    ranking = problem.keep_order()
-    # With little time the model's own boundary comes first, so that there is an answer early.
-    cast = _foresee if problem.ending.limited else _cast
-    kept = _prune(problem, cast(problem, ranking))
-    if len(problem.units) <= problem.remaining * _RANK_SHARE and not _reached(problem, kept):
-        other = _prune(problem, _cast(problem, _rank(problem)))
-        kept = min(kept, other, key=problem.rank)
-    if not _reached(problem, kept):
-        kept = _respond(problem, kept)
-        kept = _prune(problem, _refine(problem, kept))
-        kept = _exchange(problem, kept)
-        _exhaust(problem, kept)
-    _settle(problem)
-    if problem.best is not None:
-        _prune(problem, problem.best.kept, again=True)
+@dataclass(frozen=True)
+class GreedyOptuna:
+    """The strategy; its passes and constants were weighed by ``benchmarks/ablation.py``.
+
+    Attributes
+    ----------
+    rank_share
+        Share of the trials left that ranking one by one may take; 0 leaves it out.
+    prune_share
+        Share of the trials left that one pruning may take.
+    bound_per_unit, bound_trials
+        Trials for the lower bound before it is given up as a way to stop: per unit kept, and
+        besides.
+    refine
+        The pass that makes exchanges; None leaves it out.
+    misses
+        Exchanges in a row that may fail before refining ends.
+    changing
+        How many of the units kept, and of the others, exchanges are made from.
+    entering
+        Units outside the set that are tried in it before others are cast in exchange; 0 leaves
+        the pass out.
+    exhaust
+        Whether all smaller sets are tried where they are few.
+    settle_trials
+        Swaps with neighbors that are tried at the end to save casts.
+    last_prune
+        Whether the result is pruned once more, until no unit can be cast.
+    """
+
+    rank_share: float = 0.25
+    prune_share: float = 0.5
+    bound_per_unit: float = 1.5
+    bound_trials: int = 12
+    refine: Callable[[GreedyOptuna, Problem, Kept], Kept] | None = None
+    misses: int = 48
+    changing: int = 24
+    entering: int = 8
+    exhaust: bool = True
+    settle_trials: int = 20
+    last_prune: bool = True
+
+    def __call__(self, problem: Problem) -> None:
+        """Run the passes; see the module's docstring."""
+        ranking = problem.keep_order()
+        # With little time the model's own boundary comes first, so that there is an answer early.
+        cast = _foresee if problem.ending.limited else _cast
+        kept = self.prune(problem, cast(problem, ranking))
+        if len(problem.everything) <= problem.remaining * self.rank_share and not self._reached(
+            problem, kept
+        ):
+            other = self.prune(problem, _cast(problem, _rank(problem)))
+            kept = min(kept, other, key=problem.question.rank)
+        if not self._reached(problem, kept):
+            kept = self._refine(problem, kept)
+            kept = self._exchange(problem, self.prune(problem, kept))
+            if self.exhaust:
+                _exhaust(problem, kept)
+        self._settle(problem)
+        if self.last_prune and problem.best is not None:
+            self.prune(problem, problem.best.kept, again=True)
+
+    def _reached(self, problem: Problem, kept: Kept) -> bool:
+        """Whether the lower bound shows that there is nothing smaller to find."""
+        if problem.question.objective != "ops":
+            return False
+        trials = int(self.bound_per_unit * len(kept)) + self.bound_trials
+        if trials > problem.remaining / 2:
+            return False  # too many ops are kept for a proof to pay
+        bound = lower_bound(problem, len(kept), trials, clear=True)
+        return bound.price == problem.question.price(kept) and not bound.marginal
+
+    def prune(self, problem: Problem, kept: Kept, again: bool = False) -> Kept:
+        """Cast units, those of least predicted harm first, more at once while that goes well.
+
+        A unit that could not be cast seldom can be once others are; ``again`` goes over the set
+        until that is known to be so, however many trials it takes.
+        """
+        question = problem.question
+        least = max(max(question.cost, default=0.0), 1.0) * 1e-9
+        spare = 0 if again else int(problem.remaining * (1 - self.prune_share))
+        changed = True
+        while changed:
+            changed = False
+            harm = {u: problem.harm(u, kept) / max(question.cost[u], least) for u in kept}
+            order = sorted(kept, key=lambda u: (harm[u], u))
+            place, step = 0, 1
+            while place < len(order) and problem.remaining > spare:
+                smaller = kept.difference(order[place : place + step])
+                cheaper = question.rank(smaller) < question.rank(kept)
+                if cheaper and problem.try_(smaller, "prune").met:
+                    kept, changed = smaller, again
+                    place, step = place + step, 2 * step
+                elif step > 1:
+                    step = 1
+                else:
+                    place += 1
+        return kept
+
+    def _refine(self, problem: Problem, kept: Kept) -> Kept:
+        return kept if self.refine is None else self.refine(self, problem, kept)
+
+    def _exchange(self, problem: Problem, kept: Kept) -> Kept:
+        """Put units in and cast all that then can be, as long as more come out than went in."""
+        improved = self.entering > 0
+        while improved and len(kept) > 1:
+            improved = False
+            for grown in self._grown(problem, kept):
+                smaller = self.prune(problem, grown)
+                if problem.question.price(smaller) < problem.question.price(kept):
+                    kept, improved = self._refine(problem, smaller), True
+                    break
+        return kept
+
+    def _grown(self, problem: Problem, kept: Kept) -> Iterator[Kept]:
+        """The set with one unit more, or two, those first that leave the smallest loss."""
+        outside = sorted(problem.everything - kept, key=lambda u: (-problem.relief(u, kept), u))
+        entering = outside[: self.entering]
+        trials = problem.ask([kept | {u} for u in entering], "exchange", exact=True)
+        loss = {u: trial.loss for u, trial in zip(entering, trials, strict=True)}
+        best = sorted(entering, key=lambda u: (loss[u], u))
+        for first in best[:2]:
+            yield kept | {first}
+        for pair in itertools.combinations(best[:4], 2):
+            yield kept.union(pair)
+
+    def _settle(self, problem: Problem) -> None:
+        """Swap units for their neighbors where that leaves as many and saves casts."""
+        question = problem.question
+        for _ in range(self.settle_trials):
+            best = problem.best
+            if best is None or problem.remaining <= 0:
+                return
+            swaps = {
+                best.kept - {unit} | {other}
+                for unit in best.kept
+                for other in question.neighbors(unit) - best.kept
+            }
+            better = question.rank(best.kept)
+            fresh = [
+                s for s in swaps if problem.record.known(s) is None and question.rank(s) < better
+            ]
+            if not fresh:
+                return
+            problem.try_(min(fresh, key=lambda s: (question.rank(s), sorted(s))), "settle")
 
 
-def _reached(problem: Problem, kept: frozenset[int]) -> bool:
-    """Whether the lower bound shows that there is nothing smaller to find."""
-    if problem.objective != "ops":
-        return False
-    trials = int(_BOUND_PER_UNIT * len(kept)) + _BOUND_TRIALS
-    if trials > problem.remaining / 2:
-        return False  # too many ops are kept for a proof to pay
-    bound = problem.lower_bound(len(kept), trials, clear=True)
-    return bound == problem.price(kept) and not problem.marginal
+def refine(strategy: GreedyOptuna, problem: Problem, kept: Kept) -> Kept:
+    """Exchange by what the trials so far say of the outputs' errors, until that misleads."""
+    sampler, misses = ResponseSampler(problem), 0
+    while misses < strategy.misses and len(kept) > 1:
+        sampler.around(kept, in_doubt(problem, kept, strategy.changing))
+        trial = problem.sample(sampler, "refine", kept)
+        if trial is None:
+            break
+        kept, misses = (trial.kept, 0) if trial.met else (kept, misses + 1)
+    return kept
+
+
+def in_doubt(problem: Problem, kept: Kept, count: int) -> list[int]:
+    """The units whose place is in doubt: those that harm least, and those that relieve most."""
+    harm = {u: problem.harm(u, kept) for u in kept}
+    relief = {u: problem.relief(u, kept) for u in problem.everything - kept}
+    inside = sorted((u for u in harm if harm[u] < _HOPELESS), key=lambda u: (harm[u], u))
+    outside = sorted((u for u in relief if relief[u] > 0), key=lambda u: (-relief[u], u))
+    return inside[:count] + outside[:count]
 
 
 def find_integer(holds: Callable[[int], bool], high: int) -> int:
@@ -113,22 +235,22 @@ def find_integer(holds: Callable[[int], bool], high: int) -> int:
 def _rank(problem: Problem) -> list[int]:
     """The units by what each does alone in FP16, the worst first."""
     everything = problem.everything
-    trials = problem.try_many([everything - {u} for u in everything], "rank", exact=True)
+    trials = problem.ask([everything - {u} for u in everything], "rank", exact=True)
     loss = {next(iter(everything - t.kept)): t.loss for t in trials}
     place = {u: i for i, u in enumerate(problem.keep_order())}
     return sorted(loss, key=lambda u: (-loss[u], place[u]))
 
 
-def _cast(problem: Problem, ranking: Sequence[int]) -> frozenset[int]:
+def _cast(problem: Problem, ranking: Sequence[int]) -> Kept:
     """The shortest head of a ranking that meets the budget, by bisection."""
     count = len(ranking)
     cast = find_integer(lambda n: problem.try_(ranking[: count - n], "cast").met, count)
     return frozenset(ranking[: count - cast])
 
 
-def _foresee(problem: Problem, ranking: Sequence[int]) -> frozenset[int]:
+def _foresee(problem: Problem, ranking: Sequence[int]) -> Kept:
     """The shortest head of a ranking that meets the budget, sought from where the model sees it."""
-    broken, head = -1, problem.boundary(ranking)
+    broken, head = -1, problem.guide.boundary(problem.question, ranking)
     while head < len(ranking) and not problem.try_(ranking[:head], "foresee").met:
         broken, head = head, min(len(ranking), max(head + 1, 3 * head // 2))
     while head - broken > 1:
@@ -140,133 +262,7 @@ def _foresee(problem: Problem, ranking: Sequence[int]) -> frozenset[int]:
     return frozenset(ranking[:head])
 
 
-def _prune(problem: Problem, kept: frozenset[int], again: bool = False) -> frozenset[int]:
-    """Cast units, those of least predicted harm first, more at once while that goes well.
-
-    A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
-    that is known to be so, however many trials it takes.
-    """
-    least = max(max(problem.cost, default=0.0), 1.0) * 1e-9
-    spare = 0 if again else int(problem.remaining * (1 - _PRUNE_SHARE))
-    changed = True
-    while changed:
-        changed = False
-        order = sorted(kept, key=lambda u: (problem.harm(u, kept) / max(problem.cost[u], least), u))
-        place, step = 0, 1
-        while place < len(order) and problem.remaining > spare:
-            smaller = kept.difference(order[place : place + step])
-            if problem.rank(smaller) < problem.rank(kept) and problem.try_(smaller, "prune").met:
-                kept, changed = smaller, again
-                place, step = place + step, 2 * step
-            elif step > 1:
-                step = 1
-            else:
-                place += 1
-    return kept
-
-
-def _refine(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
-    """Ask Optuna about the units around the boundary."""
-    inside = sorted(kept, key=lambda u: (problem.harm(u, kept), u))[:16]
-    outside = sorted(problem.everything - kept, key=lambda u: (-problem.relief(u, kept), u))[:16]
-    doubtful = sorted(inside + outside)
-    tries = min(int(problem.remaining * _REFINE_SHARE), 4 * len(doubtful))
-    if len(kept) < 2 or tries < 1:
-        return kept
-    fixed = kept.difference(doubtful)
-    names = {u: f"{u}:{problem.units[u].name}" for u in doubtful}
-
-    def objective(trial: optuna.Trial) -> float:
-        chosen = {u for u in doubtful if trial.suggest_categorical(names[u], [False, True])}
-        tried = fixed | chosen
-        cost = problem.price(tried)
-        trial.set_user_attr("kept", sorted(tried))
-        best = problem.best
-        if best is not None and cost >= problem.price(best.kept) and tried != best.kept:
-            # No cheaper than what is known: no evaluation could make it the result.
-            trial.set_constraint("budget", 1.0)
-            return cost
-        trial.set_constraint("budget", over(problem, problem.try_(tried, "refine")))
-        return cost
-
-    with open_study(problem, multivariate=True) as study:
-        study.add_trials(_told(problem, fixed, names))
-        study.optimize(objective, n_trials=tries)
-    return kept if problem.best is None else problem.best.kept
-
-
-def _told(
-    problem: Problem, fixed: frozenset[int], names: Mapping[int, str]
-) -> list[optuna.trial.FrozenTrial]:
-    """What has been tried already of the units in doubt, for the sampler to learn from."""
-    choice = optuna.distributions.CategoricalDistribution([False, True])
-    return [
-        optuna.trial.create_trial(
-            params={name: unit in tried.kept for unit, name in names.items()},
-            distributions=dict.fromkeys(names.values(), choice),
-            value=tried.price,
-            user_attrs={"kept": sorted(tried.kept)},
-            constraints={"budget": over(problem, tried)},
-        )
-        for tried in problem.history
-        if tried.kept.difference(names) == fixed
-    ]
-
-
-def _respond(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
-    """Exchange by what the trials so far say of the outputs' errors, until that misleads."""
-    misses = 0
-    while misses < _MISSES and len(kept) > 1:
-        response = problem.response(kept, _changing(problem, kept))
-        if not response.informed:
-            break
-        sets = response.exchanges(problem.cost)
-        smaller = next((s for s in sets if _fresh(problem, s, kept)), None)
-        if smaller is None:
-            break
-        met = problem.try_(smaller, "respond").met
-        kept, misses = (smaller, 0) if met else (kept, misses + 1)
-    return kept
-
-
-def _changing(problem: Problem, kept: frozenset[int]) -> list[int]:
-    """The units whose place is in doubt: those that harm least, and those that relieve most."""
-    harm = {u: problem.harm(u, kept) for u in kept}
-    relief = {u: problem.relief(u, kept) for u in problem.everything - kept}
-    inside = sorted((u for u in harm if harm[u] < _HOPELESS), key=lambda u: (harm[u], u))
-    outside = sorted((u for u in relief if relief[u] > 0), key=lambda u: (-relief[u], u))
-    return inside[:_CHANGING] + outside[:_CHANGING]
-
-
-def _fresh(problem: Problem, smaller: frozenset[int], kept: frozenset[int]) -> bool:
-    return problem.known(smaller) is None and problem.price(smaller) < problem.price(kept)
-
-
-def _exchange(problem: Problem, kept: frozenset[int]) -> frozenset[int]:
-    """Put units in and cast all that then can be, as long as that takes out more than it put in."""
-    improved = True
-    while improved and len(kept) > 1:
-        improved = False
-        for grown in _grown(problem, kept):
-            smaller = _prune(problem, grown)
-            if problem.price(smaller) < problem.price(kept):
-                kept, improved = _respond(problem, smaller), True
-                break
-    return kept
-
-
-def _grown(problem: Problem, kept: frozenset[int]) -> Iterator[frozenset[int]]:
-    """The set with one unit more, or two, those first that leave the smallest loss."""
-    outside = sorted(problem.everything - kept, key=lambda u: (-problem.relief(u, kept), u))
-    tried = [(u, problem.try_(kept | {u}, "exchange", exact=True)) for u in outside[:_ENTERING]]
-    best = [u for u, trial in sorted(tried, key=lambda pair: (pair[1].loss, pair[0]))]
-    for first in best[:2]:
-        yield kept | {first}
-    for pair in itertools.combinations(best[:4], 2):
-        yield kept.union(pair)
-
-
-def _exhaust(problem: Problem, kept: frozenset[int]) -> None:
+def _exhaust(problem: Problem, kept: Kept) -> None:
     """Try all sets that are one smaller, then two, as long as the trials last."""
     every = sorted(problem.everything, key=lambda u: (-problem.relief(u, kept), u))
     for size in range(len(kept) - 1, 0, -1):
@@ -277,22 +273,4 @@ def _exhaust(problem: Problem, kept: frozenset[int]) -> None:
                 break
 
 
-def _settle(problem: Problem) -> None:
-    """Swap units for their neighbours where that leaves as many and saves casts."""
-    for _ in range(_SETTLE_TRIALS):
-        best = problem.best
-        if best is None or problem.remaining <= 0:
-            return
-        swaps = (
-            best.kept - {unit} | {other}
-            for unit in best.kept
-            for other in problem.neighbours(unit) - best.kept
-        )
-        fresh = {s for s in swaps if problem.known(s) is None and _saves(problem, s, best.kept)}
-        if not fresh:
-            return
-        problem.try_(min(fresh, key=lambda s: (problem.rank(s), sorted(s))), "settle")
-
-
-def _saves(problem: Problem, kept: frozenset[int], than: frozenset[int]) -> bool:
-    return problem.rank(kept) < problem.rank(than)
+search = GreedyOptuna(refine=refine)

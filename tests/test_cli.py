@@ -110,7 +110,7 @@ def test_interrupt_writes_the_best_set(here):
         "import os, signal, mpsearch.search.problem as p\n"
         "original = p.Problem.try_\n"
         "def try_(self, kept, by, exact=False):\n"
-        "    if len(self.history) == 6: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    if len(self.record.trials) == 6: os.kill(os.getpid(), signal.SIGINT)\n"
         "    return original(self, kept, by, exact)\n"
         "p.Problem.try_ = try_\n"
         "from mpsearch.cli import main\n"

@@ -8,6 +8,7 @@ import networkx as nx
 
 import mpsearch
 from examples import stylegan2
+from mpsearch.program.precision import Precision
 from mpsearch.search.cost import Casts, cost
 from mpsearch.source.prepare import prepare
 
@@ -24,19 +25,19 @@ def test_islands_are_the_connected_components():
     whole.add_nodes_from(range(len(prepared.ops)))
     draw = random.Random(0)
     for _ in range(20):
-        bits = [draw.random() < 0.4 for _ in prepared.ops]
-        kept = [i for i, bit in enumerate(bits) if bit]
+        kept = [op.index for op in prepared.ops if draw.random() < 0.4]
         wanted = {frozenset(c) for c in nx.connected_components(whole.subgraph(kept))}
-        islands = casts.islands(bits)
+        islands = casts.islands(Precision.of(kept, len(prepared.ops)))
         assert {frozenset(island) for island in islands} == wanted
         assert all(island == sorted(island) for island in islands)
-    assert casts.islands([False] * len(prepared.ops)) == []
+    assert casts.islands(Precision.all_fp16(len(prepared.ops))) == []
 
 
 def test_costs_of_the_ends():
     prepared = _prepared()
     casts, count = Casts(prepared.lowered), len(prepared.ops)
-    fp16, fp32 = (cost(prepared.ops, casts, [bit] * count) for bit in (False, True))
+    fp16 = cost(prepared.ops, casts, Precision.all_fp16(count))
+    fp32 = cost(prepared.ops, casts, Precision.all_fp32(count))
     assert (fp16.fp32_ops, fp16.islands, fp16.fp32_flops) == (0, 0, 0.0)
     assert (fp32.fp32_ops, fp32.fp32_flops, fp32.casts) == (count, 1.0, 0)
     assert fp32.weight_bytes == 2 * fp16.weight_bytes > 0

@@ -10,6 +10,7 @@ import torch
 
 import mpsearch
 from mpsearch.package import emission, verification
+from mpsearch.program.precision import Precision
 from mpsearch.search.cost import Casts
 from mpsearch.search.rounding import rounding_model_of
 from mpsearch.source.prepare import prepare
@@ -19,7 +20,7 @@ from tests.planted import Planted, budget, samples
 
 def vectors(count, ops, seed=0):
     random = np.random.default_rng(seed)
-    return [tuple(bool(b) for b in random.random(ops) < 0.5) for _ in range(count)]
+    return [Precision.of(np.flatnonzero(random.random(ops) < 0.5), ops) for _ in range(count)]
 
 
 @pytest.mark.parametrize("cache_bytes", [None, 20_000, 0])
@@ -30,16 +31,16 @@ def test_same_losses_with_any_cache(cache_bytes):
         fresh = prepared.evaluator().evaluate(vector)
         assert incremental.evaluate(vector).loss == fresh.loss
     if cache_bytes is not None:
-        assert incremental.cached_bytes <= cache_bytes
+        assert incremental.backend.cached_bytes <= cache_bytes
 
 
 def test_a_difference_at_the_end_runs_little():
     prepared = prepare(net(), batches(), "rel_l2", "ieee", "iOS17", 0.0, None)
     evaluator = prepared.evaluator()
     ops = len(prepared.ops)
-    first = evaluator.evaluate((True,) * ops)
-    last = evaluator.evaluate((True,) * (ops - 1) + (False,))
-    again = evaluator.evaluate((True,) * ops)
+    first = evaluator.evaluate(Precision.all_fp32(ops))
+    last = evaluator.evaluate(Precision.of(range(ops - 1), ops))
+    again = evaluator.evaluate(Precision.all_fp32(ops))
     assert first.executions >= ops * 4
     assert last.executions == 4
     assert again.executions == 0
@@ -56,15 +57,15 @@ def test_bit_equal_results_stop_a_difference():
     prepared = prepare(Exact(), data, "rel_l2", "ieee", "iOS17", 0.0, None)
     evaluator = prepared.evaluator()
     ops = len(prepared.ops)
-    evaluator.evaluate((True,) * ops)
-    assert evaluator.evaluate((False,) + (True,) * (ops - 1)).executions == 1
+    evaluator.evaluate(Precision.all_fp32(ops))
+    assert evaluator.evaluate(Precision.of(range(1, ops), ops)).executions == 1
 
 
 def test_rejection_stops_at_the_first_bad_sample():
     prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
     evaluator = prepared.evaluator()
-    lost = evaluator.overflows((False,) * len(prepared.ops))
-    finite = tuple(op in lost for op in range(len(prepared.ops)))
+    lost = evaluator.backend.overflows(Precision.all_fp16(len(prepared.ops)))
+    finite = Precision.of(lost, len(prepared.ops))
     whole = prepared.evaluator().evaluate(finite)
     early = prepared.evaluator().evaluate(finite, limit=1e-6)
     assert whole.exact and whole.loss >= early.loss > 1e-6 and not early.exact
@@ -74,8 +75,8 @@ def test_rejection_stops_at_the_first_bad_sample():
 def test_an_infinite_error_is_final_after_one_sample():
     """Nothing that later samples show can make it worse."""
     prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
-    floor = prepared.evaluator().evaluate((True,) * len(prepared.ops))
-    fp16 = prepared.evaluator().evaluate((False,) * len(prepared.ops))
+    floor = prepared.evaluator().evaluate(Precision.all_fp32(len(prepared.ops)))
+    fp16 = prepared.evaluator().evaluate(Precision.all_fp16(len(prepared.ops)))
     assert fp16.loss == math.inf and fp16.exact
     assert fp16.executions < floor.executions
 
@@ -127,7 +128,8 @@ def test_rounding_model_ranks_as_single_evaluations_do():
     model = rounding_model_of(evaluator, 0)
     count = len(prepared.ops)
     predicted = [math.sqrt(model.harm((i,), ())) for i in range(count)]
-    true = [evaluator.evaluate(tuple(j != i for j in range(count))).loss for i in range(count)]
+    alone = [Precision.of(set(range(count)) - {i}, count) for i in range(count)]
+    true = [evaluator.evaluate(precision).loss for precision in alone]
     assert spearmanr(predicted, true).statistic > 0.9
 
 
@@ -137,18 +139,19 @@ def test_casts_are_counted_as_the_package_has_them(tmp_path):
     casts = Casts(prepared.lowered)
     random = np.random.default_rng(0)
     for share in (0.0, 0.3, 0.6, 1.0):
-        vector = [bool(b) for b in random.random(len(prepared.ops)) < share]
-        names = [op.name for op in prepared.ops if vector[op.index]]
+        count = len(prepared.ops)
+        precision = Precision.of(np.flatnonzero(random.random(count) < share), count)
+        names = [prepared.ops[i].name for i in precision]
         path = tmp_path / f"{share}.mlpackage"
         emission.convert(prepared.precast, emission.selector(names)).save(str(path))
-        assert casts.count(vector) == verification.read_back(path).casts
+        assert casts.count(precision) == verification.read_back(path).casts
 
 
 def test_tables_that_are_started_over_lose_nothing(monkeypatch):
     """On long programs the tables outgrow their share between one look-up and the next."""
     plain = mpsearch.optimize(Planted(0), samples(0), budget(0))
-    monkeypatch.setattr("mpsearch.evaluation.evaluator._LEAST_KEY_BYTES", 0)
-    monkeypatch.setattr("mpsearch.evaluation.evaluator._KEY_BYTES", 1 << 20)
+    monkeypatch.setattr("mpsearch.evaluation.identities._LEAST_KEY_BYTES", 0)
+    monkeypatch.setattr("mpsearch.evaluation.identities._KEY_BYTES", 1 << 20)
     small = mpsearch.optimize(Planted(0), samples(0), budget(0), cache_bytes=1 << 12)
     assert small.fp32_ops == plain.fp32_ops
     assert small.error == plain.error

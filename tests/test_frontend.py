@@ -11,6 +11,7 @@ import torch
 import mpsearch
 from mpsearch._ct import ct, quiet
 from mpsearch.package.emission import convert, selector
+from mpsearch.program.precision import Precision
 from mpsearch.source import modules
 from mpsearch.source.prepare import prepare
 from tests.models import Activations, Many, Mixed, TwinBlocks, batches, net
@@ -177,7 +178,7 @@ def test_fp16_forms_are_coremltools_own(target):
     for _ in range(6):
         fp32 = random.random(len(prepared.ops)) < 0.5
         kept = frozenset(np.flatnonzero(fp32).tolist())
-        (wanted,) = evaluator.outputs(kept, 0).values()
+        (wanted,) = evaluator.backend.outputs(Precision(kept, len(prepared.ops)), 0).values()
         names = [op.name for op in prepared.ops if fp32[op.index]]
         model = convert(prepared.precast, selector(names))
         (got,) = mpsearch.Executor(model).predict({"x": data[0]}).values()

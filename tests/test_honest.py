@@ -15,6 +15,7 @@ import torch
 import mpsearch
 from mpsearch.executor.ops import OPS
 from mpsearch.numerics.profiles import PROFILES
+from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
 from tests.command import run
 from tests.models import Cache, Norm, batches, net
@@ -162,7 +163,7 @@ def test_what_was_not_looked_at_makes_no_loss_exact():
     prepared = prepare(
         Planted(0).eval(), planted_samples(0), "rel_l2", profiles, "iOS17", 0.0, None
     )
-    finite = (True,) * (len(prepared.ops) - 1) + (False,)
+    finite = Precision.of(range(len(prepared.ops) - 1), len(prepared.ops))
     whole = prepared.evaluator().evaluate(finite)
     early = prepared.evaluator().evaluate(finite, limit=whole.loss * 1e-3)
     assert math.isfinite(whole.loss) and whole.exact
@@ -177,8 +178,9 @@ def test_the_front_holds_the_true_error_of_every_set():
         evaluator = prepared.evaluator()
         names = [op.name for op in prepared.ops]
         for point in front.points:
-            vector = tuple(name in set(point.fp32_ops) for name in names)
-            assert point.error == pytest.approx(evaluator.evaluate(vector).loss, rel=1e-6)
+            kept = {i for i, name in enumerate(names) if name in point.fp32_ops}
+            loss = evaluator.evaluate(Precision.of(kept, len(names))).loss
+            assert point.error == pytest.approx(loss, rel=1e-6)
 
 
 def _einsum(dtype):

@@ -188,16 +188,16 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
     """Counted in evaluations, not in seconds: the clock stands still and then jumps."""
     now = [0.0]
     monkeypatch.setattr(mpsearch.ending.time, "monotonic", lambda: now[0])
-    from mpsearch.evaluation.evaluator import Evaluator
+    from mpsearch.evaluation.incremental import Incremental
 
-    original, begun = Evaluator.outputs, []
+    original, begun = Incremental.outputs, []
 
     def outputs(self, *args, **kwargs):
         begun.append(now[0])
         now[0] += 1.0
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Evaluator, "outputs", outputs)
+    monkeypatch.setattr(Incremental, "outputs", outputs)
     result = mpsearch.optimize(
         Planted(0).eval(), planted_samples(0), 1e-3, timeout=10.0, progress=False
     )

@@ -9,6 +9,7 @@ import mpsearch
 from benchmarks import zoo
 from examples import complex_division, efficientvit, llama, stylegan2
 from mpsearch import rewrites
+from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
 
 SHAPE = (2, 4, 32)
@@ -123,7 +124,8 @@ def test_a_rewrite_is_equal_in_fp32_and_holds_in_fp16(case):
     errors = []
     for function in (original, rewritten):
         prepared = prepare(Call(function), data, "rel_l2", numerics, "iOS17", 0.0, None)
-        errors.append(prepared.evaluator().evaluate((False,) * len(prepared.ops)).loss)
+        fp16 = Precision.all_fp16(len(prepared.ops))
+        errors.append(prepared.evaluator().evaluate(fp16).loss)
     assert errors[1] <= budget < errors[0], errors
 
 

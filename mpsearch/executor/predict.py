@@ -14,8 +14,9 @@ from .._ct import ct, quiet
 from ..errors import InputError
 from ..numerics.profiles import profiles
 from ..program import lowering as _program
-from ..program.graph import Function, Node, Ref, Source, slots_read
+from ..program.graph import Function
 from ..program.packages import check_sizes, open_package
+from .loop import Schedule
 from .runtime import Runtime
 
 with quiet():
@@ -96,7 +97,7 @@ class Executor:
         }
         self._function: Function = _program.lower(program, name)
         self._runtime = Runtime(profile, device)
-        self._release = _last_uses(self._function)
+        self._schedule = Schedule.of_function(self._function, states=True)
 
     # -- opening -------------------------------------------------------------------------------
 
@@ -201,10 +202,7 @@ class Executor:
                 raise InputError(f"state {name!r} is missing; pass state=executor.make_state()")
             env[slot] = torch.from_numpy(state.read_state(name)).to(self._runtime.device)
         with torch.inference_mode():
-            for node, dead in zip(self._function.nodes, self._release, strict=True):
-                env.update(zip(node.outputs, self._runtime.run(node, env), strict=True))
-                for slot in dead:
-                    del env[slot]
+            self._schedule.run(env, lambda step, values: self._runtime.run(step.node, values))
             out = {
                 name: self._runtime.source(source, env)
                 for name, source in self._function.outputs.items()
@@ -336,26 +334,6 @@ def _declared_shapes(shape: tuple[int, ...], feature: Any) -> str:
                 allowed = f"{r.lowerBound}..{r.upperBound}"
                 return f"; Size ({size}) of dimension ({axis}) is not in allowed range ({allowed})"
     return ""
-
-
-def _last_uses(function: Function) -> list[list[int]]:
-    """For each node, the slots that no later node and no output reads."""
-    keep: set[int] = set()
-
-    def outputs(source: Source) -> None:
-        if isinstance(source, Ref):
-            keep.add(source.slot)
-
-    for source in (*function.outputs.values(), *function.state_outputs.values()):
-        outputs(source)
-    release: list[list[int]] = []
-    seen = set(keep)
-    nodes: list[Node] = function.nodes
-    for node in reversed(nodes):
-        dead = [s for s in dict.fromkeys([*slots_read(node), *node.outputs]) if s not in seen]
-        seen.update(dead)
-        release.append(dead)
-    return release[::-1]
 
 
 def _default(feature: Any) -> Any:

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
-from ..cache import ByteCache
 from ..errors import ExecutionError, UnsupportedOpError
 from ..numerics.formats import narrow
 from ..numerics.profiles import Profile
 from ..program.graph import Block, Constant, Form, Node, Ref, Source
-from .ops import OPS
-
-Precision = Callable[[int], bool]  # candidate index -> True for FP32
-Env = dict[int, Any]
+from .loop import Schedule
+from .ops import OPS, Op
 
 #: Bytes of derived weight forms (FP16 copies, decompressed weights, copies on a device) to keep.
 DEFAULT_WEIGHT_BYTES = 2 << 30
+#: Ops whose results never share memory with what they are given, and whose weights are large.
+_PRODUCTS = frozenset({"conv", "conv_transpose", "linear", "matmul"})
+#: FP16 weights with fewer elements are widened as any other value is.
+_LEAST_SPREAD = 1 << 16
 
 
-def _always_fp32(_: int) -> bool:
-    return True
+class _Every:
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+#: Every candidate op in FP32.
+EVERY: Container[int] = _Every()
+
+Take = Callable[[str, Source], Any]  # parameter name, source -> what the op is given
+
+
+def gather(form: Form, op: Op, tensor: Take, value: Take) -> dict[str, Any]:
+    """The arguments of an op, by parameter name.
+
+    ``tensor`` gives those that the op takes as tensors, ``value`` those that it takes as Python
+    values. Whoever runs an op, or watches one, gathers what it takes here.
+    """
+    return {
+        name: (tensor if name in op.tensors else value)(name, source)
+        for name, source in form.inputs.items()
+    }
 
 
 def tensor_bytes(value: Any) -> int:
@@ -86,8 +107,10 @@ class Runtime:
         self.profile = profile
         self.device = torch.device(device)
         self.executions = 0
-        self._weights: ByteCache[Any] = ByteCache(weight_bytes, tensor_bytes)
+        self._weights: LRUCache[Constant, Any] = LRUCache(weight_bytes, getsizeof=tensor_bytes)
         self._python: dict[Constant, Any] = {}
+        self._schedules: dict[Block, Schedule] = {}
+        self._scratch = torch.empty(0)
 
     def share_weights(self, other: Runtime) -> None:
         """Use another runtime's forms of constants: they do not depend on the profile."""
@@ -97,6 +120,7 @@ class Runtime:
     def release(self) -> None:
         """Drop the derived forms of constants; they are made again when needed."""
         self._weights.clear()
+        self._scratch = torch.empty(0)
 
     # -- what a node takes ---------------------------------------------------------------------
 
@@ -108,8 +132,21 @@ class Runtime:
                 if isinstance(found, Tensor):
                     found = narrow(found) if constant.narrow else found
                     found = found.to(self.device)
-            self._weights.put(constant, found)
+            if tensor_bytes(found) <= self._weights.maxsize:
+                self._weights[constant] = found
         return found
+
+    def _spread(self, value: Any) -> Any:
+        """FP16 weights in FP32, in memory that the next op uses again.
+
+        Memory touched for the first time costs as much as widening itself.
+        """
+        wide = not isinstance(value, Tensor) or value.dtype is not torch.float16
+        if wide or value.numel() < _LEAST_SPREAD:
+            return value
+        if self._scratch.numel() < value.numel():
+            self._scratch = torch.empty(value.numel(), device=self.device)
+        return self._scratch[: value.numel()].view(value.shape).copy_(value)
 
     def _tensor(self, source: Source, env: Mapping[int, Any]) -> Any:
         if isinstance(source, Ref):
@@ -134,11 +171,11 @@ class Runtime:
     # -- running -------------------------------------------------------------------------------
 
     def run(
-        self, node: Node, env: Mapping[int, Any], is_fp32: Precision = _always_fp32
+        self, node: Node, env: Mapping[int, Any], fp32: Container[int] = EVERY
     ) -> tuple[Any, ...]:
         """The results of one node.
 
-        ``is_fp32`` decides for candidate ops; ops without an FP16 form run as they are typed.
+        ``fp32`` holds the candidate ops in FP32; ops without an FP16 form run as they are typed.
 
         Raises
         ------
@@ -148,19 +185,24 @@ class Runtime:
             If the op fails on these values.
         """
         if node.blocks:
-            return self._control(node, env, is_fp32)
+            return self._control(node, env, fp32)
         op = OPS.get(node.op_type)
         if op is None:
             raise UnsupportedOpError(f"the executor has no {node}")
-        cast = node.fp16 is not None and node.candidate is not None and not is_fp32(node.candidate)
+        cast = node.fp16 is not None and node.candidate is not None and node.candidate not in fp32
         form: Form = node.fp16 if cast and node.fp16 is not None else node.fp32
         self.executions += 1
         fp16 = cast or "fp16" in form.out_dtypes
         arguments: dict[str, Any] = {}
+        weight = "y" if node.op_type == "matmul" else "weight"
+        spread = node.op_type in _PRODUCTS and isinstance(form.inputs.get(weight), Constant)
+
+        def tensor(name: str, source: Source) -> Any:
+            value = self._tensor(source, env)
+            return self._spread(value) if spread and name == weight else value
+
         try:
-            for name, source in form.inputs.items():
-                taken = self._tensor if name in op.tensors else self._value
-                arguments[name] = taken(source, env)
+            arguments = gather(form, op, tensor, lambda _, source: self._value(source, env))
             results = self.profile.run(node.op_type, op.function, arguments, form.out_dtypes, fp16)
         except (NotImplementedError, TypeError) as error:
             raise UnsupportedOpError(f"the executor cannot run {node}: {error}") from error
@@ -175,23 +217,25 @@ class Runtime:
         return results
 
     def run_block(
-        self, block: Block, arguments: list[Any], env: Mapping[int, Any], is_fp32: Precision
+        self, block: Block, arguments: list[Any], env: Mapping[int, Any], fp32: Container[int]
     ) -> list[Any]:
         """Run a nested block on a copy of the surrounding values."""
         inner = dict(env)
         inner.update(zip(block.inputs, arguments, strict=True))
-        for node in block.nodes:
-            inner.update(zip(node.outputs, self.run(node, inner, is_fp32), strict=True))
+        schedule = self._schedules.get(block)
+        if schedule is None:
+            schedule = self._schedules[block] = Schedule.of_block(block)
+        schedule.run(inner, lambda step, values: self.run(step.node, values, fp32))
         return [self._tensor(source, inner) for source in block.outputs]
 
-    def _control(self, node: Node, env: Mapping[int, Any], is_fp32: Precision) -> tuple[Any, ...]:
+    def _control(self, node: Node, env: Mapping[int, Any], fp32: Container[int]) -> tuple[Any, ...]:
         if node.op_type == "cond":
             taken = node.blocks[0 if bool(self._tensor(node.fp32.inputs["pred"], env)) else 1]
-            return tuple(self.run_block(taken, [], env, is_fp32))
+            return tuple(self.run_block(taken, [], env, fp32))
         condition, body = node.blocks
         values = self._tensor(node.fp32.inputs["loop_vars"], env)
-        while bool(self.run_block(condition, values, env, is_fp32)[0]):
-            values = self.run_block(body, values, env, is_fp32)
+        while bool(self.run_block(condition, values, env, fp32)[0]):
+            values = self.run_block(body, values, env, fp32)
         return tuple(values)
 
     def source(self, source: Source, env: Mapping[int, Any]) -> Any:

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..executor.ops import OPS
+from ..executor.runtime import gather
 from ..numerics.formats import narrow, rounded
 from ..numerics.steps import inner_peak
 from ..program.graph import Constant, Node, Ref, Source
+from ..program.precision import Precision
 
 #: The verdicts, the worst first.
 VERDICTS = (
@@ -70,23 +72,23 @@ class Diagnosis:
 
     Parameters
     ----------
-    evaluator
+    engine
         Over the samples to look at.
     harmful
         The relative L2 error of the outputs, against all-FP32, from which an op counts as harmful.
     """
 
-    def __init__(self, evaluator: Evaluator, harmful: float) -> None:
-        self._evaluator = evaluator
+    def __init__(self, engine: Incremental, harmful: float) -> None:
+        self._engine = engine
         self._harmful = harmful
-        every = frozenset(range(evaluator.candidates))
-        self._exact = [evaluator.outputs(every, s) for s in range(evaluator.samples)]
-        self._makers = {slot: n for n in evaluator.nodes for slot in n.outputs}
+        every = Precision.all_fp32(engine.candidates)
+        self._exact = [engine.outputs(every, s) for s in range(engine.samples)]
+        self._makers = {slot: n for n in engine.nodes for slot in n.outputs}
 
     def verdict(self, node: Node) -> tuple[str, float]:
         """The verdict on an op, and its error alone in FP16 (the worst sample and profile)."""
-        samples = range(self._evaluator.samples)
-        profiles = range(len(self._evaluator.runtimes))
+        samples = range(self._engine.samples)
+        profiles = range(self._engine.profiles)
         errors = {(s, p): self._native(node, s, p) for s in samples for p in profiles}
         worst = max(errors.values())
         if worst <= self._harmful or node.candidate is None:
@@ -125,7 +127,7 @@ class Diagnosis:
 
     def _digits(self, node: Node, sample: int) -> str:
         """Digits are lost: by subtraction, along a sum, or harmlessly here and not later."""
-        taken = self._evaluator.taken(sample, node)
+        taken = self._engine.taken(sample, node)
         sizes = {s: _size(v) for s, v in taken.items() if isinstance(v, Tensor)}
         results = self._exact_results(node, taken)
         result = max((_size(r) for r in results if isinstance(r, Tensor)), default=0.0)
@@ -149,7 +151,7 @@ class Diagnosis:
     def _constant_peak(self, node: Node) -> float:
         """The largest magnitude among an op's constants, weights left aside."""
         values = [
-            self._evaluator.runtimes[0].source(source, {})
+            self._engine.runtimes[0].source(source, {})
             for name, source in node.fp32.inputs.items()
             if isinstance(source, Constant) and name in OPS[node.op_type].tensors
         ]
@@ -159,10 +161,10 @@ class Diagnosis:
 
     def _inner(self, node: Node, sample: int) -> str:
         """What a profile does inside the op, beyond rounding what goes in and comes out."""
-        arguments = self._arguments(node, self._evaluator.taken(sample, node), None)
+        arguments = self._arguments(node, self._engine.taken(sample, node), None)
         limit = _FP16_MAX / 2  # the Neural Engine's own
         peak = inner_peak(OPS[node.op_type].function, arguments)
-        results = self._exact_results(node, self._evaluator.taken(sample, node))
+        results = self._exact_results(node, self._engine.taken(sample, node))
         peak = max([peak, *(_peak(r) for r in results if isinstance(r, Tensor))])
         return "overflow" if peak >= limit or not math.isfinite(peak) else "accumulation"
 
@@ -170,10 +172,10 @@ class Diagnosis:
 
     def _native(self, node: Node, sample: int, profile: int) -> float:
         """The error when the op alone is FP16, in a numerics profile."""
-        runtime = self._evaluator.runtimes[profile]
+        runtime = self._engine.runtimes[profile]
         with torch.inference_mode():
-            taken = self._evaluator.taken(sample, node)
-            results = runtime.run(node, taken, lambda _: False)
+            taken = self._engine.taken(sample, node)
+            results = runtime.run(node, taken, frozenset())
         return self._error(node, sample, results)
 
     def _run(self, node: Node, samples: Sequence[int], losses: Losses) -> float:
@@ -181,7 +183,7 @@ class Diagnosis:
         worst = 0.0
         for sample in samples:
             with torch.inference_mode():
-                taken = self._evaluator.taken(sample, node)
+                taken = self._engine.taken(sample, node)
                 arguments = self._arguments(node, taken, losses)
                 out = OPS[node.op_type].function(**arguments)
                 results = out if isinstance(out, tuple) else (out,)
@@ -197,7 +199,7 @@ class Diagnosis:
 
     def _error(self, node: Node, sample: int, results: tuple[Any, ...]) -> float:
         """The largest relative L2 error of an output against all-FP32."""
-        outputs = self._evaluator.replaced(sample, node, results)
+        outputs = self._engine.replaced(sample, node, results)
         worst = 0.0
         for name, exact in self._exact[sample].items():
             if exact.is_floating_point():
@@ -212,10 +214,8 @@ class Diagnosis:
         self, node: Node, taken: dict[int, Any], losses: Losses | None
     ) -> dict[str, Any]:
         """What the op takes, in FP32 storage, with ``losses`` where FP16 would round."""
-        runtime = self._evaluator.runtimes[0]
+        runtime = self._engine.runtimes[0]
         narrowed = node.fp16.inputs if node.fp16 is not None else {}
-        tensors = OPS[node.op_type].tensors
-        arguments: dict[str, Any] = {}
 
         def one(source: Source, changed: Source) -> Any:
             value = runtime.source(source, taken)
@@ -234,15 +234,15 @@ class Diagnosis:
                 return narrow(form).float() if losses.whole else losses.apply(value)
             return value
 
-        for name, source in node.fp32.inputs.items():
-            if name in tensors:
-                arguments[name] = one(source, narrowed.get(name))
-            else:
-                cast = losses is not None and losses.constants and losses.whole
-                arguments[name] = runtime.value(
-                    narrowed[name] if cast and name in narrowed else source, taken
-                )
-        return arguments
+        def python(name: str, source: Source) -> Any:
+            cast = losses is not None and losses.constants and losses.whole
+            form = narrowed[name] if cast and name in narrowed else source
+            return runtime.value(form, taken)
+
+        def tensor(name: str, source: Source) -> Any:
+            return one(source, narrowed.get(name))
+
+        return gather(node.fp32, OPS[node.op_type], tensor, python)
 
 
 def _each(value: Any, losses: Losses) -> Any:

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..program.graph import Node
 from ..source.prepare import Prepared
 from ..source.values import intermediates
 
 
-def parting(prepared: Prepared, evaluator: Evaluator, limit: float) -> Node | None:
+def parting(prepared: Prepared, engine: Incremental, limit: float) -> Node | None:
     """The first op whose result in all-FP32 is not what the PyTorch model computes there."""
     if prepared.torch_model is None:
         return None
-    every = frozenset(range(evaluator.candidates))
     for sample, given in enumerate(prepared.given):
         values = intermediates(prepared.torch_model, given, prepared.precast.kind)
-        wanted = _counterparts(evaluator.nodes, values)
+        wanted = _counterparts(engine.nodes, values)
         found: list[Node] = []
 
         def see(
@@ -34,7 +33,7 @@ def parting(prepared: Prepared, evaluator: Evaluator, limit: float) -> Node | No
             if not found and node.name in wanted and _differs(results[0], wanted[node.name], limit):
                 found.append(node)
 
-        evaluator.trace(every, sample, see)
+        engine.trace(sample, see)
         if found:
             return found[0]
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..program.graph import Node
 
 #: FP16's smallest normal number, what it rounds to 0, and what it rounds to infinity.
@@ -58,7 +58,7 @@ class Range:
         self.overflow = (self.overflow * before + high) / self._count
 
 
-def ranges(evaluator: Evaluator) -> dict[int, Range]:
+def ranges(engine: Incremental) -> dict[int, Range]:
     """What each candidate op of the outer block computes in FP32, by index."""
     found: dict[int, Range] = {}
 
@@ -69,7 +69,6 @@ def ranges(evaluator: Evaluator) -> dict[int, Range]:
             if isinstance(value, Tensor) and value.is_floating_point():
                 found.setdefault(node.candidate, Range()).add(value)
 
-    every = frozenset(range(evaluator.candidates))
-    for sample in range(evaluator.samples):
-        evaluator.trace(every, sample, see)
+    for sample in range(engine.samples):
+        engine.trace(sample, see)
     return found

@@ -10,11 +10,13 @@ from typing import Any
 
 from .. import options
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..explain.diagnosis import HARMFUL, Diagnosis
 from ..explain.parting import parting
 from ..explain.ranges import ranges
 from ..explain.remedies import remedies
 from ..program.graph import Node
+from ..program.precision import Precision
 from ..results.analysis import Analysis, OpAnalysis
 from ..search.cost import Casts
 from ..search.rounding import rounding_model_of
@@ -67,13 +69,13 @@ def analyze(
         evaluator = prepared.evaluator(device, cache_bytes)
         bar.stage("measuring all-FP32 and all-FP16")
         count = len(prepared.ops)
-        floor = evaluator.evaluate((True,) * count).loss
-        fp16 = evaluator.evaluate((False,) * count).loss
+        floor = evaluator.evaluate(Precision.all_fp32(count)).loss
+        fp16 = evaluator.evaluate(Precision.all_fp16(count)).loss
         bar.stage("looking at every op")
         harmful = HARMFUL if budget is None else budget
         ops = _ops(prepared, evaluator, harmful, seed)
         is_precision = prepared.metric.larger_is_better or floor <= harmful
-        place = None if is_precision else parting(prepared, evaluator, harmful)
+        place = None if is_precision else parting(prepared, evaluator.backend, harmful)
     loss_of = prepared.metric.loss_of
     found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision)
     found.parts_at = None if place is None else place.name
@@ -88,14 +90,17 @@ def analyze(
     return found
 
 
-def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) -> list[OpAnalysis]:
-    found = ranges(evaluator)
+def _ops(
+    prepared: Prepared, evaluator: Evaluator[Incremental], harmful: float, seed: int
+) -> list[OpAnalysis]:
+    engine = evaluator.backend
+    found = ranges(engine)
     reads = Casts(prepared.lowered).reads()
     nodes: dict[int, Node] = {
-        n.candidate: n for n in evaluator.nodes if n.candidate is not None and not n.blocks
+        n.candidate: n for n in engine.nodes if n.candidate is not None and not n.blocks
     }
     model = rounding_model_of(evaluator, seed)
-    diagnosis = Diagnosis(evaluator, harmful)
+    diagnosis = Diagnosis(engine, harmful)
     few = len(prepared.ops) <= _FEW
     special = {op.type for op in prepared.ops if any(p.treats(op.type) for p in prepared.profiles)}
     out = []

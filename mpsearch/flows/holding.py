@@ -9,7 +9,9 @@ from contextlib import suppress
 
 from ..ending import Stage, Stop
 from ..evaluation.evaluator import Evaluator
-from ..search.problem import Problem, Trial
+from ..evaluation.incremental import Incremental
+from ..search.problem import Problem
+from ..search.record import Trial
 from ..source.prepare import Prepared
 
 #: How much below the budget to search once a set has failed where the search could not see it.
@@ -33,7 +35,7 @@ def holding(prepared: Prepared, problem: Problem, limit: float) -> Trial | None:
     held = prepared.heldout_evaluator(cache_bytes=_HELDOUT_CACHE, ending=ending)
     if held is None:
         return None
-    trials = sorted(problem.accepted(limit), key=lambda t: problem.rank(t.kept))
+    trials = sorted(problem.record.accepted(limit), key=lambda t: problem.question.rank(t.kept))
     if not ending.over:
         ending.stage = Stage.SEARCH
         with suppress(Stop):
@@ -46,10 +48,10 @@ def holding(prepared: Prepared, problem: Problem, limit: float) -> Trial | None:
 
 
 def _first_that_holds(
-    trials: Sequence[Trial], problem: Problem, held: Evaluator, limit: float
+    trials: Sequence[Trial], problem: Problem, held: Evaluator[Incremental], limit: float
 ) -> Trial | None:
     for trial in trials:
-        measured = held.evaluate(problem.vector(trial.kept), limit)
+        measured = held.evaluate(problem.question.precision(trial.kept), limit)
         if measured.exact and measured.loss <= limit:
             return trial
     return None

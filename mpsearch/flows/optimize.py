@@ -21,8 +21,10 @@ from ..results.result import PACKAGE, Result
 from ..search import pins
 from ..search import registry as search
 from ..search.cost import Casts, check_objective
-from ..search.problem import Problem, Strategy, Trial
-from ..search.storage import check_storage
+from ..search.problem import Problem, Strategy
+from ..search.proof import prove as prove_least
+from ..search.question import Question, check_granularity, units
+from ..search.record import Record, Trial, check_storage
 from ..source.prepare import Prepared, check_device, prepare
 from .holding import holding, tighter
 from .outcome import describe, extras, infeasible, new_result, seal, unwritten
@@ -162,14 +164,12 @@ def optimize(
     # A metric's name is looked up again with the data; a wrong budget fails before the work.
     limit = _loss_budget(budget, resolve(metric, False))
     run_strategy = search.find_strategy(strategy)
-    if prove:
-        run_strategy = search.proving(run_strategy)
     check_objective(minimise)
     check_action(hazards)
     check_storage(storage)
     check_weights(weights, target)
     check_device(device)
-    search.check_granularity(by)
+    check_granularity(by)
     listening: AbstractContextManager[None] = nullcontext()
     if ending is None:
         ending = Ending(timeout)
@@ -192,19 +192,22 @@ def optimize(
             fp32 = fp32 | faulty
             prepared.pinned_by_hazard = [ops[i].name for i in sorted(faulty - chosen)]
         prepared.notes += hazard_notes(ops, faulty - chosen, hazards == "pin")
-        problem = Problem(
-            search.units(ops, [i for i in range(len(ops)) if i not in fp32 | fp16], by),
+        question = Question(
+            units(ops, [i for i in range(len(ops)) if i not in fp32 | fp16], by),
             ops,
             limit,
+            frozenset(fp32),
+            minimise,
+            Casts(prepared.lowered),
+            forbid_overflow,
+            seed,
+        )
+        problem = Problem(
+            question,
             prepared.evaluator(device, cache_bytes, ending),
-            seed=seed,
+            Record(None, storage),
             trials=trials,
             ending=ending,
-            always=frozenset(fp32),
-            objective=minimise,
-            casts=Casts(prepared.lowered),
-            forbid_overflow=forbid_overflow,
-            storage=storage,
             watch=bar.trial,
         )
         problem.reserve(_RESERVE)
@@ -215,7 +218,10 @@ def optimize(
         ending.stage = Stage.SEARCH
         problem.ends()
         finished = problem.admit_fp16() or search.run(run_strategy, problem)
-        return _until_it_holds(prepared, problem, run_strategy, started, bar, finished, weights)
+        proven = prove and prove_least(problem)
+        return _until_it_holds(
+            prepared, problem, run_strategy, started, bar, finished, proven, prove, weights
+        )
 
 
 def _until_it_holds(
@@ -225,6 +231,8 @@ def _until_it_holds(
     started: float,
     bar: Progress,
     finished: bool,
+    proven: bool,
+    prove: bool,
     storage: str | None = None,
 ) -> Result:
     """Write the best set, read it back, and search on with more margin until it holds.
@@ -241,7 +249,7 @@ def _until_it_holds(
     VerificationError
         If the package computes an op in another precision than was asked for.
     """
-    limit, ending = problem.user_budget, problem.ending
+    limit, ending = problem.limit, problem.ending
     scratch = Room()
     path = scratch.path / PACKAGE
     fallback: Trial | None = None
@@ -249,19 +257,21 @@ def _until_it_holds(
     while True:
         best = last or problem.best
         assert best is not None  # all-FP32 meets the budget, or there would be no search
-        if fallback is not None and problem.rank(fallback.kept) < problem.rank(best.kept):
+        if fallback is not None and problem.question.rank(fallback.kept) < problem.question.rank(
+            best.kept
+        ):
             best = fallback
-        bits = problem.vector(best.kept)
-        names = [op.name for op in prepared.ops if bits[op.index]]
+        precision = problem.question.precision(best.kept)
+        names = [prepared.ops[i].name for i in precision]
         ending.stage = Stage.WRITE
         bar.stage("writing the package and reading it back")
-        problem.evaluator.release()  # coremltools and the package hold the weights once more each
+        problem.engine.release()  # coremltools and the package hold the weights once more each
         try:
             package, measured, held = write(prepared, names, path)
         except MpsearchError:
             raise
         except Exception as error:  # a full disk, in whatever words: what was found is kept
-            return unwritten(prepared, problem, started, bits, error)
+            return unwritten(prepared, problem, started, precision, error)
         worst = max(measured, held)
         if worst <= limit or best.kept == problem.everything:
             break
@@ -269,10 +279,13 @@ def _until_it_holds(
         problem.reject(best.kept)
         fallback = holding(prepared, problem, limit)
         if ending.over:
-            last, finished = fallback or problem.known(problem.everything), False
+            last, finished = fallback or problem.record.known(problem.everything), False
             continue
-        problem.tighten(max(problem.ends()[0], tighter(problem.budget, best.loss, limit, worst)))
+        problem.tighten(
+            max(problem.ends()[0], tighter(problem.question.limit, best.loss, limit, worst))
+        )
         finished &= search.run(strategy, problem)
+        proven = prove and prove_least(problem)
     if worst > limit:
         return infeasible(prepared, problem, started, held)
     stored: Stored | None = None
@@ -289,14 +302,14 @@ def _until_it_holds(
     if storage is not None and stored is None:
         result.notes.append(f"Weights are stored as typed: no time was left for {storage}.")
     metric = prepared.metric
-    result.proven = problem.proven
+    result.proven = proven
     result.error = metric.loss_of(measured)
     result.heldout_error = metric.loss_of(held) if prepared.heldout.samples else None
     result.searched_error = metric.loss_of(best.loss)
     result.casts, result.weights = casts, stored
     result.package_bytes = emission.package_bytes(path)
-    describe(prepared, problem, result, bits, casts)
-    extras(prepared, problem, result, best, bits, bar)
+    describe(prepared, problem, result, precision, casts)
+    extras(prepared, problem, result, best, precision, bar)
     seal(prepared, problem, result, storage, stored_names)
     result._scratch = scratch
     result.seconds = time.perf_counter() - started

@@ -11,16 +11,20 @@ import torch
 
 from ..ending import Stage, Stop
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import NAMES
 from ..explain.parting import parting
 from ..package import emission
 from ..package.config import Config
 from ..program.lowering import lower_candidates
+from ..program.precision import Precision
 from ..results import account
 from ..results.plain import number
 from ..results.result import Result
+from ..search.bound import Bound, lower_bound
 from ..search.cost import Casts
-from ..search.problem import Problem, Trial
+from ..search.problem import Problem
+from ..search.record import Trial
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.precast import fingerprint
@@ -30,15 +34,15 @@ from .progress import Progress
 
 
 def describe(
-    prepared: Prepared, problem: Problem, result: Result, bits: Sequence[bool], casts: int
+    prepared: Prepared, problem: Problem, result: Result, precision: Precision, casts: int
 ) -> None:
     """What is known of a set without running anything."""
     counter = Casts(prepared.lowered)
-    result.costs = account.costs(prepared, bits, counter, casts)
-    result.islands = account.islands(prepared, bits, counter)
+    result.costs = account.costs(prepared, precision, counter, casts)
+    result.islands = account.islands(prepared, precision, counter)
     result.front = account.front(problem, prepared.metric)
-    result.kept = account.unmeasured(prepared, bits)
-    result.ops = account.op_rows(prepared, None, bits, counter)
+    result.kept = account.unmeasured(prepared, precision)
+    result.ops = account.op_rows(prepared, None, precision, counter)
 
 
 def extras(
@@ -46,31 +50,36 @@ def extras(
     problem: Problem,
     result: Result,
     best: Trial,
-    bits: Sequence[bool],
+    precision: Precision,
     bar: Progress,
 ) -> None:
     """What only the report needs, in the order of its worth, as far as the time reaches."""
 
     def bound() -> None:
-        if result.status == "interrupted" or best.kept == problem.everything or problem.pinned:
+        if (
+            result.status == "interrupted"
+            or best.kept == problem.everything
+            or problem.question.pinned
+        ):
             return
-        result.lower_bound = _lower_bound(problem, problem.user_budget, best)
+        found = _lower_bound(problem, problem.limit, best, result.proven)
+        result.lower_bound = None if found is None else found.price
         _count(result, problem)
-        if problem.contradicted:
+        if found is not None and found.contradicted:
             result.notes.append(
                 "No lower bound: some set met the budget and a larger one broke it, so keeping "
                 "more ops in FP32 can hurt here."
             )
 
     def alone() -> None:
-        result.kept = account.kept_ops(prepared, problem, bits)
+        result.kept = account.kept_ops(prepared, problem, precision)
         result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
         if result.tolerated_overflows:
             result.notes.append(_overflow_note(result.tolerated_overflows))
 
     def sensitivity() -> None:
         counter = Casts(prepared.lowered)
-        rows = account.op_rows(prepared, problem.model, bits, counter)
+        rows = account.op_rows(prepared, problem.guide.model, precision, counter)
         known = {} if "alone" in result.not_measured else {op.name: op for op in result.kept}
         result.ops = [account.as_measured(row, known.get(row.name), result.metric) for row in rows]
 
@@ -107,7 +116,7 @@ def seal(
     if math.isnan(result.error_fp16):
         result.not_measured.append("error_fp16")
     result.explanation = _explain(result)
-    result.config = _make_config(prepared, result, problem.seed, storage, stored_names)
+    result.config = _make_config(prepared, result, problem.question.seed, storage, stored_names)
     result._selector_source = emission.selector_source(
         prepared.precast, result.fp32_ops, _facts(prepared, result)
     )
@@ -117,16 +126,15 @@ def unwritten(
     prepared: Prepared,
     problem: Problem,
     started: float,
-    bits: Sequence[bool],
+    precision: Precision,
     error: Exception,
 ) -> Result:
     """The result where no package could be written: the choice, as the search measured it."""
     assert problem.best is not None
     result = new_result(prepared, problem, started, "unwritten")
     result.error = result.searched_error = prepared.metric.loss_of(problem.best.loss)
-    counter = Casts(prepared.lowered)
-    casts = counter.count(tuple(bits))
-    describe(prepared, problem, result, bits, casts)
+    casts = Casts(prepared.lowered).count(precision)
+    describe(prepared, problem, result, precision, casts)
     result.casts = casts
     result.not_measured = ["alone", "sensitivity", "lower_bound", "remedies"]
     result.notes.append(
@@ -137,19 +145,17 @@ def unwritten(
     return result
 
 
-def _lower_bound(problem: Problem, limit: float, best: Trial) -> int | None:
+def _lower_bound(problem: Problem, limit: float, best: Trial, proven: bool) -> Bound | None:
     """The bound for the user's own budget, with the trials that the search left over."""
-    if problem.objective != "ops":
+    if problem.question.objective != "ops":
         return None
     if not best.kept:
-        return 0
-    if problem.proven and problem.budget == limit:
-        return sum(problem.vector(best.kept))
-    proven = problem.proven
+        return Bound(0, False)
+    if proven and problem.question.limit == limit:
+        return Bound(len(problem.question.precision(best.kept)), False)
     problem.release()
     problem.tighten(limit)
-    problem.proven = proven
-    return problem.lower_bound()
+    return lower_bound(problem)
 
 
 def _overflow_note(names: Sequence[str]) -> str:
@@ -176,32 +182,32 @@ def new_result(prepared: Prepared, problem: Problem, started: float, status: str
     metric, evaluator = prepared.metric, problem.evaluator
     return Result(
         status=status,
-        budget=metric.loss_of(problem.user_budget),
+        budget=metric.loss_of(problem.limit),
         metric=metric.name,
         error=metric.loss_of(floor),
         error_fp16=math.nan if fp16 is None else metric.loss_of(fp16),
         error_fp32=metric.loss_of(floor),
         candidate_ops=len(prepared.ops),
-        evaluations=evaluator.counters.evaluations,
-        op_executions=evaluator.counters.executions,
-        forward_equivalents=evaluator.forward_equivalents,
+        evaluations=evaluator.evaluations,
+        op_executions=evaluator.backend.executions,
+        forward_equivalents=evaluator.backend.forward_equivalents,
         seconds=time.perf_counter() - started,
-        minimised=problem.objective,
+        minimised=problem.question.objective,
         notes=_notes(prepared),
         pinned_by_hazard=prepared.pinned_by_hazard,
         understood=prepared.understood,
-        history=list(problem.history),
-        study=problem.study,
+        history=list(problem.record.trials),
+        study=problem.record.study,
     )
 
 
 def _count(result: Result, problem: Problem) -> None:
     """What the search has cost so far."""
     evaluator = problem.evaluator
-    result.evaluations = evaluator.counters.evaluations
-    result.op_executions = evaluator.counters.executions
-    result.forward_equivalents = evaluator.forward_equivalents
-    result.history = list(problem.history)
+    result.evaluations = evaluator.evaluations
+    result.op_executions = evaluator.backend.executions
+    result.forward_equivalents = evaluator.backend.forward_equivalents
+    result.history = list(problem.record.trials)
 
 
 def _explain(result: Result) -> str:
@@ -231,7 +237,7 @@ def _notes(prepared: Prepared) -> list[str]:
 
 def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) -> str:
     show = prepared.metric.loss_of
-    limit, floor = problem.user_budget, problem.ends()[0]
+    limit, floor = problem.limit, problem.ends()[0]
     where = f"With every op in FP32 the error is {show(floor):.3g}"
     if held is not None and floor <= limit:
         return (
@@ -248,7 +254,7 @@ def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) ->
                 f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
                 "and outputs cost the accuracy. Use --io-dtype fp32."
             )
-    place = parting(prepared, problem.evaluator, account.harmful(prepared, problem))
+    place = parting(prepared, problem.engine, account.harmful(prepared, problem))
     parts = "" if place is None else f", which is at {place}"
     return (
         f"{where}: precision is not the cause. The converted program already differs from the "
@@ -267,15 +273,12 @@ def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
         wide = (v.float() if v.is_floating_point() else v.int() for v in tensors)
         samples.append(dict(zip(lowered.inputs, wide, strict=False)))
     evaluator = Evaluator(
-        lowered,
-        len(ops),
-        samples,
+        Incremental(lowered, len(ops), samples, prepared.profiles),
         [dict(zip(lowered.outputs, r.values(), strict=True)) for r in prepared.references],
         prepared.metric,
-        prepared.profiles,
         prepared.calibration.targets,
     )
-    return evaluator.evaluate((True,) * len(ops)).loss
+    return evaluator.evaluate(Precision.all_fp32(len(ops))).loss
 
 
 def _versions() -> dict[str, str]:

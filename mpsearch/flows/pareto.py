@@ -12,8 +12,8 @@ from .. import options
 from ..results.front import Front, Point
 from ..search import registry as search
 from ..search.cost import Casts
-from ..search.front import undominated
 from ..search.problem import Problem
+from ..search.question import Question
 from ..source.prepare import Prepared, check_device, prepare
 from .progress import Progress
 from .surroundings import undisturbed
@@ -65,16 +65,10 @@ def pareto(
             model, inputs, metric, numerics, target, heldout, io_dtype, states, targets
         )
         ops = prepared.ops
-        problem = Problem(
-            search.units(ops, range(len(ops)), "op"),
-            ops,
-            math.inf,
-            prepared.evaluator(device, cache_bytes),
-            seed=seed,
-            trials=trials,
-            casts=Casts(prepared.lowered),
-            watch=bar.trial,
-        )
+        casts = Casts(prepared.lowered)
+        question = Question.of_ops(ops, math.inf, casts, seed)
+        evaluator = prepared.evaluator(device, cache_bytes)
+        problem = Problem(question, evaluator, trials=trials, watch=bar.trial)
         problem.admit(problem.everything)
         problem.admit(())
         _along_the_order(problem, int(trials * _ALONG_THE_ORDER))
@@ -95,12 +89,12 @@ def _along_the_order(problem: Problem, trials: int) -> None:
     """Heads of the model's order, from none to all."""
     order = problem.keep_order()
     sizes = np.unique(np.geomspace(1, len(order) + 1, max(trials, 2)).astype(int) - 1)
-    problem.try_many([order[:n] for n in sizes], "order", exact=True)
+    problem.ask([order[:n] for n in sizes], "order", exact=True)
 
 
 def _budgets(problem: Problem, points: int) -> list[float]:
     """Losses between those of the fewest and the most FP32 ops, the loosest first."""
-    losses = sorted({t.loss for t in problem.history if t.exact and math.isfinite(t.loss)})
+    losses = sorted({t.loss for t in problem.record.trials if t.exact and math.isfinite(t.loss)})
     if not losses or losses[0] == losses[-1]:
         return []  # nothing to be bought: all errors are the same
     floor, top = losses[0], losses[-1]
@@ -114,16 +108,15 @@ def _front(prepared: Prepared, problem: Problem, device: str, cache_bytes: int |
     metric = prepared.metric
     held = prepared.heldout_evaluator(device, cache_bytes)
     points = []
-    for trial in undominated(problem):
-        vector = problem.vector(trial.kept)
+    for trial in problem.record.undominated(problem.question):
+        precision = problem.question.precision(trial.kept)
         points.append(
             Point(
-                [op.name for op in prepared.ops if vector[op.index]],
+                [op.name for op in prepared.ops if op.index in precision],
                 metric.loss_of(trial.loss),
-                None if held is None else metric.loss_of(held.evaluate(vector).loss),
-                problem.rank(trial.kept)[2],
+                None if held is None else metric.loss_of(held.evaluate(precision).loss),
+                problem.question.rank(trial.kept)[2],
             )
         )
-    counters = problem.evaluator.counters
     floor = metric.loss_of(problem.ends()[0])
-    return Front(points, metric.name, len(prepared.ops), floor, counters.evaluations)
+    return Front(points, metric.name, len(prepared.ops), floor, problem.evaluator.evaluations)

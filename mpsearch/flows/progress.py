@@ -7,7 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..search.problem import Problem, Trial
+from ..search.problem import Problem
+from ..search.record import Trial
 
 
 class Progress:
@@ -36,10 +37,10 @@ class Progress:
         if not self._on:
             return
         self._open(problem.trials)
-        done = len(problem.history)
+        done = len(problem.record.trials)
         self._bar.update(done - self._bar.n)
         best = problem.best
-        known = "none yet" if best is None else f"{problem.price(best.kept):g}"
+        known = "none yet" if best is None else f"{problem.question.price(best.kept):g}"
         self._bar.set_description_str(f"{trial.asked_by}: best {known}", refresh=False)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from ..package import config as _config
 from ..package import emission
 from ..package.config import Config, KeptOp
 from ..program.lowering import CandidateOp, lower_candidates
+from ..program.precision import Precision
 from ..results.check import CheckResult
 from ..source.conversion import convert
 from ..source.data import argument_names, collect
@@ -161,13 +162,13 @@ def check(
     found, missing = _match(config, prepared.ops)
     evaluator = prepared.evaluator(device)
     count = len(prepared.ops)
-    loss = evaluator.evaluate(tuple(i in found for i in range(count))).loss
+    loss = evaluator.evaluate(Precision.of(found, count)).loss
     show = prepared.metric.loss_of
     return CheckResult(
         holds=not missing and loss <= show(limit),
         error=show(loss),
-        error_fp16=show(evaluator.evaluate((False,) * count).loss),
-        error_fp32=show(evaluator.evaluate((True,) * count).loss),
+        error_fp16=show(evaluator.evaluate(Precision.all_fp16(count)).loss),
+        error_fp32=show(evaluator.evaluate(Precision.all_fp32(count)).loss),
         budget=limit,
         metric=prepared.metric.name,
         unmatched=missing,

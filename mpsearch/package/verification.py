@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._ct import quiet
 from ..evaluation.metrics import Metric, Outputs
+from ..executor.loop import Schedule
 from ..executor.runtime import Runtime
 from ..numerics.profiles import Profile
 from ..program import lowering as _program
@@ -93,9 +94,10 @@ def losses(
     if not data.samples:
         return -math.inf
     worst = -math.inf
+    schedule = Schedule.of_function(package.function)
     for profile in profiles:
         runtime = Runtime(profile, device)
-        outputs = [_run(runtime, package.function, s) for s in data.samples]
+        outputs = [_run(runtime, package.function, schedule, s) for s in data.samples]
         outputs = [_named(o, r) for o, r in zip(outputs, references, strict=True)]
         worst = max(worst, metric.whole(list(references), list(outputs), data.targets))
     return worst
@@ -108,7 +110,9 @@ def _named(outputs: dict[str, Tensor], reference: Outputs) -> dict[str, Tensor]:
     return dict(zip(reference, outputs.values(), strict=True))
 
 
-def _run(runtime: Runtime, function: Function, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _run(
+    runtime: Runtime, function: Function, schedule: Schedule, sample: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     env: dict[int, Any] = {}
     given = list(sample.values())
     for place, (name, slot) in enumerate(function.inputs.items()):
@@ -116,8 +120,7 @@ def _run(runtime: Runtime, function: Function, sample: Mapping[str, Tensor]) -> 
     for name, slot in function.states.items():
         env[slot] = sample[name].to(runtime.device)
     with torch.inference_mode():
-        for node in function.nodes:
-            env.update(zip(node.outputs, runtime.run(node, env), strict=True))
+        schedule.run(env, lambda step, values: runtime.run(step.node, values))
         return {n: runtime.source(s, env).cpu() for n, s in function.outputs.items()}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..explain.remedies import Remedy
 from ..files import printable
-from ..search.problem import Trial
+from ..search.record import Trial
 from .html import share, size
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from ..explain.ranges import ranges
 from ..explain.remedies import Remedy
 from ..package.config import KeptOp
 from ..program.graph import Node
+from ..program.precision import Precision
 from ..search.cost import Casts, Cost, cost
-from ..search.front import undominated
 from ..search.problem import Problem
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
@@ -29,19 +29,19 @@ ADDS_UP = "adds up"
 
 def harmful(prepared: Prepared, problem: Problem) -> float:
     """The relative L2 error from which on an op does harm: the budget, where that is one."""
-    return problem.user_budget if prepared.metric.name == "rel_l2" else HARMFUL
+    return problem.limit if prepared.metric.name == "rel_l2" else HARMFUL
 
 
-def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list[KeptOp]:
+def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> list[KeptOp]:
     """The kept ops, each with the error of the program when it alone is FP16, and why."""
-    kept = [op for op in prepared.ops if bits[op.index]]
+    kept = [op for op in prepared.ops if op.index in precision]
     measure = len(kept) <= _MEASURED_ALONE
     if measure:
         losses = {op.index: _alone(problem, op.index) for op in kept}
     else:
-        predicted = {op.index: math.sqrt(problem.model.harm((op.index,), ())) for op in kept}
+        predicted = {op.index: math.sqrt(problem.guide.model.harm((op.index,), ())) for op in kept}
         losses = {i: math.inf if _finite(loss) is None else loss for i, loss in predicted.items()}
-    breaking = [i for i, loss in losses.items() if loss > problem.user_budget]
+    breaking = [i for i, loss in losses.items() if loss > problem.limit]
     verdicts = _verdicts(prepared, problem, breaking) if measure else {}
     rest = ADDS_UP if measure else ""
     return [
@@ -59,32 +59,34 @@ def kept_ops(prepared: Prepared, problem: Problem, bits: Sequence[bool]) -> list
 
 def _alone(problem: Problem, index: int) -> float:
     """The loss when one op is FP16 and all others are FP32."""
-    return problem.evaluator.evaluate(tuple(i != index for i in range(len(problem.ops)))).loss
+    count = len(problem.question.ops)
+    alone = Precision.of(set(range(count)) - {index}, count)
+    return problem.evaluate_ops(alone, "alone")
 
 
 def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict[int, str]:
     """Why FP16 breaks each op by itself, where that is known; not for ops in loops and branches."""
     if not kept:
         return {}
-    diagnosis = Diagnosis(problem.evaluator, harmful(prepared, problem))
+    diagnosis = Diagnosis(problem.engine, harmful(prepared, problem))
     nodes = _nodes(problem)
     found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
     return {i: verdict for i, verdict in found.items() if verdict != "fine"}
 
 
 def _nodes(problem: Problem) -> dict[int, Node]:
-    nodes = problem.evaluator.nodes
+    nodes = problem.engine.nodes
     return {n.candidate: n for n in nodes if n.candidate is not None and not n.blocks}
 
 
-def unmeasured(prepared: Prepared, bits: Sequence[bool]) -> list[KeptOp]:
+def unmeasured(prepared: Prepared, precision: Precision) -> list[KeptOp]:
     """The kept ops, before anything is known of each."""
-    kept = (op for op in prepared.ops if bits[op.index])
+    kept = (op for op in prepared.ops if op.index in precision)
     return [KeptOp(op.name, op.type, op.layer, None, op.line) for op in kept]
 
 
 def op_rows(
-    prepared: Prepared, model: RoundingModel | None, bits: Sequence[bool], counter: Casts
+    prepared: Prepared, model: RoundingModel | None, precision: Precision, counter: Casts
 ) -> list[OpRow]:
     """Every candidate op: its precision, what it reads, and its sensitivity as a model predicts."""
     reads = counter.reads()
@@ -94,7 +96,7 @@ def op_rows(
             op.type,
             op.layer,
             op.line,
-            bits[op.index],
+            op.index in precision,
             None if model is None else _finite(math.sqrt(model.harm((op.index,), ()))),
             [prepared.ops[i].name for i in sorted(reads.get(op.index, ()))],
         )
@@ -114,25 +116,26 @@ def _finite(sensitivity: float) -> float | None:
     return sensitivity if sensitivity < 1e6 else None
 
 
-def costs(prepared: Prepared, bits: Sequence[bool], counter: Casts, casts: int) -> dict[str, Cost]:
+def costs(prepared: Prepared, precision: Precision, counter: Casts, casts: int) -> dict[str, Cost]:
     """The cost of all-FP16, of the package (with ``casts`` as counted in it), and of all-FP32."""
-    ends = {"fp16": [False] * len(bits), "fp32": [True] * len(bits)}
-    fp16, fp32 = (cost(prepared.ops, counter, ends[key]) for key in ("fp16", "fp32"))
-    mine = cost(prepared.ops, counter, bits)
+    fp16 = cost(prepared.ops, counter, Precision.all_fp16(precision.count))
+    fp32 = cost(prepared.ops, counter, Precision.all_fp32(precision.count))
+    mine = cost(prepared.ops, counter, precision)
     package = Cost(mine.fp32_ops, mine.islands, casts, mine.weight_bytes, mine.fp32_flops)
     return {"fp16": fp16, "package": package, "fp32": fp32}
 
 
-def islands(prepared: Prepared, bits: Sequence[bool], counter: Casts) -> list[list[str]]:
+def islands(prepared: Prepared, precision: Precision, counter: Casts) -> list[list[str]]:
     """The FP32 islands, each with the names of its ops in execution order."""
-    groups = counter.islands(bits)
+    groups = counter.islands(precision)
     return [[prepared.ops[i].name for i in group] for group in groups]
 
 
 def front(problem: Problem, metric: Metric) -> list[tuple[int, float | None]]:
     """FP32 ops and error of the trials that no other beats in both; infinite errors are None."""
     return [
-        (int(problem.rank(t.kept)[1]), number(metric.loss_of(t.loss))) for t in undominated(problem)
+        (int(problem.question.rank(t.kept)[1]), number(metric.loss_of(t.loss)))
+        for t in problem.record.undominated(problem.question)
     ]
 
 
@@ -142,5 +145,5 @@ def remedies(prepared: Prepared, problem: Problem, kept: Sequence[KeptOp]) -> li
     verdicts = {index[op.name]: op.verdict for op in kept if op.verdict not in ("", ADDS_UP)}
     if not verdicts:
         return []
-    largest = {i: found.largest for i, found in ranges(problem.evaluator).items()}
+    largest = {i: found.largest for i, found in ranges(problem.engine).items()}
     return _remedies.remedies(prepared.lowered, prepared.ops, verdicts, largest)

@@ -17,7 +17,7 @@ from ..package.config import Config, KeptOp
 from ..package.weights import Stored
 from ..report import html
 from ..search.cost import Cost
-from ..search.problem import Trial
+from ..search.record import Trial
 from .plain import number
 
 PACKAGE = "model.mlpackage"

@@ -9,8 +9,69 @@ show it failing, no bound is claimed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ..ending import Stop
+from .problem import Problem
 
 Breaks = Callable[[Sequence[int]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A lower bound, and how sure it is.
+
+    Attributes
+    ----------
+    price
+        At least so much must be paid for FP32; None where the trials contradict the assumption.
+    marginal
+        Whether it rests on sets that break the budget by less than a factor of two (6 dB), where
+        rounding errors that cancel could make a smaller set meet it.
+    """
+
+    price: int | None
+    marginal: bool
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether keeping more in FP32 was seen to hurt, so that there is no lower bound."""
+        return self.price is None
+
+
+def lower_bound(
+    problem: Problem, wanted: int | None = None, trials: int | None = None, clear: bool = False
+) -> Bound:
+    """At least so much must be paid for FP32.
+
+    Asks about the sets that prove it; those count as trials, and where they run out, what was
+    found so far holds. ``wanted`` ends it once so many disjoint sets cannot be had, ``trials``
+    after so many new ones, ``clear`` at the first that breaks the budget only just.
+    """
+    question, record = problem.question, problem.record
+    everything, before = problem.everything, len(record.trials)
+    marginal = False
+
+    def breaks(units: Sequence[int]) -> bool:
+        nonlocal marginal
+        if trials is not None and len(record.trials) - before >= trials:
+            return False
+        if clear and marginal:
+            return False
+        try:
+            trial = problem.try_(everything.difference(units), "bound")
+        except Stop:
+            return False  # not shown to break, so no core
+        marginal |= not trial.met and len(units) == 1 and not question.far_beyond(trial.loss)
+        return not trial.met
+
+    cores = disjoint_cores(problem.keep_order(), breaks, wanted)
+    proofs = [record.known(everything.difference(core)) for core in cores]
+    marginal |= any(t is not None and not question.far_beyond(t.loss) for t in proofs)
+    price = int(sum(min(question.cost[u] for u in core) for core in cores))
+    met = [t.kept for t in record.trials if t.met]
+    broken = [t.kept for t in record.trials if not t.met]
+    return Bound(price if monotone(met, broken) else None, marginal)
 
 
 def disjoint_cores(

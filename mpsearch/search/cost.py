@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import InputError
 from ..program.graph import Function, Node, Ref, slots_read, walk
+from ..program.precision import Precision
 
 if TYPE_CHECKING:
     from ..program.lowering import CandidateOp
@@ -44,7 +45,7 @@ def op_cost(op: CandidateOp, objective: str) -> float:
 
 
 class Casts:
-    """Counts the casts between FP16 and FP32 that a precision vector needs.
+    """Counts the casts between FP16 and FP32 that a precision needs.
 
     A value is cast once for all its readers of the other precision, as coremltools' passes leave
     it. Inputs and outputs are FP32 unless the program casts them itself.
@@ -81,7 +82,7 @@ class Casts:
                     found.setdefault(reader, set()).add(producer)
         return found
 
-    def neighbours(self) -> dict[int, set[int]]:
+    def neighbors(self) -> dict[int, set[int]]:
         """Candidate -> the candidates that write what it reads, or read what it writes."""
         found: dict[int, set[int]] = {}
         for reader, producers in self.reads().items():
@@ -90,26 +91,28 @@ class Casts:
                 found.setdefault(reader, set()).add(producer)
         return found
 
-    def islands(self, fp32: Sequence[bool]) -> list[list[int]]:
+    def islands(self, precision: Precision) -> list[list[int]]:
         """The connected groups of FP32 ops, each in execution order."""
-        kept = [i for i, bit in enumerate(fp32) if bit]
+        kept = list(precision)
         place = {op: k for k, op in enumerate(kept)}
-        pairs = [(a, b) for a, near in self.neighbours().items() for b in near if fp32[a]]
-        linked = [(place[a], place[b]) for a, b in pairs if fp32[b]]
+        pairs = [(a, b) for a, near in self.neighbors().items() for b in near if a in precision]
+        linked = [(place[a], place[b]) for a, b in pairs if b in precision]
         rows, columns = zip(*linked, strict=True) if linked else ((), ())
         graph = csr_array((np.ones(len(linked)), (rows, columns)), shape=(len(kept), len(kept)))
         count, labels = connected_components(graph, directed=False) if kept else (0, [])
         return [[kept[k] for k in np.flatnonzero(labels == label)] for label in range(count)]
 
-    def count(self, fp32: Sequence[bool]) -> int:
-        """Casts for a precision vector (True = FP32)."""
+    def count(self, precision: Precision) -> int:
+        """Casts that a precision needs."""
         total = 0
         for slot, producer in self._producer.items():
             if producer == _FREE:
                 continue
-            made = producer == _FP32 or fp32[producer]
+            made = producer == _FP32 or producer in precision
             wanted = {
-                kind == _FP32 or fp32[kind] for kind in self._readers.get(slot, ()) if kind != _FREE
+                kind == _FP32 or kind in precision
+                for kind in self._readers.get(slot, ())
+                if kind != _FREE
             }
             total += (not made) in wanted
         return total
@@ -117,7 +120,7 @@ class Casts:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a precision vector costs.
+    """What a precision costs.
 
     Attributes
     ----------
@@ -140,14 +143,14 @@ class Cost:
     fp32_flops: float
 
 
-def cost(ops: Sequence[CandidateOp], casts: Casts, fp32: Sequence[bool]) -> Cost:
-    """The cost of a precision vector (True = FP32)."""
-    kept = [op for op in ops if fp32[op.index]]
+def cost(ops: Sequence[CandidateOp], casts: Casts, precision: Precision) -> Cost:
+    """The cost of a precision."""
+    kept = [op for op in ops if op.index in precision]
     total = sum(op.flops for op in ops)
     return Cost(
         len(kept),
-        len(casts.islands(fp32)),
-        casts.count(fp32),
-        sum(op.weight_bytes if fp32[op.index] else op.weight_bytes // 2 for op in ops),
+        len(casts.islands(precision)),
+        casts.count(precision),
+        sum(op.weight_bytes if op.index in precision else op.weight_bytes // 2 for op in ops),
         sum(op.flops for op in kept) / total if total else 0.0,
     )

@@ -30,9 +30,11 @@ from torch import Tensor
 
 from ..ending import Ending
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Outputs
+from ..executor.loop import Schedule, Step
 from ..executor.ops import OPS
-from ..executor.runtime import Runtime
+from ..executor.runtime import Runtime, gather
 from ..numerics.formats import narrow
 from ..numerics.profiles import carries_rounding
 from ..program.graph import Constant, Function, Node, Ref, Source
@@ -170,7 +172,9 @@ def _closure(
     return {int(v) - n - 1 for v in reached if n < v < sink}
 
 
-def rounding_model_of(evaluator: Evaluator, seed: int, samples: int = 2) -> RoundingModel:
+def rounding_model_of(
+    evaluator: Evaluator[Incremental], seed: int, samples: int = 2
+) -> RoundingModel:
     """The model over an evaluator's first samples, in the last of its profiles.
 
     Raises
@@ -178,15 +182,16 @@ def rounding_model_of(evaluator: Evaluator, seed: int, samples: int = 2) -> Roun
     Stop
         If the run ends before one direction is known.
     """
-    samples = min(samples, evaluator.samples)
-    with evaluator.aside():  # gradients need every value of a sample at once
+    engine = evaluator.backend
+    samples = min(samples, engine.samples)
+    with engine.aside():  # gradients need every value of a sample at once
         return rounding_model(
-            evaluator.function,
-            [evaluator.sample(i) for i in range(samples)],
+            engine.function,
+            [engine.sample(i) for i in range(samples)],
             evaluator.references[:samples],
-            evaluator.runtimes[-1],
+            engine.runtimes[-1],
             seed,
-            ending=evaluator.ending,
+            ending=engine.ending,
         )
 
 
@@ -272,15 +277,15 @@ class _Recording:
 
     def forward(self, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
         env: dict[int, Any] = {}
-        origins: dict[int, frozenset[int]] = {}
         given = {**self._function.inputs, **self._function.states}
         for name, slot in given.items():
             value = sample[name].to(self._runtime.device)
             if value.is_floating_point():
                 value = value.float()
             env[slot] = _differentiable(value)
-        for node in self._function.nodes:
-            self._run(node, env, origins)
+        origins: dict[int, frozenset[int]] = {}
+        schedule = Schedule.of_function(self._function)
+        schedule.run(env, lambda step, values: self._run(step, values, origins))
         outputs = {}
         for name, source in self._function.outputs.items():
             if isinstance(source, Ref):
@@ -290,53 +295,54 @@ class _Recording:
                     outputs[name] = self._read(value, trigger, source.slot)
         return outputs
 
-    def _run(self, node: Node, env: dict[int, Any], origins: dict[int, frozenset[int]]) -> None:
+    def _run(
+        self, step: Step, env: Mapping[int, Any], origins: dict[int, frozenset[int]]
+    ) -> Sequence[Any]:
         self._ending.check()
+        node = step.node
         own = frozenset() if node.candidate is None else frozenset({node.candidate})
-        if node.blocks or node.op_type not in OPS:
+        op = OPS.get(node.op_type)
+        if node.blocks or op is None:
             with torch.no_grad():
-                results = self._runtime.run(node, env)
-            env.update(zip(node.outputs, results, strict=True))
-            return
+                return self._runtime.run(node, env)
         moves = carries_rounding(node.op_type)
-        passed: frozenset[int] = frozenset()
-        arguments: dict[str, Any] = {}
-        rounded: dict[str, Any] = {}  # constants as FP16 has them
         narrowed = node.fp16.inputs if node.fp16 is not None else {}
-        tensors = OPS[node.op_type].tensors
-        for name, source in node.fp32.inputs.items():
-            if name not in tensors:
-                arguments[name] = self._runtime.value(source, env)
-                continue
+        rounded: dict[str, Any] = {}  # constants as FP16 has them
+
+        def tensor(name: str, source: Source) -> Any:
             changed = narrowed.get(name)
             if isinstance(source, list):
                 forms = changed if isinstance(changed, list) else [None] * len(source)
-                arguments[name] = [
+                return [
                     self._argument(s, c, env, origins, own, moves)
                     for s, c in zip(source, forms, strict=True)
                 ]
-            else:
-                arguments[name] = self._argument(source, changed, env, origins, own, moves)
-                if isinstance(source, Constant) and isinstance(changed, Constant):
-                    rounded[name] = changed
-            if moves and isinstance(source, Ref):
-                passed |= origins.get(source.slot, frozenset())
-        out = OPS[node.op_type].function(**arguments)
+            if isinstance(source, Constant) and isinstance(changed, Constant):
+                rounded[name] = changed
+            return self._argument(source, changed, env, origins, own, moves)
+
+        arguments = gather(
+            node.fp32, op, tensor, lambda _, source: self._runtime.value(source, env)
+        )
+        out = op.function(**arguments)
         results = tuple(map(_differentiable, out if isinstance(out, tuple) else (out,)))
         if own and not moves:
             results = self._constants(node, arguments, rounded, results, own)
-        for slot, result in zip(node.outputs, results, strict=True):
-            env[slot] = result
-            origins[slot] = own | passed if moves else own
+        passed = own
+        if moves:
+            read = (s for s in node.fp32.inputs.values() if isinstance(s, Ref))
+            passed = own.union(*(origins.get(s.slot, frozenset()) for s in read))
+        origins.update(dict.fromkeys(node.outputs, passed))
         if self._runtime.profile.treats(node.op_type) and own:
-            self._inner(node, env, results, own)
+            results = self._inner(node, env, results, own)
+        return results
 
     def _argument(
         self,
         source: Source,
         changed: Source,
-        env: dict[int, Any],
-        origins: dict[int, frozenset[int]],
+        env: Mapping[int, Any],
+        origins: Mapping[int, frozenset[int]],
         own: frozenset[int],
         moves: bool,
     ) -> Any:
@@ -429,15 +435,19 @@ class _Recording:
         return value
 
     def _inner(
-        self, node: Node, env: dict[int, Any], results: tuple[Any, ...], own: frozenset[int]
-    ) -> None:
-        """What the profile does inside an op, beyond rounding its inputs and outputs."""
+        self, node: Node, env: Mapping[int, Any], results: tuple[Any, ...], own: frozenset[int]
+    ) -> tuple[Any, ...]:
+        """The results, watched for what the profile does inside an op, beyond rounding."""
         with torch.no_grad():
-            got = self._runtime.run(node, env, lambda _: False)
-        for slot, exact, result in zip(node.outputs, results, got, strict=True):
+            got = self._runtime.run(node, env, frozenset())
+        watched = []
+        for exact, result in zip(results, got, strict=True):
             if isinstance(exact, Tensor) and exact.is_floating_point() and exact.requires_grad:
                 change = result.float() - exact.detach()
-                env[slot] = self._watch(exact.view(exact.shape), own, change)
+                watched.append(self._watch(exact.view(exact.shape), own, change))
+            else:
+                watched.append(exact)
+        return tuple(watched)
 
     def collect(self) -> None:
         """Take in one backward pass."""

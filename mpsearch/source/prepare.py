@@ -14,6 +14,7 @@ from ..ending import Ending
 from ..errors import InputError
 from ..evaluation import metrics
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs
 from ..executor.predict import Executor
 from ..files import first_line
@@ -80,7 +81,7 @@ class Prepared:
         device: str = "cpu",
         cache_bytes: int | None = None,
         ending: Ending | None = None,
-    ) -> Evaluator:
+    ) -> Evaluator[Incremental]:
         """An evaluator over the calibration data."""
         return self._evaluator(self.calibration, self.references, device, cache_bytes, ending)
 
@@ -89,7 +90,7 @@ class Prepared:
         device: str = "cpu",
         cache_bytes: int | None = None,
         ending: Ending | None = None,
-    ) -> Evaluator | None:
+    ) -> Evaluator[Incremental] | None:
         """An evaluator over the held-out data; None without any."""
         if not self.heldout.samples:
             return None
@@ -102,19 +103,11 @@ class Prepared:
         device: str,
         cache_bytes: int | None,
         ending: Ending | None,
-    ) -> Evaluator:
-        return Evaluator(
-            self.lowered,
-            len(self.ops),
-            data.samples,
-            references,
-            self.metric,
-            self.profiles,
-            data.targets,
-            device,
-            cache_bytes,
-            ending,
+    ) -> Evaluator[Incremental]:
+        engine = Incremental(
+            self.lowered, len(self.ops), data.samples, self.profiles, device, cache_bytes, ending
         )
+        return Evaluator(engine, references, self.metric, data.targets)
 
 
 def prepare(

@@ -1,0 +1,127 @@
+"""What is known of a set before it is tried: the rounding model, and what the trials showed.
+
+Both only propose; true evaluations decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from cachetools import LRUCache
+
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
+from ..evaluation.metrics import Outputs
+from .question import Kept, Question
+from .response import Response, Sketch
+from .rounding import RoundingModel, rounding_model_of
+
+#: What the sketched errors of trials may take: a proof by exhaustion makes 100,000 of them.
+_ERROR_BYTES = 64 << 20
+
+Errors = dict[tuple[int, int], np.ndarray]  # sample, profile -> sketched error
+
+
+class Guide:
+    """Predicts what casting a unit does, and which exchanges are worth a trial.
+
+    Parameters
+    ----------
+    evaluator
+        Over the samples that the model of rounding is made from.
+    """
+
+    def __init__(self, evaluator: Evaluator[Incremental], seed: int) -> None:
+        self._evaluator = evaluator
+        self._seed = seed
+        self._model: RoundingModel | None = None
+        self._sketch = Sketch(evaluator.references, seed)
+        self._errors: LRUCache[Kept, Errors] = LRUCache(
+            _ERROR_BYTES, getsizeof=lambda found: 200 + sum(e.nbytes for e in found.values())
+        )
+
+    @property
+    def model(self) -> RoundingModel:
+        """The first-order model of rounding, built when first asked for.
+
+        Raises
+        ------
+        Stop
+            If the run ends before it is built.
+        """
+        if self._model is None:
+            self._model = rounding_model_of(self._evaluator, self._seed)
+        return self._model
+
+    @property
+    def built(self) -> bool:
+        """Whether the model of rounding has been built."""
+        return self._model is not None
+
+    def keep_order(self, question: Question) -> list[int]:
+        """Units in the order in which the model would keep them FP32, the worst first."""
+        priced = max(sum(c > 0 for c in question.cost), 1)
+        mean = sum(question.cost) / priced or 1.0
+        cost = [c / mean for c in question.cost]
+        return self.model.keep_order([u.ops for u in question.units], cost, question.pinned_fp16)
+
+    def harm(self, question: Question, unit: int, kept: Iterable[int]) -> float:
+        """The model's squared error for casting a unit of ``kept`` as well."""
+        return self.model.harm(question.units[unit].ops, question.precision(kept).fp16)
+
+    def relief(self, question: Question, unit: int, kept: Iterable[int]) -> float:
+        """The model's squared error that goes when a unit outside ``kept`` joins it."""
+        return self.model.relief(question.units[unit].ops, question.precision(kept).fp16)
+
+    def boundary(self, question: Question, ranking: Sequence[int]) -> int:
+        """How many units of a ranking's head the model would keep FP32 to meet the limit.
+
+        A guess where the limit is no relative L2 error.
+        """
+        if question.limit <= 0:
+            return len(ranking) // 4
+        fp16 = set(question.pinned_fp16)
+        total = self.model.harm(fp16, ())
+        for place in range(len(ranking) - 1, -1, -1):
+            ops = question.units[ranking[place]].ops
+            total += self.model.harm(ops, fp16)
+            fp16.update(ops)
+            if total > question.limit**2:
+                return place + 1
+        return 0
+
+    # -- what the trials showed ----------------------------------------------------------------
+
+    def watch(self, kept: Kept) -> Watching:
+        """Take in the outputs of a trial as they come."""
+        return Watching(self._sketch, self._errors, kept)
+
+    def response(self, question: Question, middle: Kept, units: Iterable[int]) -> Response:
+        """What the trials say of sets that differ from ``middle``, one that met, in ``units``."""
+        fp16 = question.precision(middle).fp16
+        effects = {}
+        for unit in units:
+            known = self.model.harm if unit in middle else self.model.relief
+            effects[unit] = known(question.units[unit].ops, fp16)
+        return Response(middle, dict(self._errors), effects)
+
+
+class Watching:
+    """Sees the outputs of one trial, and keeps what is needed of them."""
+
+    def __init__(self, sketch: Sketch, errors: LRUCache[Kept, Errors], kept: Kept) -> None:
+        self._sketch = sketch
+        self._all = errors
+        self._kept = kept
+        self._found: Errors = dict(errors.get(kept) or {})
+
+    def __call__(self, sample: int, profile: int, outputs: Outputs) -> None:
+        error = self._sketch(sample, outputs)
+        if error is not None:
+            self._found[sample, profile] = error
+
+    def done(self) -> None:
+        """The trial is over."""
+        if self._found:
+            self._all[self._kept] = self._found

@@ -1,0 +1,225 @@
+"""The record of a search: Optuna's study, with every evaluation of every pass in it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+
+from ..errors import InputError
+from ..evaluation.evaluator import Measured
+from ..program.precision import Precision
+from .question import Kept, Question
+
+#: The constraint under which a trial's distance from the budget stands in the study.
+BUDGET = "budget"
+#: A set in the study's terms: whether a unit is FP32.
+FP32_OR_FP16 = optuna.distributions.CategoricalDistribution((False, True))
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def check_storage(url: str | None) -> None:
+    """Fail early where Optuna cannot keep a study.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened.
+    """
+    if url is None:
+        return
+    try:
+        optuna.storages.get_storage(url)
+    except Exception as error:  # whatever the database's driver raises
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"storage {url!r} cannot be opened ({reason}); give a URL such as sqlite:///study.db"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One evaluated set.
+
+    Attributes
+    ----------
+    kept
+        The units kept in FP32.
+    loss
+        Its loss (smaller is better); a lower bound where ``exact`` is False.
+    met
+        Whether the loss is within the limit.
+    asked_by
+        The pass of the strategy that asked.
+    price
+        What keeping these units costs, in the question's objective.
+    fp32_ops
+        How many ops are FP32, pinned ones included.
+    overflows
+        Whether the set was refused because an op left in FP16 overflows.
+    executions, seconds
+        What evaluating it cost: ops run, and time.
+    """
+
+    kept: Kept
+    loss: float
+    met: bool
+    exact: bool
+    asked_by: str
+    price: float = 0.0
+    fp32_ops: int = 0
+    overflows: bool = False
+    executions: int = 0
+    seconds: float = 0.0
+
+
+class Record:
+    """Every evaluation, in order, each a trial of an Optuna study.
+
+    A trial of the study has the price as its value, by how much the loss breaks the limit as the
+    constraint ``budget`` (0 or less where it is met), and as attributes the names of the ops in
+    FP32 (``fp32_ops``), ``loss``, ``exact``, ``pass`` and what it cost. Trials that a sampler
+    asked for have what the sampler decided as parameters.
+
+    Parameters
+    ----------
+    name
+        The study's name; a number is added where there is one of that name.
+    storage
+        Where Optuna is to keep it, as a URL; None for in memory.
+    """
+
+    def __init__(self, name: str | None = None, storage: str | None = None) -> None:
+        self.study = _create(name, storage)
+        self.trials: list[Trial] = []
+        self._known: dict[Kept, Trial] = {}
+        self._rejected: set[Kept] = set()
+
+    def known(self, kept: Iterable[int]) -> Trial | None:
+        """The trial of a set, if there was one."""
+        return self._known.get(frozenset(kept))
+
+    def rejected(self, kept: Iterable[int]) -> bool:
+        """Whether a set is never to be taken."""
+        return frozenset(kept) in self._rejected
+
+    def reject(self, kept: Iterable[int]) -> None:
+        """Never take this set, whatever its loss."""
+        self._rejected.add(frozenset(kept))
+
+    def add(
+        self, question: Question, trial: Trial, asked: optuna.trial.Trial | None = None
+    ) -> None:
+        """Record a trial; ``asked`` is what Optuna's sampler asked for it with."""
+        self.trials.append(trial)
+        self._known[trial.kept] = trial
+        facts = _facts(question, question.precision(trial.kept), trial.loss, trial.exact)
+        facts |= {"pass": trial.asked_by, "executions": trial.executions, "seconds": trial.seconds}
+        if trial.overflows:
+            facts["overflows"] = True
+        self._tell(trial.price, facts, excess(question, trial), asked)
+
+    def note(
+        self, question: Question, precision: Precision, measured: Measured, asked_by: str
+    ) -> None:
+        """Record an evaluation of something that is no set of units."""
+        facts = _facts(question, precision, measured.loss, measured.exact)
+        facts |= {"pass": asked_by, "executions": measured.executions, "seconds": measured.seconds}
+        self._tell(float(len(precision)), facts, _excess(question, measured.loss), None)
+
+    def ask(self, sampler: optuna.samplers.BaseSampler) -> optuna.trial.Trial:
+        """What a sampler proposes next, with all that was tried before it."""
+        self.study.sampler = sampler
+        return self.study.ask()
+
+    def repeat(self, question: Question, trial: Trial, asked: optuna.trial.Trial) -> None:
+        """Tell the sampler of a set that it asked for and that was tried before."""
+        self._tell(trial.price, {"repeats": True}, excess(question, trial), asked)
+
+    def _tell(
+        self,
+        value: float,
+        facts: Mapping[str, Any],
+        beyond: float,
+        asked: optuna.trial.Trial | None,
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if asked is None:
+                told = optuna.trial.create_trial(
+                    value=value, user_attrs=dict(facts), constraints={BUDGET: beyond}
+                )
+                self.study.add_trial(told)
+                return
+            for key, fact in facts.items():
+                asked.set_user_attr(key, fact)
+            asked.set_constraint(BUDGET, beyond)
+            self.study.tell(asked, value)
+
+    def judge(self, question: Question) -> None:
+        """Judge all trials again by the limit of another question about the same units."""
+        self.trials = [
+            replace(t, met=t.exact and t.loss <= question.limit and not t.overflows)
+            for t in self.trials
+        ]
+        self._known = {t.kept: t for t in self.trials}
+
+    def accepted(self, limit: float) -> list[Trial]:
+        """The trials that meet a limit and were not rejected."""
+        return [
+            t
+            for t in self.trials
+            if t.exact and t.loss <= limit and not t.overflows and not self.rejected(t.kept)
+        ]
+
+    def undominated(self, question: Question) -> list[Trial]:
+        """Trials that no other beats in both ops and loss, the fewest ops first."""
+        exact = [t for t in self.trials if t.exact]
+        best = math.inf
+        out: list[Trial] = []
+        for trial in sorted(
+            exact, key=lambda t: (question.rank(t.kept)[1], t.loss, sorted(t.kept))
+        ):
+            if trial.loss < best or not out:
+                out.append(trial)
+                best = trial.loss
+        return out
+
+
+def excess(question: Question, trial: Trial) -> float:
+    """By how much a trial breaks the limit, as Optuna takes constraints: 0 or less where met."""
+    beyond = _excess(question, trial.loss)
+    return beyond if trial.met else max(beyond, 1e-12)
+
+
+def _excess(question: Question, loss: float) -> float:
+    beyond = min(loss - question.limit, 1e6)
+    return 0.0 if math.isnan(beyond) else max(beyond, -1e6)  # no limit, and no finite loss
+
+
+def _facts(question: Question, precision: Precision, loss: float, exact: bool) -> dict[str, Any]:
+    return {
+        "fp32_ops": [question.ops[i].name for i in precision],
+        "loss": loss if math.isfinite(loss) else str(loss),  # JSON has no infinity
+        "exact": exact,
+    }
+
+
+def _create(name: str | None, storage: str | None) -> optuna.Study:
+    number = 1
+    while True:
+        numbered = name if name is None or number == 1 else f"{name} ({number})"
+        try:
+            return optuna.create_study(
+                study_name=numbered,
+                storage=storage,
+                direction="minimize",
+                sampler=optuna.samplers.RandomSampler(seed=0),
+            )
+        except optuna.exceptions.DuplicatedStudyError:
+            number += 1
