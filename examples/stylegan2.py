@@ -69,8 +69,8 @@ class Generator(torch.nn.Module):
         return image
 
 
-def build(small: bool = False) -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(small: bool = False, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = Generator(channels=16, blocks=2) if small else Generator()
     with torch.no_grad():
         for block in model.blocks:  # strong styles, as trained generators have them
@@ -79,8 +79,8 @@ def build(small: bool = False) -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 8, small: bool = False) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
+def samples(count: int = 8, small: bool = False, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed + 1)
     return [torch.randn(1, 64, generator=generator) for _ in range(count)]
 
 

@@ -8,8 +8,33 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Callable
 from typing import Any
+
+#: Cases that are only ever measured: nothing is tuned on them. The others may be looked at. Seeds
+#: other than 0 are for measuring, of all cases.
+HELD_OUT = frozenset(
+    [
+        "convnext_layernorm",
+        "efficientvit",
+        "grid_sample",
+        "instance_norm",
+        "log_softmax",
+        "mask_1e4",
+        "mask_6e4",
+        "minilm_tight",
+        "qk_logits",
+        "residual_vit",
+        "rmsnorm_outlier",
+        "rt_detr",
+        "sensevoice",
+        "stylegan2",
+        "vector_quantiser",
+        "window_attention",
+    ]
+)
 
 
 def cases(names: list[str] | None = None) -> dict[str, Any]:
@@ -22,3 +47,15 @@ def cases(names: list[str] | None = None) -> dict[str, Any]:
 def numerics(case: Any) -> str:
     """The numerics that expose the case."""
     return str(getattr(case, "NUMERICS", "ieee"))
+
+
+def drawn(case: Any, seed: int, count: int | None = None) -> tuple[Any, Any]:
+    """A case with weights and samples of a seed, where it draws any: (model, samples)."""
+    given = {} if count is None else {"count": count}
+    return _seeded(case.build, seed), _seeded(case.samples, seed, **given)
+
+
+def _seeded(function: Callable[..., Any], seed: int, **given: Any) -> Any:
+    if "seed" in inspect.signature(function).parameters:
+        given["seed"] = seed
+    return function(**given)

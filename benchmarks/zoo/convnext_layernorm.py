@@ -47,8 +47,8 @@ class ConvNeXt(torch.nn.Module):
         return x.mean((2, 3))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = ConvNeXt()
     with torch.no_grad():
         for depth in model.depth:  # the norm brings any scale back to one
@@ -57,6 +57,6 @@ def build() -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 3, 32, 32, generator=generator) for _ in range(count)]

@@ -20,11 +20,11 @@ class Survival(torch.nn.Module):
         return torch.log(torch.cumsum(torch.exp(score), -1)) - score
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Survival()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 40, 8, generator=generator) for _ in range(count)]

@@ -24,8 +24,8 @@ def build() -> torch.nn.Module:
     return Warp()
 
 
-def samples(count: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(count):
         image = torch.randn(1, 1, 4, 4096, generator=generator)

@@ -28,11 +28,11 @@ class UNet(torch.nn.Module):
         return torch.sigmoid(self.out(y))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return UNet()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [1500 * torch.randn(1, 2, 32, 16, generator=generator) for _ in range(count)]

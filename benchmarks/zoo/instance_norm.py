@@ -19,13 +19,13 @@ class Style(torch.nn.Module):
         return self.conv(torch.tanh(self.norm(x)))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Style()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     rows = torch.arange(8)
     board = torch.where((rows[:, None] + rows) % 2 == 0, 512.0, -512.0).expand(1, 2, 8, 8)
     return [board + torch.randn(1, 2, 8, 8, generator=generator) for _ in range(count)]

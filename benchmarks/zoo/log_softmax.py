@@ -18,14 +18,14 @@ class Scorer(torch.nn.Module):
         return torch.log_softmax(8.0 * self.head(torch.tanh(self.body(x))), -1)
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = Scorer()
     with torch.no_grad():
         model.head.weight.mul_(4)
     return model
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [3 * torch.randn(4, 16, generator=generator) for _ in range(count)]

@@ -20,11 +20,11 @@ class Net(torch.nn.Module):
         return self.second(torch.logsumexp(y, -1, keepdim=True))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Net()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [3 * torch.randn(1, 8, 16, generator=generator) for _ in range(count)]

@@ -25,13 +25,13 @@ class Masked(torch.nn.Module):
         return self.out(y.transpose(1, 2).reshape(n, length, width))
 
 
-def build(value: float, additions: int = 1) -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(value: float, additions: int = 1, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Masked(value, additions=additions)
 
 
-def samples(count: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     out = []
     for i in range(count):
         real = torch.ones(1, 12)

@@ -36,8 +36,8 @@ class DiT(torch.nn.Module):
         return x
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = DiT()
     with torch.no_grad():
         for block in model.blocks:
@@ -46,6 +46,6 @@ def build() -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 24, 64, generator=generator) for _ in range(count)]

@@ -50,8 +50,8 @@ class ViT(torch.nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = ViT()
     with torch.no_grad():
         # From the 16th block on the stream rides on an offset that every norm takes away again:
@@ -60,6 +60,6 @@ def build() -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 6) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 6, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 9, 32, generator=generator) for _ in range(count)]

@@ -25,13 +25,13 @@ class Rotary(torch.nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Rotary()
 
 
-def samples(count: int = 8) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     # Starts that FP16 can hold, so that the inputs themselves lose nothing.
     return [
         (torch.randn(1, 24, 32, generator=generator), torch.tensor([2048.0 + 512 * i]))

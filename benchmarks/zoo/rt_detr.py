@@ -34,11 +34,11 @@ class Select(torch.nn.Module):
         return self.out(torch.gather(y, 1, index[..., None].expand(-1, -1, y.shape[-1])))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Select()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 100, 16, generator=generator) for _ in range(count)]

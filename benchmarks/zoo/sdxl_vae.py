@@ -35,14 +35,14 @@ class Encoder(torch.nn.Module):
         return self.tail(F.silu(self.norm(x)))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = Encoder()
     with torch.no_grad():
         model.blocks[1].second.weight.mul_(3e5)
     return model
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.rand(1, 3, 16, 16, generator=generator) for _ in range(count)]

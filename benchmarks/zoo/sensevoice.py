@@ -29,11 +29,11 @@ class LogPower(torch.nn.Module):
         return self.head(torch.log(power + 1.0) - 10.0)
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return LogPower()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [3000 * torch.randn(1, 10, 64, generator=generator) for _ in range(count)]

@@ -35,8 +35,8 @@ class Stack(torch.nn.Module):
         return self.head(x / x.abs().amax(-1, keepdim=True))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = Stack()
     with torch.no_grad():
         for layer in model.layers:
@@ -45,6 +45,6 @@ def build() -> torch.nn.Module:
     return model
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 12, 32, generator=generator) for _ in range(count)]

@@ -32,11 +32,11 @@ class Quantiser(torch.nn.Module):
         return torch.index_select(self.book, 0, far.argmin(-1).reshape(-1))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     return Quantiser()
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [6.0 + torch.randn(1, 50, 16, generator=generator) for _ in range(count)]

@@ -22,5 +22,5 @@ def build() -> torch.nn.Module:
     return Sine()
 
 
-def samples(count: int = 4) -> list[torch.Tensor]:
-    return [torch.full((1, 1, 40000), 200.0 + 3 * i) for i in range(count)]
+def samples(count: int = 4, seed: int = 0) -> list[torch.Tensor]:
+    return [torch.full((1, 1, 40000), 200.0 + 3 * i + 0.7 * seed) for i in range(count)]

@@ -44,14 +44,14 @@ class Windows(torch.nn.Module):
         return self.tail(y + z.reshape(n, c, h, w))
 
 
-def build() -> torch.nn.Module:
-    torch.manual_seed(0)
+def build(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
     model = Windows()
     with torch.no_grad():
         model.attention.qkv.bias[:64] = 100.0
     return model
 
 
-def samples(count: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def samples(count: int = 8, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     return [torch.rand(1, 3, 16, 16, generator=generator) for _ in range(count)]

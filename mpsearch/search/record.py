@@ -20,8 +20,6 @@ BUDGET = "budget"
 #: A set in the study's terms: whether a unit is FP32.
 FP32_OR_FP16 = optuna.distributions.CategoricalDistribution((False, True))
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
 
 def check_storage(url: str | None) -> None:
     """Fail early where Optuna cannot keep a study.

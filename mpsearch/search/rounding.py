@@ -39,7 +39,8 @@ from ..numerics.formats import narrow
 from ..numerics.profiles import carries_rounding
 from ..program.graph import Constant, Function, Node, Ref, Source
 
-DIRECTIONS = 8
+#: Random output directions, each a backward pass, for each of so many samples.
+DIRECTIONS, SAMPLES = 8, 2
 #: The share of the time left that the model may take, where that is limited.
 _SHARE = 0.25
 #: What an overflow weighs: more than any finite effect, and still comparable.
@@ -172,9 +173,7 @@ def _closure(
     return {int(v) - n - 1 for v in reached if n < v < sink}
 
 
-def rounding_model_of(
-    evaluator: Evaluator[Incremental], seed: int, samples: int = 2
-) -> RoundingModel:
+def rounding_model_of(evaluator: Evaluator[Incremental], seed: int) -> RoundingModel:
     """The model over an evaluator's first samples, in the last of its profiles.
 
     Raises
@@ -183,7 +182,7 @@ def rounding_model_of(
         If the run ends before one direction is known.
     """
     engine = evaluator.backend
-    samples = min(samples, engine.samples)
+    samples = min(SAMPLES, engine.samples)
     with engine.aside():  # gradients need every value of a sample at once
         return rounding_model(
             engine.function,
@@ -191,6 +190,7 @@ def rounding_model_of(
             evaluator.references[:samples],
             engine.runtimes[-1],
             seed,
+            DIRECTIONS,
             ending=engine.ending,
         )
 
@@ -200,8 +200,8 @@ def rounding_model(
     samples: Sequence[Mapping[str, Tensor]],
     references: Sequence[Outputs],
     runtime: Runtime,
-    seed: int = 0,
-    directions: int = DIRECTIONS,
+    seed: int,
+    directions: int,
     ending: Ending | None = None,
 ) -> RoundingModel:
     """Build the model from one forward and ``directions`` backward passes for each sample.
