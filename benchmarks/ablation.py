@@ -227,7 +227,7 @@ def main() -> None:
         for seed in arguments.seeds:
             model, samples = zoo.drawn(case, seed)
             numerics = zoo.numerics(case)
-            prepared = prepare(model, samples, "rel_l2", numerics, "iOS17", 0.25, None)
+            prepared = prepare(model, samples, numerics=numerics, heldout=0.25)
             for label, variant in variants.items():
                 found = measure(prepared, case, variant)
                 rows[label][f"{name}, seed {seed}"] = found

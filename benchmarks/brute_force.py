@@ -30,7 +30,7 @@ KNOWN = 6
 
 def prepared(seed: int) -> Prepared:
     data = samples(seed, KNOWN + 4)
-    return prepare(Planted(seed).eval(), data, "rel_l2", "ieee", "iOS17", 0.4, None)
+    return prepare(Planted(seed).eval(), data, heldout=0.4)
 
 
 def optimum(model: Prepared, limit: float) -> int | None:
@@ -61,7 +61,7 @@ def optimized(seed: int, limit: float, tally: collections.Counter[str]) -> None:
     assert result.heldout_error is not None
     tally["optimize: budget broken"] += not result.error <= limit
     tally["optimize: held-out broken"] += not result.heldout_error <= limit
-    fresh = prepare(model, samples(seed + 10**6, 40), "rel_l2", "ieee", "iOS17", 0.0, None)
+    fresh = prepare(model, samples(seed + 10**6, 40))
     kept = {op.index for op in fresh.ops if op.name in result.fp32_ops}
     loss = fresh.evaluator().evaluate(Precision.of(kept, len(fresh.ops))).loss
     tally["optimize: fresh data broken"] += not loss <= limit

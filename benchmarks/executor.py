@@ -33,7 +33,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 def measure(name: str, rounds: int) -> dict[str, float]:
     model, x = named(name)
-    prepared = prepare(model, x, "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(model, x)
     names = [op.name for op in prepared.ops]
     (key,) = prepared.lowered.inputs
     feed = {key: x}
@@ -63,7 +63,7 @@ def measure(name: str, rounds: int) -> dict[str, float]:
         once = seconds(eager)
         base.append(once)
         # As the search meets it: prepared, nothing evaluated yet.
-        ready.append(prepare(model, x, "rel_l2", "ieee", "iOS17", 0.0, None).evaluator())
+        ready.append(prepare(model, x).evaluator())
         for key_, function in candidates.items():
             ratios[key_].append(seconds(function) / once)
     return {"eager ms": 1000 * statistics.median(base)} | {

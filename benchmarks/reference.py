@@ -94,7 +94,7 @@ class Variant:
 
 def compare(name: str, case: Any, evaluations: int) -> dict[str, Any]:
     numerics = zoo.numerics(case)
-    prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
+    prepared = prepare(case.build(), case.samples(), numerics=numerics, heldout=0.25)
     evaluator = prepared.evaluator(cache_bytes=1 << 30)
     question = Question.of_ops(prepared.ops, case.BUDGET, Casts(prepared.lowered))
     problem = Problem(question, evaluator)

@@ -79,7 +79,7 @@ def main() -> None:
     print("|---" * (len(strategies) + 2) + "|")
     for name, case in zoo.cases(arguments.cases).items():
         numerics = zoo.numerics(case)
-        prepared = prepare(case.build(), case.samples(), "rel_l2", numerics, "iOS17", 0.25, None)
+        prepared = prepare(case.build(), case.samples(), numerics=numerics, heldout=0.25)
         cells, rows, bound = [], {}, None
         for label, strategy in strategies.items():
             row, problem = measure(prepared, case, strategy)

@@ -55,7 +55,7 @@ def measure(name: str, timeout: float | None) -> dict[str, Any]:
         model(first)
         forward = time.perf_counter() - started
     mpsearch.flows.optimize.Progress = Stages  # type: ignore[misc, assignment]
-    result = mpsearch.optimize(model, samples, CASES[name], timeout=timeout)
+    result = mpsearch.optimize(model, samples, CASES[name], limits=mpsearch.Limits(timeout=timeout))
     began = Stages.began
     searched = began["measuring all-FP32 and all-FP16"]
     writing = began["writing the package and reading it back"]

@@ -28,8 +28,8 @@ def main() -> None:
                 efficientvit.build(),
                 efficientvit.samples(),
                 budget,
-                keep_fp32=pins,
-                weights=storage,
+                conversion=mpsearch.Conversion(weight_dtype=storage),
+                constraints=mpsearch.Constraints(keep_fp32=pins),
             )
             stored = result.weights
             cells = [f"{budget:g}", ", ".join(pins) or "-", storage or "as typed"]

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     )
     from .executor.predict import Executor
     from .flows.analyze import analyze
+    from .flows.apply import apply
+    from .flows.check import check
     from .flows.optimize import optimize
     from .flows.pareto import pareto
-    from .flows.stored import apply, check
+    from .numerics.profiles import Profile
+    from .options import Constraints, Conversion, Execution, Limits
+    from .package.config import Config
     from .results.analysis import Analysis
     from .results.check import CheckResult
     from .results.front import Front
@@ -32,12 +36,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Analysis",
     "CheckResult",
+    "Config",
+    "Constraints",
+    "Conversion",
+    "Execution",
     "ExecutionError",
     "Executor",
     "Front",
     "InfeasibleError",
     "InputError",
+    "Limits",
     "MpsearchError",
+    "Profile",
     "Result",
     "UnsupportedOpError",
     "VerificationError",
@@ -53,12 +63,18 @@ __all__ = [
 _HOMES = {
     "Analysis": "results.analysis",
     "CheckResult": "results.check",
+    "Config": "package.config",
+    "Constraints": "options",
+    "Conversion": "options",
+    "Execution": "options",
     "Executor": "executor.predict",
     "Front": "results.front",
+    "Limits": "options",
+    "Profile": "numerics.profiles",
     "Result": "results.result",
     "analyze": "flows.analyze",
-    "apply": "flows.stored",
-    "check": "flows.stored",
+    "apply": "flows.apply",
+    "check": "flows.check",
     "optimize": "flows.optimize",
     "pareto": "flows.pareto",
 }

@@ -16,7 +16,7 @@ import time
 import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,23 +129,6 @@ def read_json(path: Path, give: str) -> Any:
         raise InputError(f"{file} is no JSON: {first_line(error)}") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}; give {give}") from error
-
-
-def check_schema(content: Any, schema: Mapping[str, Any], what: str, hint: str = "") -> None:
-    """That what a JSON file holds fits a schema.
-
-    Raises
-    ------
-    InputError
-        With ``what`` it was to be, where it does not fit, and ``hint``.
-    """
-    import jsonschema
-
-    try:
-        jsonschema.validate(content, schema)
-    except jsonschema.ValidationError as error:
-        where = "/".join(map(str, error.absolute_path)) or "top level"
-        raise InputError(f"{what}: {where}: {error.message[:200]}{hint}") from error
 
 
 def _no_constant(text: str) -> Any:

@@ -1,11 +1,16 @@
-"""Options that several commands share, checked before any work."""
+"""Options in groups that all flows share: frozen, checked when they are made, plain in configs."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
 
 from .errors import InputError
+
+G = TypeVar("G")
 
 
 def number(value: Any, name: str) -> float:
@@ -77,3 +82,221 @@ def budget(value: Any, larger_is_better: bool) -> float:
         If it is not finite, or 0 or less where errors are positive.
     """
     return number(value, "budget") if larger_is_better else positive(value, "budget")
+
+
+def choice(value: Any, name: str, known: Sequence[str]) -> str:
+    """One of a few words.
+
+    Raises
+    ------
+    InputError
+        If it is none of them.
+    """
+    if value not in known:
+        raise InputError(f"{name} {value!r} is not known; choose {', '.join(known)}")
+    return str(value)
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """Several texts; one alone is not taken for its letters.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    try:
+        found = tuple(value)
+    except TypeError:
+        found = (None,)
+    if isinstance(value, (str, bytes)) or not all(isinstance(v, str) for v in found):
+        raise InputError(f"{name} is {value!r}, expected a list of texts")
+    return found
+
+
+class _Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options that belong together: frozen, checked when they are made, plain data in configs."""
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            msgspec.structs.force_setattr(self, name, value)
+
+
+#: Numerics profiles (:mod:`mpsearch.numerics.profiles`).
+PROFILES = ("ieee", "ane", "strict", "wide")
+#: Error measures (:mod:`mpsearch.evaluation.metrics`).
+METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1")
+#: Deployment targets, the oldest first.
+TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
+#: Dtypes of float inputs and outputs.
+IO_DTYPES = ("fp16", "fp32")
+#: How weights can be stored other than as their ops are typed.
+WEIGHT_DTYPES = ("fp16", "int8")
+#: What is decided as a whole.
+GRANULARITIES = ("op", "layer")
+#: What can be minimized. ``casts`` counts FP32 ops as well: with every op in FP32 there are none.
+OBJECTIVES = ("ops", "casts", "bytes", "flops")
+#: What to do about ops that are known to fail at run time in FP16.
+HAZARD_ACTIONS = ("pin", "warn", "off")
+
+
+class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is converted to.
+
+    Attributes
+    ----------
+    target
+        ``minimum_deployment_target``: ``iOS15`` to ``iOS18``.
+    io_dtype
+        ``fp32`` or ``fp16`` for float inputs and outputs; None: as the model has them.
+    states
+        Buffers that are states in Core ML (iOS18), such as a KV cache; every sample starts from
+        states of zeros.
+    weight_dtype
+        How weights are stored where the budget allows it: ``fp16`` also for FP32 ops, or ``int8``
+        (:mod:`mpsearch.package.weights`); None: as their ops are typed.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+
+    target: str = "iOS17"
+    io_dtype: str | None = None
+    states: tuple[str, ...] = ()
+    weight_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        choice(self.target, "target", TARGETS)
+        if self.io_dtype is not None:
+            choice(self.io_dtype, "io_dtype", IO_DTYPES)
+        if self.weight_dtype is not None:
+            choice(self.weight_dtype, "weight_dtype", WEIGHT_DTYPES)
+            if self.target == "iOS15":
+                raise InputError(
+                    f"weight_dtype {self.weight_dtype!r} needs constexpr ops, which iOS15 has not; "
+                    "choose target iOS16 or later"
+                )
+        self._set(states=texts(self.states, "states"))
+
+
+class Constraints(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the choice of FP32 ops is bound by.
+
+    Attributes
+    ----------
+    keep_fp32, keep_fp16
+        Pins: ``type:softmax``, ``layer:encoder.3.*``, ``op:name*``.
+    by
+        ``op`` or ``layer``: what is decided as a whole.
+    minimize
+        What FP32 is to cost least of: ``ops``, ``casts`` (FP32 ops and casts together), ``bytes``
+        of weights, or ``flops``. Of equals, the set with fewer ops is taken, then with fewer casts.
+    forbid_overflow
+        Refuse sets that leave an op in FP16 whose result overflows where FP32's is finite, even
+        where the error stays within the budget.
+    hazards
+        What to do about ops that are known to fail at run time in FP16
+        (:mod:`mpsearch.explain.hazards`): ``pin`` them to FP32, ``warn``, or ``off``.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+
+    keep_fp32: tuple[str, ...] = ()
+    keep_fp16: tuple[str, ...] = ()
+    by: str = "op"
+    minimize: str = "ops"
+    forbid_overflow: bool = False
+    hazards: str = "pin"
+
+    def __post_init__(self) -> None:
+        choice(self.by, "by", GRANULARITIES)
+        choice(self.minimize, "minimize", OBJECTIVES)
+        choice(self.hazards, "hazards", HAZARD_ACTIONS)
+        fp32, fp16 = texts(self.keep_fp32, "keep_fp32"), texts(self.keep_fp16, "keep_fp16")
+        self._set(keep_fp32=fp32, keep_fp16=fp16)
+
+
+class Limits(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a search may go on.
+
+    Attributes
+    ----------
+    trials
+        Evaluations; None: 300, and 600 for a front.
+    timeout
+        Seconds for the search, from when the model has been converted. When they are over, the
+        best set so far is written; what only the report needs is left out.
+    prove
+        Try every cheaper set after the search, where there are at most 2**17 of them: if none
+        meets the budget, the result is the smallest, without any assumption.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+
+    trials: int | None = None
+    timeout: float | None = None
+    prove: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trials is not None:
+            self._set(trials=count(self.trials, "trials"))
+        if self.timeout is not None:
+            self._set(timeout=positive(self.timeout, "timeout", "seconds"))
+
+
+class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how the work is done.
+
+    Attributes
+    ----------
+    device
+        A torch device for the executor.
+    cache_bytes
+        Limit for remembered results; None: a quarter of the memory.
+    seed
+        For everything random.
+    storage
+        Where Optuna is to keep the study of the search, for instance ``sqlite:///study.db``; None:
+        in memory.
+    progress
+        Whether to show a progress bar; None: where stderr is a terminal.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+
+    device: str = "cpu"
+    cache_bytes: int | None = None
+    seed: int = 0
+    storage: str | None = None
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache_bytes is not None:
+            self._set(cache_bytes=count(self.cache_bytes, "cache_bytes", 0))
+        self._set(seed=seed(self.seed))
+
+
+def group(value: Any, kind: type[G], name: str) -> G:
+    """A group of options as given.
+
+    Raises
+    ------
+    InputError
+        If it is something else.
+    """
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{name} is a {type(value).__name__}; expected mpsearch.{kind.__name__}(...)"
+        )
+    return value

@@ -18,7 +18,7 @@ from tests.models import batches, net
 
 @pytest.fixture(scope="module")
 def plain():
-    return mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    return mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def test_modes_around_a_call_change_nothing(name, plain):
     with AROUND[name]():
         before = np.geterr(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         model, data = net(), batches()
-        found = mpsearch.optimize(model, data, 1e-2, progress=False)
+        found = mpsearch.optimize(model, data, 1e-2, execution=mpsearch.Execution(progress=False))
         mpsearch.analyze(model, data)
         after = np.geterr(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     assert found.fp32_ops == plain.fp32_ops and found.error == plain.error
@@ -53,13 +53,15 @@ def test_modes_around_a_call_change_nothing(name, plain):
 def test_samples_made_in_inference_mode(plain):
     with torch.inference_mode():
         data = batches()
-    found = mpsearch.optimize(net(), data, 1e-2, progress=False)
+    found = mpsearch.optimize(net(), data, 1e-2, execution=mpsearch.Execution(progress=False))
     assert found.fp32_ops == plain.fp32_ops
 
 
 def test_wrapped_modules_are_the_modules_inside(plain):
     for wrap in (torch.nn.DataParallel, torch.compile):
-        found = mpsearch.optimize(wrap(net()), batches(), 1e-2, progress=False)
+        found = mpsearch.optimize(
+            wrap(net()), batches(), 1e-2, execution=mpsearch.Execution(progress=False)
+        )
         assert found.fp32_ops == plain.fp32_ops
 
 
@@ -71,7 +73,9 @@ def test_a_module_wrapped_for_many_processes(plain, tmp_path):
     )
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(net())
-        found = mpsearch.optimize(wrapped, batches(), 1e-2, progress=False)
+        found = mpsearch.optimize(
+            wrapped, batches(), 1e-2, execution=mpsearch.Execution(progress=False)
+        )
     finally:
         torch.distributed.destroy_process_group()
     assert found.fp32_ops == plain.fp32_ops
@@ -80,7 +84,7 @@ def test_a_module_wrapped_for_many_processes(plain, tmp_path):
 def test_a_users_hooks_fire_twice_at_most_for_a_look_and_are_left_on():
     model, calls = net(), []
     model.head.register_forward_hook(lambda *_: calls.append(1))
-    mpsearch.optimize(model, batches(), 1e-2, progress=False)
+    mpsearch.optimize(model, batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     assert len(calls) <= 2
     model.eval()(batches()[0])
     assert len(calls) <= 3 and calls
@@ -90,8 +94,8 @@ def test_a_hook_that_is_part_of_the_function_counts():
     """What a hook returns takes the place of the output: it is searched as well."""
     model = net()
     model.head.register_forward_hook(lambda _module, _args, out: out * 1e5 / 1e5 + 1e5 - 1e5)
-    found = mpsearch.optimize(model, batches(), 1e-2, progress=False)
-    plain = mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    found = mpsearch.optimize(model, batches(), 1e-2, execution=mpsearch.Execution(progress=False))
+    plain = mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     assert found.candidate_ops > plain.candidate_ops
 
 
@@ -100,7 +104,7 @@ def test_weight_norm_is_left_as_it_is():
     model = net()
     torch.nn.utils.weight_norm(model.head)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    found = mpsearch.optimize(model, batches(), 1e-2, progress=False)
+    found = mpsearch.optimize(model, batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     assert found.status == "met"
     assert {k: v.tolist() for k, v in model.state_dict().items()} == {
         k: v.tolist() for k, v in before.items()
@@ -111,7 +115,7 @@ def test_optunas_log_level_is_put_back():
     before = optuna.logging.get_verbosity()
     try:
         optuna.logging.set_verbosity(optuna.logging.DEBUG)
-        mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+        mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
         assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
         with pytest.raises(mpsearch.InputError):
             mpsearch.optimize(net(), [], 1e-2)
@@ -126,7 +130,9 @@ def test_several_threads_are_refused_in_words_and_one_is_served(plain):
     def work():
         gate.wait()
         try:
-            found = mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+            found = mpsearch.optimize(
+                net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False)
+            )
             outcomes.append(found.fp32_ops)
         except mpsearch.InputError as error:
             outcomes.append(str(error))
@@ -169,7 +175,7 @@ class Constant(torch.nn.Module):
 )
 def test_outputs_that_nothing_computes(model, tmp_path):
     data = [torch.randn(1, 4) for _ in range(4)]
-    found = mpsearch.optimize(model, data, 1e-2, progress=False)
+    found = mpsearch.optimize(model, data, 1e-2, execution=mpsearch.Execution(progress=False))
     assert found.status == "fp16_suffices"
     found.save(tmp_path / "out")
     got = mpsearch.Executor(tmp_path / "out" / "model.mlpackage").predict({"x": data[0].numpy()})
@@ -227,7 +233,10 @@ def test_palettized_and_quantized_packages_stay_so(tmp_path):
     for name, model in made.items():
         model.save(str(tmp_path / f"{name}.mlpackage"))
         found = mpsearch.optimize(
-            str(tmp_path / f"{name}.mlpackage"), SAMPLES, 1e-2, progress=False
+            str(tmp_path / f"{name}.mlpackage"),
+            SAMPLES,
+            1e-2,
+            execution=mpsearch.Execution(progress=False),
         )
         assert found.status == "met" and found.error <= 1e-2
         out = found.save(tmp_path / name)

@@ -15,7 +15,7 @@ from mpsearch.source.prepare import prepare
 
 def _prepared():
     model, data = stylegan2.build(small=True), stylegan2.samples(small=True)
-    return prepare(model, data, "rel_l2", "ieee", "iOS17", 0.25, None)
+    return prepare(model, data, heldout=0.25)
 
 
 def test_islands_are_the_connected_components():

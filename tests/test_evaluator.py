@@ -25,7 +25,7 @@ def vectors(count, ops, seed=0):
 
 @pytest.mark.parametrize("cache_bytes", [None, 20_000, 0])
 def test_same_losses_with_any_cache(cache_bytes):
-    prepared = prepare(net(), batches(), "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(net(), batches())
     incremental = prepared.evaluator(cache_bytes=cache_bytes)
     for vector in vectors(12, len(prepared.ops)):
         fresh = prepared.evaluator().evaluate(vector)
@@ -35,7 +35,7 @@ def test_same_losses_with_any_cache(cache_bytes):
 
 
 def test_a_difference_at_the_end_runs_little():
-    prepared = prepare(net(), batches(), "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(net(), batches())
     evaluator = prepared.evaluator()
     ops = len(prepared.ops)
     first = evaluator.evaluate(Precision.all_fp32(ops))
@@ -54,7 +54,7 @@ def test_bit_equal_results_stop_a_difference():
             return torch.tanh(torch.tanh(x * 2.0))
 
     data = [torch.tensor([[0.5, 1.0, 2.0]])]
-    prepared = prepare(Exact(), data, "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(Exact(), data)
     evaluator = prepared.evaluator()
     ops = len(prepared.ops)
     evaluator.evaluate(Precision.all_fp32(ops))
@@ -62,7 +62,7 @@ def test_bit_equal_results_stop_a_difference():
 
 
 def test_rejection_stops_at_the_first_bad_sample():
-    prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(Planted(0).eval(), samples(0))
     evaluator = prepared.evaluator()
     lost = evaluator.backend.overflows(Precision.all_fp16(len(prepared.ops)))
     finite = Precision.of(lost, len(prepared.ops))
@@ -74,7 +74,7 @@ def test_rejection_stops_at_the_first_bad_sample():
 
 def test_an_infinite_error_is_final_after_one_sample():
     """Nothing that later samples show can make it worse."""
-    prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(Planted(0).eval(), samples(0))
     floor = prepared.evaluator().evaluate(Precision.all_fp32(len(prepared.ops)))
     fp16 = prepared.evaluator().evaluate(Precision.all_fp16(len(prepared.ops)))
     assert fp16.loss == math.inf and fp16.exact
@@ -121,9 +121,7 @@ def test_rounding_model_ranks_as_single_evaluations_do():
 
     from examples import llama
 
-    prepared = prepare(
-        llama.build(small=True), llama.samples(3, small=True), "rel_l2", "ieee", "iOS17", 0.0, None
-    )
+    prepared = prepare(llama.build(small=True), llama.samples(3, small=True))
     evaluator = prepared.evaluator()
     model = rounding_model_of(evaluator, 0)
     count = len(prepared.ops)
@@ -135,7 +133,7 @@ def test_rounding_model_ranks_as_single_evaluations_do():
 
 def test_casts_are_counted_as_the_package_has_them(tmp_path):
     """Against the package as coremltools writes it, for random vectors."""
-    prepared = prepare(Planted(4).eval(), samples(4), "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(Planted(4).eval(), samples(4))
     casts = Casts(prepared.lowered)
     random = np.random.default_rng(0)
     for share in (0.0, 0.3, 0.6, 1.0):
@@ -152,6 +150,8 @@ def test_tables_that_are_started_over_lose_nothing(monkeypatch):
     plain = mpsearch.optimize(Planted(0), samples(0), budget(0))
     monkeypatch.setattr("mpsearch.evaluation.identities._LEAST_KEY_BYTES", 0)
     monkeypatch.setattr("mpsearch.evaluation.identities._KEY_BYTES", 1 << 20)
-    small = mpsearch.optimize(Planted(0), samples(0), budget(0), cache_bytes=1 << 12)
+    small = mpsearch.optimize(
+        Planted(0), samples(0), budget(0), execution=mpsearch.Execution(cache_bytes=1 << 12)
+    )
     assert small.fp32_ops == plain.fp32_ops
     assert small.error == plain.error

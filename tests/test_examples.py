@@ -36,7 +36,9 @@ def example(request, tmp_path_factory):
     module = importlib.import_module(f"examples.{request.param}")
     model, data = module.build(small=True), module.samples(small=True)
     metric, targets = getattr(module, "METRIC", "rel_l2"), getattr(module, "TARGETS", None)
-    result = mpsearch.optimize(model, data, module.BUDGET, metric, targets=targets, trials=120)
+    result = mpsearch.optimize(
+        model, data, module.BUDGET, metric, targets=targets, limits=mpsearch.Limits(trials=120)
+    )
     out = tmp_path_factory.mktemp(request.param) / "mixed"
     result.save(out)
     return request.param, module, model, data, result, out

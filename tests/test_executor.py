@@ -157,7 +157,9 @@ def test_stateful_model_runs_and_is_searched():
     torch.manual_seed(0)
     model, data = Cache(), [torch.randn(1, 1, 8) for _ in range(4)]
     before = model.keys.clone()
-    result = mpsearch.optimize(model, data, 1e-2, target="iOS18", states=["keys"])
+    result = mpsearch.optimize(
+        model, data, 1e-2, conversion=mpsearch.Conversion(target="iOS18", states=["keys"])
+    )
     assert result.met and result.fp32_ops and not result.error_fp16 <= 1e-2
     assert torch.equal(model.keys, before)
     executor = mpsearch.Executor(result.mlmodel)

@@ -17,8 +17,8 @@ from mpsearch.source.prepare import prepare
 from tests.models import Activations, Many, Mixed, TwinBlocks, batches, net
 
 
-def searched(model, data, budget=1e-2, **options):
-    return mpsearch.optimize(model, data, budget, **options)
+def searched(model, data, budget=1e-2, **conversion):
+    return mpsearch.optimize(model, data, budget, conversion=mpsearch.Conversion(**conversion))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -84,7 +84,7 @@ def test_task_metric_gets_targets_from_a_loader():
         return 1.0
 
     loader = torch.utils.data.DataLoader(data, batch_size=1)
-    result = searched(net(), loader, 0.1, metric=score, targets="pairs")
+    result = mpsearch.optimize(net(), loader, 0.1, score, targets="pairs")
     assert result.status == "fp16_suffices" and set(seen) == {3, 1}
 
 
@@ -124,7 +124,7 @@ def test_parameters_are_shared_not_copied():
 
 
 def test_layers_tell_twin_modules_apart():
-    prepared = prepare(TwinBlocks(), [torch.randn(1, 4)], "rel_l2", "ieee", "iOS17", 0.0, None)
+    prepared = prepare(TwinBlocks(), [torch.randn(1, 4)])
     layers = [op.layer for op in prepared.ops if op.type == "linear"]
     assert layers == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
 
@@ -132,7 +132,7 @@ def test_layers_tell_twin_modules_apart():
 @pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])
 def test_candidates_are_what_op_selector_sees(target):
     """Names of the pre-cast program against a full conversion by coremltools itself."""
-    prepared = prepare(net(), batches(), "rel_l2", "ieee", target, 0.0, None)
+    prepared = prepare(net(), batches(), conversion=mpsearch.Conversion(target=target))
     seen = {}
 
     def op_selector(op):
@@ -172,7 +172,7 @@ def test_fp16_forms_are_coremltools_own(target):
 
     torch.manual_seed(0)
     data = [torch.randn(1, 4, 8)]
-    prepared = prepare(Rules(), data, "rel_l2", "ieee", target, 0.0, None)
+    prepared = prepare(Rules(), data, conversion=mpsearch.Conversion(target=target))
     evaluator = prepared.evaluator()
     random = np.random.default_rng(0)
     for _ in range(6):

@@ -60,7 +60,9 @@ def test_nothing_to_compare_with_is_no_verdict(forward, said, verb):
 
 
 def test_values_that_are_nan_in_fp32_as_well_are_counted_and_said():
-    result = mpsearch.optimize(module(lambda x: torch.log(x)), given(), 1e-2, progress=False)
+    result = mpsearch.optimize(
+        module(lambda x: torch.log(x)), given(), 1e-2, execution=mpsearch.Execution(progress=False)
+    )
     lost = sum(int((x <= 0).sum()) for x in given())
     assert any(f"{lost:,} values" in note for note in result.notes)
     assert result.error <= 1e-2
@@ -81,10 +83,12 @@ def test_a_model_that_writes_into_its_input_is_searched_on_copies():
 
     data = [100 * x for x in given()]
     before = [x.clone() for x in data]
-    result = mpsearch.optimize(module(in_place), data, 1e-2, progress=False)
+    result = mpsearch.optimize(
+        module(in_place), data, 1e-2, execution=mpsearch.Execution(progress=False)
+    )
     assert all(torch.equal(a, b) for a, b in zip(data, before, strict=True))
     plain = module(lambda x: Norm()(100 * (x * 3.0)))
-    expected = mpsearch.optimize(plain, data, 1e-2, progress=False)
+    expected = mpsearch.optimize(plain, data, 1e-2, execution=mpsearch.Execution(progress=False))
     assert result.status == expected.status == "met"
     assert len(result.fp32_ops) == len(expected.fp32_ops)
 
@@ -127,10 +131,12 @@ class Scaled(torch.nn.Module):
 
 def test_the_second_of_a_pair_is_an_input_unless_said_otherwise():
     pairs = [(x, torch.full((1,), 500.0)) for x in given()]
-    result = mpsearch.optimize(Scaled(), pairs, 1e-2, progress=False)
+    result = mpsearch.optimize(Scaled(), pairs, 1e-2, execution=mpsearch.Execution(progress=False))
     assert result.status == "met" and result.fp32_ops  # of the function with the scale
     assert "scale" in result.understood and "target" not in result.understood
-    other = mpsearch.optimize(Scaled(), pairs, 1e-2, targets="pairs", progress=False)
+    other = mpsearch.optimize(
+        Scaled(), pairs, 1e-2, targets="pairs", execution=mpsearch.Execution(progress=False)
+    )
     assert other.status == "fp16_suffices" and "target" in other.understood
 
 
@@ -143,12 +149,12 @@ def test_the_summary_says_what_the_data_was_taken_for(tmp_path, monkeypatch):
 def test_apply_and_check_keep_the_states(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = [torch.randn(1, 1, 8) for _ in range(4)]
-    options = {"target": "iOS18", "states": ["keys"], "progress": False}
-    found = mpsearch.optimize(Cache().eval(), data, 1e-2, **options)
+    conversion = mpsearch.Conversion(target="iOS18", states=["keys"])
+    found = mpsearch.optimize(Cache().eval(), data, 1e-2, conversion=conversion)
     found.save("out")
-    assert json.loads(Path("out/precision.json").read_text())["states"] == ["keys"]
+    assert json.loads(Path("out/precision.json").read_text())["conversion"]["states"] == ["keys"]
     torch.manual_seed(0)
-    made = mpsearch.apply("out", found_model := Cache().eval(), inputs=data)
+    made = mpsearch.apply("out", found_model := Cache().eval(), data)
     assert [s.name for s in made.get_spec().description.state] == ["keys"]
     checked = mpsearch.check("out", found_model, data)
     assert checked.holds == (checked.error <= checked.budget)
@@ -160,9 +166,7 @@ def test_apply_and_check_keep_the_states(tmp_path, monkeypatch):
 def test_what_was_not_looked_at_makes_no_loss_exact():
     """After the first of two profiles broke the limit, the second may be worse still."""
     profiles = "ieee,strict"
-    prepared = prepare(
-        Planted(0).eval(), planted_samples(0), "rel_l2", profiles, "iOS17", 0.0, None
-    )
+    prepared = prepare(Planted(0).eval(), planted_samples(0), numerics=profiles)
     finite = Precision.of(range(len(prepared.ops) - 1), len(prepared.ops))
     whole = prepared.evaluator().evaluate(finite)
     early = prepared.evaluator().evaluate(finite, limit=whole.loss * 1e-3)
@@ -173,8 +177,10 @@ def test_what_was_not_looked_at_makes_no_loss_exact():
 def test_the_front_holds_the_true_error_of_every_set():
     model, data = Planted(1).eval(), planted_samples(1)
     for numerics in ("ieee", "ieee,strict"):
-        front = mpsearch.pareto(model, data, points=4, trials=60, numerics=numerics)
-        prepared = prepare(model, data, "rel_l2", numerics, "iOS17", 0.25, None)
+        front = mpsearch.pareto(
+            model, data, points=4, numerics=numerics, limits=mpsearch.Limits(trials=60)
+        )
+        prepared = prepare(model, data, numerics=numerics, heldout=0.25)
         evaluator = prepared.evaluator()
         names = [op.name for op in prepared.ops]
         for point in front.points:
@@ -264,7 +270,13 @@ def test_no_sentinel_is_printed(tmp_path, monkeypatch):
 
 def test_trials_count_ops_also_where_layers_are_chosen():
     model, data = Planted(2).eval(), planted_samples(2)
-    result = mpsearch.optimize(model, data, 1e-3, by="layer", progress=False)
+    result = mpsearch.optimize(
+        model,
+        data,
+        1e-3,
+        constraints=mpsearch.Constraints(by="layer"),
+        execution=mpsearch.Execution(progress=False),
+    )
     trials = result.as_dict()["trials"]
     ends = [t for t in trials if t["pass"] == "ends"]
     assert max(t["fp32_ops"] for t in ends) == result.candidate_ops
@@ -272,7 +284,7 @@ def test_trials_count_ops_also_where_layers_are_chosen():
 
 
 def test_kept_overflows_stand_at_the_top_of_the_chart():
-    result = mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    result = mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     alone = {op.name: op.sensitivity for op in result.kept}
     rows = {op.name: op for op in result.ops}
     for name, value in alone.items():
@@ -285,7 +297,9 @@ def test_seconds_are_those_of_the_whole_call():
     import time
 
     started = time.perf_counter()
-    result = mpsearch.optimize(Planted(0).eval(), planted_samples(0), 1e-3, progress=False)
+    result = mpsearch.optimize(
+        Planted(0).eval(), planted_samples(0), 1e-3, execution=mpsearch.Execution(progress=False)
+    )
     whole = time.perf_counter() - started
     assert 0.9 * whole <= result.seconds <= whole
 
@@ -297,7 +311,7 @@ def test_seconds_are_those_of_the_whole_call():
     "budget", [math.nan, -1.0, 0.0, math.inf, None, "1e-3", Path("x"), True, 1j]
 )
 def test_a_budget_is_a_positive_number(budget, tmp_path):
-    result = mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    result = mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     result.save(tmp_path / "out")
     calls = [lambda: mpsearch.optimize(net(), batches(), budget)]
     if budget is not None:
@@ -310,7 +324,13 @@ def test_a_budget_is_a_positive_number(budget, tmp_path):
 
 def test_a_package_written_over_its_source_is_refused_or_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = mpsearch.optimize(net(), batches(), 1e-2, keep_fp32=["op:*"], progress=False)
+    result = mpsearch.optimize(
+        net(),
+        batches(),
+        1e-2,
+        constraints=mpsearch.Constraints(keep_fp32=["op:*"]),
+        execution=mpsearch.Execution(progress=False),
+    )
     result.save("out")
     shutil.copytree("out/model.mlpackage", "fp32.mlpackage")
     np.savez("x.npz", x=torch.cat(batches()).numpy())

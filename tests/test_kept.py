@@ -60,12 +60,12 @@ MOMENTS = {
     "searching": (mpsearch.search.problem.Problem, "admit_fp16"),
     "writing": (flow, "write"),
     "converting": (emission, "convert"),
-    "describing": (flow, "describe"),
+    "describing": (flow, "outcome"),
     "bounding": (outcome, "_lower_bound"),
     "measuring alone": (outcome.account, "kept_ops"),
     "predicting": (outcome.account, "op_rows"),
     "remedies": (outcome.account, "remedies"),
-    "sealing": (flow, "seal"),
+    "sealing": (outcome, "_built"),
     "rendering": (Result, "as_dict"),
     "saving": (Result, "save"),
     "renaming": (files, "_publish"),
@@ -153,15 +153,21 @@ def test_signals_that_are_ignored_stay_ignored(here):
 def test_handlers_are_put_back(here):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     run(*ARGV)
-    mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("timeout", [1e-9, 0.05, 0.3])
 def test_the_answer_of_a_short_run_is_the_rankings_boundary_or_better(timeout):
     model, data = Planted(0).eval(), planted_samples(0)
-    whole = mpsearch.optimize(model, data, 1e-3, progress=False)
-    short = mpsearch.optimize(model, data, 1e-3, timeout=timeout, progress=False)
+    whole = mpsearch.optimize(model, data, 1e-3, execution=mpsearch.Execution(progress=False))
+    short = mpsearch.optimize(
+        model,
+        data,
+        1e-3,
+        limits=mpsearch.Limits(timeout=timeout),
+        execution=mpsearch.Execution(progress=False),
+    )
     assert short.error <= 1e-3 and short.status in ("met", "interrupted")
     if timeout >= 0.3:
         assert len(short.fp32_ops) < short.candidate_ops
@@ -178,9 +184,21 @@ def test_the_time_for_the_search_starts_when_conversion_is_done(monkeypatch):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(mpsearch.flows.optimize, "prepare", slow)
-    result = mpsearch.optimize(net(), batches(), 1e-2, timeout=60, progress=False)
+    result = mpsearch.optimize(
+        net(),
+        batches(),
+        1e-2,
+        limits=mpsearch.Limits(timeout=60),
+        execution=mpsearch.Execution(progress=False),
+    )
     assert result.status == "met" and result.seconds > 1.5
-    at_once = mpsearch.optimize(net(), batches(), 1e-2, timeout=1.4, progress=False)
+    at_once = mpsearch.optimize(
+        net(),
+        batches(),
+        1e-2,
+        limits=mpsearch.Limits(timeout=1.4),
+        execution=mpsearch.Execution(progress=False),
+    )
     assert at_once.evaluations > 2  # conversion took longer than that
 
 
@@ -199,7 +217,11 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
 
     monkeypatch.setattr(Incremental, "outputs", outputs)
     result = mpsearch.optimize(
-        Planted(0).eval(), planted_samples(0), 1e-3, timeout=10.0, progress=False
+        Planted(0).eval(),
+        planted_samples(0),
+        1e-3,
+        limits=mpsearch.Limits(timeout=10.0),
+        execution=mpsearch.Execution(progress=False),
     )
     assert result.status == "interrupted" and result.error <= 1e-3
     assert max(begun) <= 11.0
@@ -256,13 +278,13 @@ def test_a_folder_that_only_looks_like_a_result_is_not_replaced(here):
 
 def test_files_that_appear_while_the_search_runs_are_kept(here, monkeypatch):
     run(*ARGV)
-    original = flow.seal
+    original = outcome._built
 
-    def seal(*args, **kwargs):
+    def built(*args, **kwargs):
         Path("out/thesis.tex").write_text("years of work")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(flow, "seal", seal)
+    monkeypatch.setattr(outcome, "_built", built)
     outcome_ = run(*ARGV, expect=2)
     assert "thesis.tex" in outcome_.stderr
     assert Path("out/thesis.tex").read_text() == "years of work"
@@ -457,7 +479,7 @@ def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeyp
 def test_a_result_that_is_held_outlives_the_runs_of_others(here, monkeypatch):
     """The package of a result that was not saved yet stands in a temporary folder."""
     monkeypatch.setattr(files, "_NEW", 0.0)
-    held = mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    held = mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     run(*ARGV)
     held.save("held")
     assert files.foreign(Path("held")) is None and Path("held/model.mlpackage").is_dir()

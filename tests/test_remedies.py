@@ -123,7 +123,7 @@ def test_a_rewrite_is_equal_in_fp32_and_holds_in_fp16(case):
     budget = 4e-3
     errors = []
     for function in (original, rewritten):
-        prepared = prepare(Call(function), data, "rel_l2", numerics, "iOS17", 0.0, None)
+        prepared = prepare(Call(function), data, numerics=numerics)
         fp16 = Precision.all_fp16(len(prepared.ops))
         errors.append(prepared.evaluator().evaluate(fp16).loss)
     assert errors[1] <= budget < errors[0], errors
@@ -171,4 +171,4 @@ def test_zoo_cases_are_told_their_remedy(name):
 def test_none_is_offered_where_none_would_do(name):
     """Logits that overflow scaled as well, drift, index flips, and a mask that FP16 holds."""
     (case,) = zoo.cases([name]).values()
-    assert mpsearch.analyze(case.build(), case.samples(4)).remedies == []
+    assert mpsearch.analyze(case.build(), case.samples(4)).remedies == ()

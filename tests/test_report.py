@@ -13,7 +13,11 @@ import pytest
 
 import mpsearch
 from examples import stylegan2
-from mpsearch.report.html import number, share, size, write
+from mpsearch.ending import Ending
+from mpsearch.flows.job import Request
+from mpsearch.flows.optimize import answer
+from mpsearch.flows.report import write
+from mpsearch.report.html import number, share, size
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -21,7 +25,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     model, data = stylegan2.build(small=True), stylegan2.samples(small=True)
-    result = mpsearch.optimize(model, data, 1e-2, name="examples.stylegan2:build")
+    groups = mpsearch.Conversion(), mpsearch.Constraints(), mpsearch.Limits(), mpsearch.Execution()
+    request = Request(1e-2, "rel_l2", None, 0.25, "greedy-optuna", "ieee", *groups)
+    result = answer(request, model, data, Ending(), "examples.stylegan2:build")
     assert result.met and len(result.islands) > 1
     return result.save(tmp_path_factory.mktemp("report") / "mixed")
 

@@ -18,7 +18,7 @@ from tests.planted import Planted, budget, samples
 
 
 def _prepared(seed: int):
-    return prepare(Planted(seed).eval(), samples(seed), "rel_l2", "ieee", "iOS17", 0.0, None)
+    return prepare(Planted(seed).eval(), samples(seed))
 
 
 def test_as_few_fp32_ops_as_brute_force():
@@ -65,10 +65,14 @@ def test_no_single_op_of_the_result_can_be_cast():
 
 
 def test_same_seed_same_result():
-    first, second = (mpsearch.optimize(Planted(2), samples(2), budget(2), seed=5) for _ in range(2))
+    first, second = (
+        mpsearch.optimize(Planted(2), samples(2), budget(2), execution=mpsearch.Execution(seed=5))
+        for _ in range(2)
+    )
     assert first.fp32_ops == second.fp32_ops
     assert first.error == second.error
-    assert [t.kept for t in first.history] == [t.kept for t in second.history]
+    assert [t.asked_by for t in first.trials] == [t.asked_by for t in second.trials]
+    assert [t.error for t in first.trials] == [t.error for t in second.trials]
 
 
 STRATEGIES = ["bisect", "delta-debug", "exhaustive", "greedy", "greedy-optuna", "optuna"]
@@ -85,13 +89,15 @@ def test_every_strategy_meets_the_budget(strategy):
 
 
 def test_trials_are_a_limit():
-    result = mpsearch.optimize(Planted(0), samples(0), budget(0), trials=5)
-    assert len([t for t in result.history if t.asked_by != "ends"]) <= 5
+    result = mpsearch.optimize(Planted(0), samples(0), budget(0), limits=mpsearch.Limits(trials=5))
+    assert len([t for t in result.trials if t.asked_by != "ends"]) <= 5
     assert result.met
 
 
 def test_timeout_gives_the_best_so_far_and_says_so():
-    result = mpsearch.optimize(Planted(0), samples(0), budget(0), timeout=1e-9)
+    result = mpsearch.optimize(
+        Planted(0), samples(0), budget(0), limits=mpsearch.Limits(timeout=1e-9)
+    )
     assert result.status == "interrupted"
     assert result.error <= budget(0)
     assert len(result.fp32_ops) == result.candidate_ops
@@ -99,7 +105,12 @@ def test_timeout_gives_the_best_so_far_and_says_so():
 
 def test_pins_are_kept():
     free = mpsearch.optimize(Planted(0), samples(0), budget(0))
-    pinned = mpsearch.optimize(Planted(0), samples(0), budget(0), keep_fp32=["type:linear"])
+    pinned = mpsearch.optimize(
+        Planted(0),
+        samples(0),
+        budget(0),
+        constraints=mpsearch.Constraints(keep_fp32=["type:linear"]),
+    )
     linear = {t.name for t in pinned.kept if t.type == "linear"}
     assert len(linear) == 2
     assert linear - set(free.fp32_ops)
@@ -107,13 +118,20 @@ def test_pins_are_kept():
 
 def test_pinning_the_culprit_to_fp16_is_infeasible_and_says_why():
     culprit = mpsearch.optimize(Planted(0), samples(0), budget(0)).kept[0]
-    result = mpsearch.optimize(Planted(0), samples(0), budget(0), keep_fp16=[f"op:{culprit.name}"])
+    result = mpsearch.optimize(
+        Planted(0),
+        samples(0),
+        budget(0),
+        constraints=mpsearch.Constraints(keep_fp16=[f"op:{culprit.name}"]),
+    )
     assert result.status == "infeasible"
     assert "pinned" in result.explanation
 
 
 def test_by_layer_keeps_whole_layers():
-    result = mpsearch.optimize(Planted(1), samples(1), budget(1), by="layer")
+    result = mpsearch.optimize(
+        Planted(1), samples(1), budget(1), constraints=mpsearch.Constraints(by="layer")
+    )
     prepared = _prepared(1)
     kept = set(result.fp32_ops)
     for layer in {op.layer for op in prepared.ops if op.name in kept} - {""}:
@@ -123,7 +141,7 @@ def test_by_layer_keeps_whole_layers():
 def test_several_profiles_hold_together():
     both = mpsearch.optimize(Planted(0), samples(0), budget(0), numerics="ieee,strict")
     assert both.met
-    prepared = prepare(Planted(0).eval(), samples(0), "rel_l2", "strict", "iOS17", 0.25, None)
+    prepared = prepare(Planted(0).eval(), samples(0), numerics="strict", heldout=0.25)
     kept = {op.index for op in prepared.ops if op.name in both.fp32_ops}
     precision = Precision.of(kept, len(prepared.ops))
     assert prepared.evaluator().evaluate(precision).loss <= budget(0)
@@ -174,14 +192,18 @@ def test_fp16_inputs_and_outputs_are_named_as_the_cause():
             return x[:, 1:] - x[:, :-1]
 
     data = [1000 + torch.rand(1, 16) for _ in range(2)]
-    result = mpsearch.optimize(Difference(), data, 1e-3, io_dtype="fp16")
+    result = mpsearch.optimize(
+        Difference(), data, 1e-3, conversion=mpsearch.Conversion(io_dtype="fp16")
+    )
     assert result.status == "infeasible"
     assert "FP16 inputs and outputs cost the accuracy" in result.explanation
 
 
 def test_prove_tries_every_smaller_set():
     free = mpsearch.optimize(Planted(0), samples(0), budget(0))
-    proven = mpsearch.optimize(Planted(0), samples(0), budget(0), prove=True, trials=10)
+    proven = mpsearch.optimize(
+        Planted(0), samples(0), budget(0), limits=mpsearch.Limits(prove=True, trials=10)
+    )
     assert proven.proven and not free.proven
     assert proven.lower_bound == len(proven.fp32_ops) == len(free.fp32_ops)
     assert "all were tried" in proven.explanation
@@ -200,18 +222,24 @@ class TwoWays(torch.nn.Module):
         return self.back(torch.sqrt(y * y + 1.0) / 300.0)
 
 
-def _planted(**options):
+def _planted(objective, prove=False):
     torch.manual_seed(0)
     data = [torch.randn(2, 8) * 3 for _ in range(6)]
-    return mpsearch.optimize(TwoWays().eval(), data, 1e-2, **options)
+    return mpsearch.optimize(
+        TwoWays().eval(),
+        data,
+        1e-2,
+        constraints=mpsearch.Constraints(minimize=objective),
+        limits=mpsearch.Limits(prove=prove),
+    )
 
 
 @pytest.mark.parametrize("objective", ["ops", "casts", "bytes", "flops"])
-def test_minimise_finds_the_cheapest_of_all_sets(objective):
-    result = _planted(minimise=objective, prove=True)
+def test_minimize_finds_the_cheapest_of_all_sets(objective):
+    result = _planted(objective, prove=True)
     assert result.met and result.proven
-    assert result.minimised == objective
-    others = [_planted(minimise=o) for o in ("ops", "casts", "bytes", "flops")]
+    assert result.minimized == objective
+    others = [_planted(o) for o in ("ops", "casts", "bytes", "flops")]
     prices = [_price(objective, r) for r in [result, *others]]
     assert prices[0] == min(prices)
 
@@ -221,7 +249,7 @@ def _price(objective, result):
 
     torch.manual_seed(0)
     data = [torch.randn(2, 8) * 3 for _ in range(6)]
-    ops = make(TwoWays().eval(), data, "rel_l2", "ieee", "iOS17", 0.25, None).ops
+    ops = make(TwoWays().eval(), data).ops
     kept = [op for op in ops if op.name in result.fp32_ops]
     if objective == "ops":
         return len(kept)
@@ -243,15 +271,22 @@ def test_tolerated_overflows_are_named_and_can_be_forbidden():
     assert free.status == "fp16_suffices"
     assert len(free.tolerated_overflows) == 1
     assert any("overflow" in note for note in free.notes)
-    strict = mpsearch.optimize(Overflowing(), data, 1e-2, forbid_overflow=True)
-    assert strict.met and strict.tolerated_overflows == []
-    assert strict.fp32_ops == free.tolerated_overflows
+    strict = mpsearch.optimize(
+        Overflowing(), data, 1e-2, constraints=mpsearch.Constraints(forbid_overflow=True)
+    )
+    assert strict.met and strict.tolerated_overflows == ()
+    assert strict.fp32_ops == list(free.tolerated_overflows)
 
 
 def test_the_study_is_kept_where_it_is_asked_for(tmp_path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     result = mpsearch.optimize(
-        Planted(0), samples(0), budget(0), strategy="optuna", storage=url, trials=20
+        Planted(0),
+        samples(0),
+        budget(0),
+        strategy="optuna",
+        limits=mpsearch.Limits(trials=20),
+        execution=mpsearch.Execution(storage=url),
     )
     (name,) = optuna.get_all_study_names(url)
     stored = optuna.load_study(study_name=name, storage=url)
@@ -260,7 +295,9 @@ def test_the_study_is_kept_where_it_is_asked_for(tmp_path):
 
 def test_a_storage_that_cannot_be_opened_is_one_line():
     with pytest.raises(mpsearch.InputError, match=r"sqlite:///study\.db"):
-        mpsearch.optimize(Planted(0), samples(0), budget(0), storage="nowhere://x")
+        mpsearch.optimize(
+            Planted(0), samples(0), budget(0), execution=mpsearch.Execution(storage="nowhere://x")
+        )
 
 
 def test_the_front_falls_and_holds_what_single_searches_find():
@@ -292,16 +329,18 @@ def test_conv_transpose_is_pinned_by_hazard_unless_told_otherwise():
     model = Upsampler().eval()
     pinned = mpsearch.optimize(model, data, 1e-2)
     assert [op.type for op in pinned.kept] == ["conv_transpose"]
-    assert pinned.pinned_by_hazard == pinned.fp32_ops
+    assert list(pinned.pinned_by_hazard) == pinned.fp32_ops
     assert any("#2324" in note and pinned.fp32_ops[0] in note for note in pinned.notes)
-    warned = mpsearch.optimize(model, data, 1e-2, hazards="warn")
+    warned = mpsearch.optimize(model, data, 1e-2, constraints=mpsearch.Constraints(hazards="warn"))
     assert warned.fp32_ops == [] and any("#2324" in note for note in warned.notes)
-    off = mpsearch.optimize(model, data, 1e-2, hazards="off")
+    off = mpsearch.optimize(model, data, 1e-2, constraints=mpsearch.Constraints(hazards="off"))
     assert off.fp32_ops == [] and not any("#2324" in note for note in off.notes)
-    free = mpsearch.optimize(model, data, 1e-2, keep_fp16=["type:conv_transpose"])
+    free = mpsearch.optimize(
+        model, data, 1e-2, constraints=mpsearch.Constraints(keep_fp16=["type:conv_transpose"])
+    )
     assert free.fp32_ops == []
     with pytest.raises(mpsearch.InputError, match="pin, warn, off"):
-        mpsearch.optimize(model, data, 1e-2, hazards="maybe")
+        mpsearch.optimize(model, data, 1e-2, constraints=mpsearch.Constraints(hazards="maybe"))
 
 
 def test_outputs_that_are_no_floats_are_searched_as_well():

@@ -24,6 +24,9 @@ import torch
 
 import mpsearch
 from benchmarks.models import named
+from mpsearch.ending import Ending
+from mpsearch.flows.job import Request
+from mpsearch.flows.optimize import answer
 from mpsearch.report import text
 from mpsearch.source.loading import load_model
 from tests.command import run
@@ -490,7 +493,9 @@ def test_ordinary_torchscript_gives_what_it_gave(here):
         again = load_model(f"{kind}.pt")
         for x in batches():
             assert torch.equal(again(x), model(x))
-        result = mpsearch.optimize(f"{kind}.pt", batches(), 1e-2, progress=False)
+        result = mpsearch.optimize(
+            f"{kind}.pt", batches(), 1e-2, execution=mpsearch.Execution(progress=False)
+        )
         assert result.status == "met"
 
 
@@ -520,7 +525,7 @@ def test_a_pickle_is_loaded_with_the_flag_alone(suffix, here):
 
 @pytest.fixture(scope="session")
 def result():
-    return mpsearch.optimize(net(), batches(), 1e-2, progress=False)
+    return mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
 
 
 def test_a_metric_that_a_config_names_is_not_imported(result, here):
@@ -545,7 +550,9 @@ def test_check_takes_the_metric_that_a_config_needs(here):
         (a,), (b,) = reference.values(), outputs.values()
         return float(np.abs(a - b).max())
 
-    found = mpsearch.optimize(net(), batches(), 1e-1, worst, progress=False)
+    found = mpsearch.optimize(
+        net(), batches(), 1e-1, worst, execution=mpsearch.Execution(progress=False)
+    )
     found.save("out")
     config = json.loads(Path("out/precision.json").read_text())
     assert config["custom_metric"] and config["metric"] == "worst"
@@ -567,6 +574,13 @@ HOSTILE = [
 ]
 
 
+def _named(name, metric):
+    """The result of a model whose path is ``name``, as the command line has it."""
+    groups = mpsearch.Conversion(), mpsearch.Constraints(), mpsearch.Limits(), mpsearch.Execution()
+    request = Request(1e-2, metric, None, 0.25, "greedy-optuna", "ieee", *groups)
+    return answer(request, net(), batches(), Ending(), name)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_op_selector_is_python_whatever_names_are_in_it(name, here):
     def metric(reference, outputs):
@@ -574,7 +588,7 @@ def test_op_selector_is_python_whatever_names_are_in_it(name, here):
         return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
     metric.__name__ = metric.__qualname__ = name
-    found = mpsearch.optimize(net(), batches(), 1e-2, metric, name=name, progress=False)
+    found = _named(name, metric)
     found.save("out")
     source = Path("out/op_selector.py").read_text()
     held: dict = {}
@@ -593,7 +607,7 @@ def test_no_escape_sequence_reaches_the_terminal_or_the_report(here):
         return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
     metric.__name__ = f"{named_so}$x^2$"
-    found = mpsearch.optimize(net(), batches(), 1e-2, metric, name=named_so, progress=False)
+    found = _named(named_so, metric)
     found.save("out")
     report = Path("out/report.html").read_text()
     assert "\x1b" not in report and "\x07" not in report and "red" in report
@@ -606,9 +620,7 @@ def test_no_escape_sequence_reaches_the_terminal_or_the_report(here):
 
 
 def test_a_page_of_html_in_a_name_stays_text(here):
-    found = mpsearch.optimize(
-        net(), batches(), 1e-2, name="</script><script>alert(1)</script>", progress=False
-    )
+    found = _named("</script><script>alert(1)</script>", "rel_l2")
     found.save("out")
     report = Path("out/report.html").read_text()
     assert "<script>alert(1)" not in report

@@ -26,11 +26,18 @@ class Mixed(torch.nn.Module):
         return self.second(torch.sqrt(y * y + 1.0) / 300.0)
 
 
-def _search(**options):
+def _search(keep_fp32=(), **conversion):
     torch.manual_seed(0)
     data = [torch.randn(2, 64) * 3 for _ in range(6)]
     model = Mixed().eval()
-    return model, data, mpsearch.optimize(model, data, 2e-2, **options)
+    result = mpsearch.optimize(
+        model,
+        data,
+        2e-2,
+        conversion=mpsearch.Conversion(**conversion),
+        constraints=mpsearch.Constraints(keep_fp32=keep_fp32),
+    )
+    return model, data, result
 
 
 def _stored(path):
@@ -64,9 +71,8 @@ def _error(path, model, data):
     ],
 )
 def test_the_package_read_back_is_smaller_and_within_the_budget(tmp_path, storage, target, op_type):
-    options = {"keep_fp32": ["type:linear"], "target": target}
-    _, _, plain = _search(**options)
-    model, data, result = _search(weights=storage, **options)
+    _, _, plain = _search(target=target, keep_fp32=["type:linear"])
+    model, data, result = _search(target=target, weight_dtype=storage, keep_fp32=["type:linear"])
     assert result.met and result.weights.weights == result.weights.candidates == 2
     assert result.fp32_ops == plain.fp32_ops and result.casts == plain.casts
     assert result.weights.bytes_before == plain.package_bytes
@@ -80,7 +86,7 @@ def test_the_package_read_back_is_smaller_and_within_the_budget(tmp_path, storag
 
 
 def test_fp16_weights_of_fp16_ops_are_left_alone():
-    _, _, result = _search(weights="fp16")
+    _, _, result = _search(weight_dtype="fp16")
     assert result.met and result.weights.candidates == 0
 
 
@@ -88,17 +94,29 @@ def test_only_what_the_budget_allows_is_stored(tmp_path):
     torch.manual_seed(0)
     data = [torch.randn(2, 64) * 3 for _ in range(6)]
     model = Mixed().eval()
-    free = mpsearch.optimize(model, data, 2e-2, weights="int8", keep_fp32=["type:*"])
+    free = mpsearch.optimize(
+        model,
+        data,
+        2e-2,
+        conversion=mpsearch.Conversion(weight_dtype="int8"),
+        constraints=mpsearch.Constraints(keep_fp32=["type:*"]),
+    )
     assert free.weights.weights == 2
-    tight = mpsearch.optimize(model, data, free.error / 2, weights="int8", keep_fp32=["type:*"])
+    tight = mpsearch.optimize(
+        model,
+        data,
+        free.error / 2,
+        conversion=mpsearch.Conversion(weight_dtype="int8"),
+        constraints=mpsearch.Constraints(keep_fp32=["type:*"]),
+    )
     assert tight.met and tight.weights.weights < 2
     assert tight.error <= free.error / 2
 
 
 def test_apply_stores_them_again(tmp_path):
-    model, _, result = _search(weights="int8")
+    model, _, result = _search(weight_dtype="int8")
     out = result.save(tmp_path / "out")
-    assert json.loads((out / "precision.json").read_text())["weights"]["storage"] == "int8"
+    assert json.loads((out / "precision.json").read_text())["weights"]["dtype"] == "int8"
     (tmp_path / "again").mkdir()
     mpsearch.apply(out, model).save(str(tmp_path / "again" / "model.mlpackage"))
     assert _stored(tmp_path / "again") == _stored(out) != []
@@ -106,7 +124,10 @@ def test_apply_stores_them_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"weights": "int4"}, "fp16 or int8"), ({"weights": "fp16", "target": "iOS15"}, "iOS16")],
+    [
+        ({"weight_dtype": "int4"}, "fp16, int8"),
+        ({"weight_dtype": "fp16", "target": "iOS15"}, "iOS16"),
+    ],
 )
 def test_what_cannot_be_is_one_line(options, message):
     with pytest.raises(mpsearch.InputError, match=message):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .. import options
 from ..errors import InputError
 from ..usercode import guarded, import_callable
 
@@ -163,7 +164,8 @@ _NAMED: dict[str, Metric] = {
     "top1": Metric("top1", _top1, combine="share"),
 }
 
-NAMES = tuple(_NAMED)
+NAMES = options.METRICS
+assert set(NAMES) == set(_NAMED)
 
 
 def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:

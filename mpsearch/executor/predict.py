@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._ct import ct, quiet
 from ..errors import InputError
-from ..numerics.profiles import profiles
+from ..numerics.profiles import Numerics, chosen
 from ..program import lowering as _program
 from ..program.graph import Function
 from ..program.packages import check_sizes, open_package
@@ -79,12 +79,12 @@ class Executor:
     def __init__(
         self,
         source: Any,
-        numerics: str = "ieee",
+        numerics: Numerics = "ieee",
         device: str | torch.device = "cpu",
         function_name: str | None = None,
     ) -> None:
-        (profile,) = profiles(numerics) if "," not in numerics else (None,)
-        if profile is None:
+        profile, *others = chosen(numerics)
+        if others:
             raise InputError(
                 f"numerics {numerics!r} names several profiles, expected one; "
                 "make one Executor for each"

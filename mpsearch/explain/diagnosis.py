@@ -19,7 +19,7 @@ from torch import Tensor
 from ..evaluation.incremental import Incremental
 from ..executor.ops import OPS
 from ..executor.runtime import gather
-from ..numerics.formats import narrow, rounded
+from ..numerics.formats import FP16, narrow, rounded
 from ..numerics.steps import inner_peak
 from ..program.graph import Constant, Node, Ref, Source
 from ..program.precision import Precision
@@ -36,7 +36,6 @@ VERDICTS = (
 )
 #: Harm, where no budget says what it is: four times FP16's own rounding.
 HARMFUL = 2.0**-9
-_FP16_MAX = 65504.0
 #: Without its cause, an error falls to this share of itself, or below what counts as harm.
 _GONE = 0.25
 #: A result this much smaller than what it was made from has lost its leading digits.
@@ -110,7 +109,7 @@ class Diagnosis:
         if gone(replace(everything, constants=False)):
             return "constant"
         if gone(replace(everything, overflow=False)):
-            return "constant" if self._constant_peak(node) > _FP16_MAX else "overflow"
+            return "constant" if self._constant_peak(node) > FP16.largest else "overflow"
         if gone(replace(everything, underflow=False)):
             return "underflow"
         if gone(replace(everything, digits=False)):
@@ -162,7 +161,7 @@ class Diagnosis:
     def _inner(self, node: Node, sample: int) -> str:
         """What a profile does inside the op, beyond rounding what goes in and comes out."""
         arguments = self._arguments(node, self._engine.taken(sample, node), None)
-        limit = _FP16_MAX / 2  # the Neural Engine's own
+        limit = FP16.largest / 2  # the Neural Engine's own
         peak = inner_peak(OPS[node.op_type].function, arguments)
         results = self._exact_results(node, self._engine.taken(sample, node))
         peak = max([peak, *(_peak(r) for r in results if isinstance(r, Tensor))])

@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError
 from ..program.lowering import CandidateOp
-
-#: What to do about hazards.
-ACTIONS = ("pin", "warn", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +40,6 @@ HAZARDS = (
         "coremltools #2324",
     ),
 )
-
-
-def check_action(action: str) -> None:
-    """Fail early on an unknown action.
-
-    Raises
-    ------
-    InputError
-        If it is none of :data:`ACTIONS`.
-    """
-    if action not in ACTIONS:
-        raise InputError(f"hazards {action!r} is not known; choose {', '.join(ACTIONS)}")
 
 
 def struck(ops: Sequence[CandidateOp]) -> dict[int, Hazard]:

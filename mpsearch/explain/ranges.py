@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 
 from ..evaluation.incremental import Incremental
+from ..numerics.formats import FP16
 from ..program.graph import Node
 
-#: FP16's smallest normal number, what it rounds to 0, and what it rounds to infinity.
-_NORMAL, _VANISHES, _INFINITE = 2.0**-14, 2.0**-25, 65520.0
 
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Range:
     """What an op computes in FP32 over all samples.
 
     Attributes
     ----------
     largest, smallest
-        Magnitudes: of all finite values, and of those that are not 0.
+        Magnitudes: of all finite values, and of those that are not 0 (None where all are).
     below_normal
         The share of values that are not 0 and below FP16's normal range (2**-14).
     subnormal
@@ -32,43 +30,53 @@ class Range:
         The share of values that FP16 rounds to infinity (65520 and more).
     """
 
-    largest: float = 0.0
-    smallest: float = math.inf
-    below_normal: float = 0.0
-    subnormal: float = 0.0
-    overflow: float = 0.0
-    _count: int = 0
+    largest: float
+    smallest: float | None
+    below_normal: float
+    subnormal: float
+    overflow: float
+
+
+class _Tally:
+    """Counts the values of an op."""
+
+    def __init__(self) -> None:
+        self._largest, self._smallest = 0.0, math.inf
+        self._count = self._low = self._held = self._high = 0
 
     def add(self, value: Tensor) -> None:
-        """Take in one value of the op."""
         size = value.detach().abs().reshape(-1).double()
         size = size[torch.isfinite(size)]
         if not size.numel():
             return
         there = size[size > 0]
-        self.largest = max(self.largest, float(size.max()))
+        self._largest = max(self._largest, float(size.max()))
         if there.numel():
-            self.smallest = min(self.smallest, float(there.min()))
-        before, self._count = self._count, self._count + size.numel()
-        low = float((there < _NORMAL).sum())
-        held = float(((there < _NORMAL) & (there > _VANISHES)).sum())
-        high = float((size >= _INFINITE).sum())
-        self.below_normal = (self.below_normal * before + low) / self._count
-        self.subnormal = (self.subnormal * before + held) / self._count
-        self.overflow = (self.overflow * before + high) / self._count
+            self._smallest = min(self._smallest, float(there.min()))
+        small = there < FP16.smallest_normal
+        self._count += size.numel()
+        self._low += int(small.sum())
+        self._held += int((small & (there > FP16.vanishes)).sum())
+        self._high += int((size >= FP16.overflows).sum())
+
+    def range(self) -> Range:
+        count = max(self._count, 1)
+        smallest = self._smallest if math.isfinite(self._smallest) else None
+        shares = (n / count for n in (self._low, self._held, self._high))
+        return Range(self._largest, smallest, *shares)
 
 
 def ranges(engine: Incremental) -> dict[int, Range]:
     """What each candidate op of the outer block computes in FP32, by index."""
-    found: dict[int, Range] = {}
+    found: dict[int, _Tally] = {}
 
     def see(node: Node, results: tuple[Any, ...]) -> None:
         if node.candidate is None:
             return
         for value in results:
             if isinstance(value, Tensor) and value.is_floating_point():
-                found.setdefault(node.candidate, Range()).add(value)
+                found.setdefault(node.candidate, _Tally()).add(value)
 
     for sample in range(engine.samples):
         engine.trace(sample, see)
-    return found
+    return {op: tally.range() for op, tally in found.items()}

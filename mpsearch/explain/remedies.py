@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from .. import rewrites
+from ..numerics.formats import FP16
 from ..program.graph import Constant, Function, Node, Ref, Source
 from ..program.lowering import CandidateOp
 
-_MAX = 65504.0
 #: How many ops may lie between the parts of a pattern.
 _HOPS = 6
 _SUMS = frozenset(["reduce_mean", "reduce_sum"])
@@ -49,6 +49,8 @@ class Remedy:
         Where they come from: PyTorch modules, and lines of Python.
     call
         How the function is called here, with the shapes at hand.
+    code
+        The function's source, and its call.
     """
 
     kind: str
@@ -57,11 +59,7 @@ class Remedy:
     layers: tuple[str, ...]
     lines: tuple[str, ...]
     call: str
-
-    @property
-    def code(self) -> str:
-        """The function's source, and its call."""
-        return inspect.getsource(getattr(rewrites, self.kind)) + "\n\n" + self.call
+    code: str
 
 
 def remedies(
@@ -167,6 +165,7 @@ class _Graph:
             tuple(dict.fromkeys(op.layer for op in known[:1] if op.layer)),
             tuple(dict.fromkeys(op.line for op in known[:1] if op.line)),
             call,
+            inspect.getsource(getattr(rewrites, kind)) + "\n\n" + call,
         )
 
 
@@ -282,7 +281,7 @@ def _attention(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         if scale is None or reader.op_type not in ("mul", "real_div"):
             continue
         scale = 1 / scale if reader.op_type == "real_div" else scale
-        fits = 0 < scale < 1 and graph.largest(reader) <= _MAX
+        fits = 0 < scale < 1 and graph.largest(reader) <= FP16.largest
         if fits and graph.path(reader, frozenset(["add", "select"]), {"softmax"}):
             q, k = (graph.shape(node.fp32.inputs[name]) for name in ("x", "y"))
             return graph.remedy(

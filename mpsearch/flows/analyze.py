@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -14,10 +14,12 @@ from ..evaluation.incremental import Incremental
 from ..explain.diagnosis import HARMFUL, Diagnosis
 from ..explain.parting import parting
 from ..explain.ranges import ranges
-from ..explain.remedies import remedies
+from ..explain.remedies import Remedy, remedies
+from ..numerics.profiles import Numerics
+from ..options import Conversion, Execution
 from ..program.graph import Node
 from ..program.precision import Precision
-from ..results.analysis import Analysis, OpAnalysis
+from ..results.analysis import Analysis, OpAnalysis, ranked
 from ..search.cost import Casts
 from ..search.rounding import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
@@ -33,19 +35,14 @@ _FEW = 64
 @undisturbed
 def analyze(
     model: Any,
-    inputs: Any,
+    data: Any,
     metric: str | Callable[..., float] = "rel_l2",
     *,
     targets: Any = None,
     budget: float | None = None,
-    numerics: str = "ieee",
-    target: str = "iOS17",
-    seed: int = 0,
-    io_dtype: str | None = None,
-    states: Iterable[str] = (),
-    device: str = "cpu",
-    cache_bytes: int | None = None,
-    progress: bool | None = None,
+    numerics: Numerics = "ieee",
+    conversion: Conversion = Conversion(),
+    execution: Execution = Execution(),
 ) -> Analysis:
     """Say of every op what FP16 does to it, and why.
 
@@ -58,36 +55,45 @@ def analyze(
     InputError
         If something given cannot be used.
     """
-    check_device(device)
-    seed = options.seed(seed)
+    options.group(conversion, Conversion, "conversion")
+    options.group(execution, Execution, "execution")
+    check_device(execution.device)
     if budget is not None:
         budget = options.positive(budget, "budget")
-    bar = Progress(progress)
+    bar = Progress(execution.progress)
     with closing(bar):
         bar.stage("converting")
-        prepared = prepare(model, inputs, metric, numerics, target, 0.0, io_dtype, states, targets)
-        evaluator = prepared.evaluator(device, cache_bytes)
+        prepared = prepare(model, data, metric, numerics, conversion, targets=targets)
+        evaluator = prepared.evaluator(execution.device, execution.cache_bytes)
         bar.stage("measuring all-FP32 and all-FP16")
         count = len(prepared.ops)
         floor = evaluator.evaluate(Precision.all_fp32(count)).loss
         fp16 = evaluator.evaluate(Precision.all_fp16(count)).loss
         bar.stage("looking at every op")
         harmful = HARMFUL if budget is None else budget
-        ops = _ops(prepared, evaluator, harmful, seed)
+        ops = _ops(prepared, evaluator, harmful, execution.seed)
         is_precision = prepared.metric.larger_is_better or floor <= harmful
         place = None if is_precision else parting(prepared, evaluator.backend, harmful)
     loss_of = prepared.metric.loss_of
-    found = Analysis(ops, prepared.metric.name, loss_of(floor), loss_of(fp16), is_precision)
-    found.parts_at = None if place is None else place.name
-    found.explanation = _explain(found, place)
+    rescue: list[Remedy] = []
     if is_precision:
         harm = {i: op.verdict for i, op in enumerate(ops) if op.verdict != "fine"}
         largest = {i: op.range.largest for i, op in enumerate(ops) if op.range is not None}
-        found.remedies = remedies(prepared.lowered, prepared.ops, harm, largest)
-    found.notes += prepared.notes
+        rescue = remedies(prepared.lowered, prepared.ops, harm, largest)
+    notes = prepared.notes
     if prepared.calibration.noise:
-        found.notes.append("The data is random: real inputs may have other ranges.")
-    return found
+        notes = (*notes, "The data is random: real inputs may have other ranges.")
+    return Analysis(
+        metric=prepared.metric.name,
+        error_fp32=loss_of(floor),
+        error_fp16=loss_of(fp16),
+        is_precision=is_precision,
+        explanation=_explain(ops, loss_of(floor), is_precision, place),
+        parts_at=None if place is None else place.name,
+        notes=notes,
+        remedies=tuple(rescue),
+        ops=tuple(ops),
+    )
 
 
 def _ops(
@@ -114,29 +120,31 @@ def _ops(
             measured = True
         out.append(
             OpAnalysis(
-                op.name,
-                op.type,
-                op.layer,
-                verdict,
-                sensitivity,
-                measured,
-                found.get(op.index),
-                op.line,
-                [prepared.ops[i].name for i in sorted(reads.get(op.index, ()))],
+                name=op.name,
+                type=op.type,
+                layer=op.layer,
+                verdict=verdict,
+                sensitivity=sensitivity,
+                measured=measured,
+                range=found.get(op.index),
+                line=op.line,
+                reads=tuple(prepared.ops[i].name for i in sorted(reads.get(op.index, ()))),
             )
         )
     return out
 
 
-def _explain(found: Analysis, place: Node | None) -> str:
-    if not found.is_precision:
+def _explain(
+    ops: Sequence[OpAnalysis], floor: float, is_precision: bool, place: Node | None
+) -> str:
+    if not is_precision:
         where = "" if place is None else f" The two part at {place}."
         return (
-            f"Not precision: with every op in FP32 the error is already {found.error_fp32:.3g}. "
+            f"Not precision: with every op in FP32 the error is already {floor:.3g}. "
             "The converted program differs from the PyTorch model, so no FP32 op will help."
             f"{where}"
         )
-    culprits = found.culprits
+    culprits = ranked(ops)
     if not culprits:
         return "No op alone does harm in FP16."
     kinds = Counter(op.verdict for op in culprits)
@@ -145,6 +153,6 @@ def _explain(found: Analysis, place: Node | None) -> str:
     where = f" in {first.layer}" if first.layer else ""
     where += f", {first.line}" if first.line else ""
     return (
-        f"{len(culprits)} of {len(found.ops)} ops do harm alone in FP16: {said}. The worst is "
+        f"{len(culprits)} of {len(ops)} ops do harm alone in FP16: {said}. The worst is "
         f"{first.name} ({first.type}{where})."
     )

@@ -1,12 +1,14 @@
-"""What a search has found, as the result that the caller gets."""
+"""What a search has found, as the result that the caller gets: built once, complete."""
 
 from __future__ import annotations
 
-import math
+import re
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import torch
 
 from ..ending import Stage, Stop
@@ -14,148 +16,279 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import NAMES
 from ..explain.parting import parting
+from ..explain.remedies import Remedy
+from ..files import Room
 from ..package import emission
-from ..package.config import Config
+from ..package.config import Config, InputSpec, KeptOp, StoredWeights
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import account
 from ..results.plain import number
-from ..results.result import Result
+from ..results.result import PACKAGE, Files, OpRow, Result
 from ..search.bound import Bound, lower_bound
 from ..search.cost import Casts
-from ..search.problem import Problem
 from ..search.record import Trial
 from ..source.conversion import convert
+from ..source.identity import versions
 from ..source.modules import TorchModel
-from ..source.precast import fingerprint
 from ..source.prepare import Prepared
 from ..usercode import reason
+from .job import Job
 from .progress import Progress
+from .writing import Written
 
 
-def describe(
-    prepared: Prepared, problem: Problem, result: Result, precision: Precision, casts: int
-) -> None:
+@dataclass(frozen=True)
+class Found:
+    """A set, written and read back.
+
+    Attributes
+    ----------
+    room
+        Where the package is.
+    finished
+        Whether the search came to its own end.
+    proven
+        Whether every cheaper set was tried.
+    notes
+        What is to be said beside the numbers.
+    """
+
+    trial: Trial
+    precision: Precision
+    written: Written
+    room: Room
+    finished: bool
+    proven: bool
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Extras:
+    """What only the report needs, as far as the time reached."""
+
+    kept: tuple[KeptOp, ...]
+    ops: tuple[OpRow, ...]
+    counted: dict[str, Any]
+    lower_bound: int | None = None
+    tolerated_overflows: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    not_measured: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def outcome(job: Job, found: Found, bar: Progress) -> Result:
+    """The result where a package meets the budget."""
+    metric, written = job.prepared.metric, found.written
+    extras = _extras(job, found, bar)
+    names = [op.name for op in extras.kept]
+    status = "met" if names else "fp16_suffices"
+    held = job.prepared.heldout.samples
+    facts = _common(job, found.precision, found.written.package.casts) | extras.counted
+    facts |= {
+        "status": status if found.finished else "interrupted",
+        "error": metric.loss_of(written.calibration),
+        "heldout_error": metric.loss_of(written.heldout) if held else None,
+        "searched_error": metric.loss_of(found.trial.loss),
+        "proven": found.proven,
+        "weights": written.stored,
+        "package_bytes": emission.package_bytes(found.room.path / PACKAGE),
+        "kept": extras.kept,
+        "ops": extras.ops,
+        "lower_bound": extras.lower_bound,
+        "tolerated_overflows": extras.tolerated_overflows,
+        "remedies": extras.remedies,
+        "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
+        "notes": (*_notes(job, found.notes), *extras.notes),
+    }
+    facts["explanation"] = _explain(facts)
+    return _built(job, facts, found.room, written.stored_names)
+
+
+def unwritten(job: Job, best: Trial, error: Exception) -> Result:
+    """The result where no package could be written: the choice, as the search measured it."""
+    precision = job.problem.question.precision(best.kept)
+    casts = Casts(job.prepared.lowered).count(precision)
+    loss = job.prepared.metric.loss_of(best.loss)
+    said = (
+        f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
+        "precision.json. Make room, then run mpsearch apply."
+    )
+    missing = ("alone", "sensitivity", "lower_bound", "remedies")
+    facts = _common(job, precision, casts) | _counted(job)
+    facts |= {
+        "status": "unwritten",
+        "error": loss,
+        "searched_error": loss,
+        "kept": account.unmeasured(job.prepared, precision),
+        "ops": account.op_rows(job.prepared, None, precision, Casts(job.prepared.lowered)),
+        "not_measured": (*missing, *_unmeasured_ends(job)),
+        "notes": (*_notes(job, job.notes), said),
+    }
+    facts["explanation"] = _explain(facts)
+    return _built(job, facts, None, ())
+
+
+def infeasible(job: Job, held: float | None = None) -> Result:
+    """The result where even all-FP32 breaks the budget, with the reason."""
+    job.problem.ends()
+    loss_of = job.prepared.metric.loss_of
+    facts = _ends(job) | _counted(job)
+    facts |= {
+        "status": "infeasible",
+        "error": facts["error_fp32"],
+        "heldout_error": None if held is None else loss_of(held),
+        "explanation": _why_infeasible(job, held),
+        "not_measured": _unmeasured_ends(job),
+        "notes": _notes(job, job.notes),
+        "kept": (),
+        "costs": {},
+        "islands": (),
+        "ops": (),
+        "front": (),
+    }
+    return Result(**facts, seconds=_seconds(job)).with_files(None, job.problem.record.study)
+
+
+def _built(
+    job: Job, facts: dict[str, Any], room: Room | None, stored_names: tuple[str, ...]
+) -> Result:
+    """The result, with the config and the selector that belong to it."""
+    job.problem.ending.stage = Stage.WRITE
+    config = _config(job, facts, stored_names)
+    source = emission.selector_source(
+        job.prepared.precast, [op.name for op in facts["kept"]], _facts(job, facts)
+    )
+    result = Result(**facts, seconds=_seconds(job))
+    return result.with_files(Files(config, source, room), job.problem.record.study)
+
+
+def _seconds(job: Job) -> float:
+    return round(time.perf_counter() - job.started, 3)
+
+
+# -- the parts of a result ------------------------------------------------------------------------
+
+
+def _ends(job: Job) -> dict[str, Any]:
+    """What is known of a model before a search."""
+    prepared, problem = job.prepared, job.problem
+    floor, fp16 = problem.ends()
+    loss_of = prepared.metric.loss_of
+    return {
+        "budget": loss_of(problem.limit),
+        "metric": prepared.metric.name,
+        "error_fp16": None if fp16 is None else loss_of(fp16),
+        "error_fp32": loss_of(floor),
+        "candidate_ops": len(prepared.ops),
+        "minimized": problem.question.objective,
+        "understood": prepared.understood,
+        "pinned_by_hazard": job.pinned_by_hazard,
+    }
+
+
+def _unmeasured_ends(job: Job) -> tuple[str, ...]:
+    return ("error_fp16",) if job.problem.ends()[1] is None else ()
+
+
+def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
     """What is known of a set without running anything."""
-    counter = Casts(prepared.lowered)
-    result.costs = account.costs(prepared, precision, counter, casts)
-    result.islands = account.islands(prepared, precision, counter)
-    result.front = account.front(problem, prepared.metric)
-    result.kept = account.unmeasured(prepared, precision)
-    result.ops = account.op_rows(prepared, None, precision, counter)
+    counter = Casts(job.prepared.lowered)
+    return _ends(job) | {
+        "casts": casts,
+        "costs": account.costs(job.prepared, precision, counter, casts),
+        "islands": account.islands(job.prepared, precision, counter),
+        "front": account.front(job.problem, job.prepared.metric),
+    }
 
 
-def extras(
-    prepared: Prepared,
-    problem: Problem,
-    result: Result,
-    best: Trial,
-    precision: Precision,
-    bar: Progress,
-) -> None:
+def _counted(job: Job) -> dict[str, Any]:
+    """What the search has cost so far."""
+    evaluator = job.problem.evaluator
+    return {
+        "evaluations": evaluator.evaluations,
+        "op_executions": evaluator.backend.executions,
+        "forward_equivalents": round(evaluator.backend.forward_equivalents, 3),
+        "trials": account.rows(job.problem, job.prepared.metric),
+    }
+
+
+def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
     """What only the report needs, in the order of its worth, as far as the time reaches."""
+    prepared, problem, precision = job.prepared, job.problem, found.precision
+    counter = Casts(prepared.lowered)
+    extras = _Extras(
+        account.unmeasured(prepared, precision),
+        account.op_rows(prepared, None, precision, counter),
+        _counted(job),
+    )
 
     def bound() -> None:
-        if (
-            result.status == "interrupted"
-            or best.kept == problem.everything
-            or problem.question.pinned
-        ):
+        whole = found.trial.kept == problem.everything
+        if not found.finished or whole or problem.question.pinned:
             return
-        found = _lower_bound(problem, problem.limit, best, result.proven)
-        result.lower_bound = None if found is None else found.price
-        _count(result, problem)
-        if found is not None and found.contradicted:
-            result.notes.append(
+        least = _lower_bound(job, found)
+        if least is None:
+            return
+        extras.lower_bound = least.price
+        extras.counted = _counted(job)  # what is measured after this is not of the search
+        if least.contradicted:
+            extras.notes.append(
                 "No lower bound: some set met the budget and a larger one broke it, so keeping "
                 "more ops in FP32 can hurt here."
             )
 
     def alone() -> None:
-        result.kept = account.kept_ops(prepared, problem, precision)
-        result.tolerated_overflows = [op.name for op in problem.overflows(best.kept)]
-        if result.tolerated_overflows:
-            result.notes.append(_overflow_note(result.tolerated_overflows))
+        extras.kept = account.kept_ops(prepared, problem, precision)
+        overflowing = tuple(op.name for op in problem.overflows(found.trial.kept))
+        extras.tolerated_overflows = overflowing
+        if overflowing:
+            extras.notes.append(_overflow_note(overflowing))
 
     def sensitivity() -> None:
-        counter = Casts(prepared.lowered)
         rows = account.op_rows(prepared, problem.guide.model, precision, counter)
-        known = {} if "alone" in result.not_measured else {op.name: op for op in result.kept}
-        result.ops = [account.as_measured(row, known.get(row.name), result.metric) for row in rows]
+        measured = "alone" not in extras.not_measured
+        known = {op.name: op for op in extras.kept} if measured else {}
+        name = prepared.metric.name
+        extras.ops = tuple(account.as_measured(row, known.get(row.name), name) for row in rows)
 
     def remedies() -> None:
-        result.remedies = account.remedies(prepared, problem, result.kept)
+        extras.remedies = account.remedies(prepared, problem, extras.kept)
 
-    problem.ending.stage = Stage.EXTRAS
-    stages = {
+    stages: dict[str, tuple[Callable[[], None], str]] = {
         "lower_bound": (bound, "bounding"),
         "alone": (alone, "measuring the kept ops alone"),
         "sensitivity": (sensitivity, "predicting the sensitivity of every op"),
         "remedies": (remedies, "looking for remedies"),
     }
+    problem.ending.stage = Stage.EXTRAS
     for name, (work, said) in stages.items():
         bar.stage(said)
         try:
             problem.ending.check()
             work()
         except Stop:
-            result.not_measured.append(name)
-    if result.not_measured:
-        result.notes.append("The run ended before the report was complete; what it lacks is '-'.")
+            extras.not_measured.append(name)
+    if extras.not_measured:
+        extras.notes.append("The run ended before the report was complete; what it lacks is '-'.")
+    return extras
 
 
-def seal(
-    prepared: Prepared,
-    problem: Problem,
-    result: Result,
-    storage: str | None,
-    stored_names: list[str],
-) -> None:
-    """The sentence, and what is written besides the package."""
-    problem.ending.stage = Stage.WRITE
-    if math.isnan(result.error_fp16):
-        result.not_measured.append("error_fp16")
-    result.explanation = _explain(result)
-    result.config = _make_config(prepared, result, problem.question.seed, storage, stored_names)
-    result._selector_source = emission.selector_source(
-        prepared.precast, result.fp32_ops, _facts(prepared, result)
-    )
-
-
-def unwritten(
-    prepared: Prepared,
-    problem: Problem,
-    started: float,
-    precision: Precision,
-    error: Exception,
-) -> Result:
-    """The result where no package could be written: the choice, as the search measured it."""
-    assert problem.best is not None
-    result = new_result(prepared, problem, started, "unwritten")
-    result.error = result.searched_error = prepared.metric.loss_of(problem.best.loss)
-    casts = Casts(prepared.lowered).count(precision)
-    describe(prepared, problem, result, precision, casts)
-    result.casts = casts
-    result.not_measured = ["alone", "sensitivity", "lower_bound", "remedies"]
-    result.notes.append(
-        f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
-        "precision.json. Make room, then run mpsearch apply."
-    )
-    seal(prepared, problem, result, None, [])
-    return result
-
-
-def _lower_bound(problem: Problem, limit: float, best: Trial, proven: bool) -> Bound | None:
+def _lower_bound(job: Job, found: Found) -> Bound | None:
     """The bound for the user's own budget, with the trials that the search left over."""
+    problem = job.problem
     if problem.question.objective != "ops":
         return None
-    if not best.kept:
+    if not found.trial.kept:
         return Bound(0, False)
-    if proven and problem.question.limit == limit:
-        return Bound(len(problem.question.precision(best.kept)), False)
+    if found.proven and problem.question.limit == problem.limit:
+        return Bound(len(found.precision), False)
     problem.release()
-    problem.tighten(limit)
+    problem.tighten(problem.limit)
     return lower_bound(problem)
+
+
+# -- sentences ------------------------------------------------------------------------------------
 
 
 def _overflow_note(names: Sequence[str]) -> str:
@@ -166,76 +299,33 @@ def _overflow_note(names: Sequence[str]) -> str:
     )
 
 
-def infeasible(
-    prepared: Prepared, problem: Problem, started: float, held: float | None = None
-) -> Result:
-    """The result where even all-FP32 breaks the budget, with the reason."""
-    result = new_result(prepared, problem, started, "infeasible")
-    if held is not None:
-        result.heldout_error = prepared.metric.loss_of(held)
-    result.explanation = _why_infeasible(prepared, problem, held)
-    return result
-
-
-def new_result(prepared: Prepared, problem: Problem, started: float, status: str) -> Result:
-    floor, fp16 = problem.ends()
-    metric, evaluator = prepared.metric, problem.evaluator
-    return Result(
-        status=status,
-        budget=metric.loss_of(problem.limit),
-        metric=metric.name,
-        error=metric.loss_of(floor),
-        error_fp16=math.nan if fp16 is None else metric.loss_of(fp16),
-        error_fp32=metric.loss_of(floor),
-        candidate_ops=len(prepared.ops),
-        evaluations=evaluator.evaluations,
-        op_executions=evaluator.backend.executions,
-        forward_equivalents=evaluator.backend.forward_equivalents,
-        seconds=time.perf_counter() - started,
-        minimised=problem.question.objective,
-        notes=_notes(prepared),
-        pinned_by_hazard=prepared.pinned_by_hazard,
-        understood=prepared.understood,
-        history=list(problem.record.trials),
-        study=problem.record.study,
-    )
-
-
-def _count(result: Result, problem: Problem) -> None:
-    """What the search has cost so far."""
-    evaluator = problem.evaluator
-    result.evaluations = evaluator.evaluations
-    result.op_executions = evaluator.backend.executions
-    result.forward_equivalents = evaluator.backend.forward_equivalents
-    result.history = list(problem.record.trials)
-
-
-def _explain(result: Result) -> str:
-    kept, total = len(result.kept), result.candidate_ops
-    if not kept and result.status == "fp16_suffices":
+def _explain(facts: dict[str, Any]) -> str:
+    kept, total, status = len(facts["kept"]), facts["candidate_ops"], facts["status"]
+    if not kept and status == "fp16_suffices":
         return f"FP16 meets the budget as it is: none of {total} ops need FP32."
-    found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
-    if result.proven:
-        found += " No cheaper set does: all were tried."
-    if result.status == "unwritten":
+    if status == "unwritten":
         return f"{kept} of {total} ops stay FP32, as searched; there is no package: see the notes."
-    return f"Interrupted: the best set so far. {found}" if result.status == "interrupted" else found
+    found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
+    if facts["proven"]:
+        found += " No cheaper set does: all were tried."
+    return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found
 
 
-def _notes(prepared: Prepared) -> list[str]:
-    notes = list(prepared.notes)
+def _notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
+    prepared, more = job.prepared, []
     if prepared.calibration.noise:
-        notes.append("The data is random: a budget met on noise says little about real inputs.")
+        more.append("The data is random: a budget met on noise says little about real inputs.")
     if not prepared.heldout.samples:
-        notes.append("No held-out data: the error on other inputs is not known.")
+        more.append("No held-out data: the error on other inputs is not known.")
     if prepared.torch_model is not None and prepared.torch_model.half:
-        notes.append(
+        more.append(
             "The model has half-precision parts; an FP32 copy was searched and is the reference."
         )
-    return notes
+    return (*notes, *more)
 
 
-def _why_infeasible(prepared: Prepared, problem: Problem, held: float | None) -> str:
+def _why_infeasible(job: Job, held: float | None) -> str:
+    prepared, problem = job.prepared, job.problem
     show = prepared.metric.loss_of
     limit, floor = problem.limit, problem.ends()[0]
     where = f"With every op in FP32 the error is {show(floor):.3g}"
@@ -281,48 +371,56 @@ def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
     return evaluator.evaluate(Precision.all_fp32(len(ops))).loss
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("mpsearch", "coremltools", "torch", "numpy", "optuna")}
+# -- what is written besides the package ----------------------------------------------------------
 
 
-def _make_config(
-    prepared: Prepared, result: Result, seed: int, storage: str | None, stored: list[str]
-) -> Config:
-    return Config(
-        source=prepared.source,
-        fingerprint=fingerprint(prepared.precast),
-        versions=_versions(),
+def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> Config:
+    request, prepared = job.request, job.prepared
+    dtype = request.conversion.weight_dtype
+    stored = {"dtype": dtype, "names": stored_names}
+    states = () if prepared.torch_model is None else prepared.torch_model.states
+    conversion = msgspec.structs.replace(
+        request.conversion,
         target=prepared.precast.target,
         io_dtype=prepared.io_dtype,
-        metric=result.metric,
-        budget=result.budget,
-        errors={
-            "error": number(result.error),
-            "error_fp16": number(result.error_fp16),
-            "error_fp32": number(result.error_fp32),
-            "heldout_error": number(result.heldout_error),
-        },
+        states=tuple(states),
+    )
+    storage = request.execution.storage
+    shown = None if storage is None else re.sub(r"//[^@/]*@", "//...@", storage)  # no passwords
+    errors = ("error", "error_fp16", "error_fp32", "heldout_error")
+    return Config(
+        source=job.name,
+        fingerprint=prepared.fingerprint,
+        versions=versions(),
+        metric=facts["metric"],
+        custom_metric=facts["metric"] not in NAMES,
+        budget=facts["budget"],
         numerics=",".join(p.name for p in prepared.profiles),
-        seed=seed,
-        inputs=[
-            {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in prepared.inputs
-        ],
-        fp32_ops=result.kept,
-        weights={"storage": storage, "names": stored} if stored else None,
-        states=[] if prepared.torch_model is None else list(prepared.torch_model.states),
-        custom_metric=result.metric not in NAMES,
+        heldout=request.heldout,
+        strategy=request.strategy_name,
+        conversion=conversion,
+        constraints=request.constraints,
+        limits=request.limits,
+        execution=msgspec.structs.replace(request.execution, storage=shown),
+        errors={name: number(facts.get(name)) for name in errors},
+        inputs=tuple(
+            msgspec.convert({"name": p.name, "dtype": p.dtype, "shape": p.shape}, InputSpec)
+            for p in prepared.inputs
+        ),
+        fp32_ops=facts["kept"],
+        weights=msgspec.convert(stored, StoredWeights) if stored_names else None,
     )
 
 
-def _facts(prepared: Prepared, result: Result) -> dict[str, str]:
-    versions = _versions()
+def _facts(job: Job, facts: dict[str, Any]) -> dict[str, str]:
+    fp16 = facts["error_fp16"]
+    ends = f"all FP16: {'not measured' if fp16 is None else f'{fp16:.3g}'}"
     return {
-        "model": f"{prepared.source}, {len(prepared.ops)} ops that can be cast",
-        "kept in FP32": f"{len(result.kept)} ops",
-        "metric": f"{result.metric}, budget {result.budget:g}",
-        "error": f"{result.error:.3g} (all FP16: {result.error_fp16:.3g}, "
-        f"all FP32: {result.error_fp32:.3g})",
-        "numerics": ",".join(p.name for p in prepared.profiles),
-        "target": prepared.precast.target,
-        "made with": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "model": f"{job.name}, {len(job.prepared.ops)} ops that can be cast",
+        "kept in FP32": f"{len(facts['kept'])} ops",
+        "metric": f"{facts['metric']}, budget {facts['budget']:g}",
+        "error": f"{facts['error']:.3g} ({ends}, all FP32: {facts['error_fp32']:.3g})",
+        "numerics": ",".join(p.name for p in job.prepared.profiles),
+        "target": job.prepared.precast.target,
+        "made with": ", ".join(f"{k} {v}" for k, v in versions().items()),
     }

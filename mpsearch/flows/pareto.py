@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from .. import options
+from ..ending import Ending, Stage
+from ..numerics.profiles import Numerics
+from ..options import Conversion, Execution, Limits
 from ..results.front import Front, Point
 from ..search import registry as search
 from ..search.cost import Casts
-from ..search.problem import Problem
+from ..search.problem import Problem, Strategy
 from ..search.question import Question
+from ..search.record import Record, check_storage
+from ..source.identity import study_name
 from ..source.prepare import Prepared, check_device, prepare
 from .progress import Progress
 from .surroundings import undisturbed
 
+_TRIALS = 600
 #: Share of the trials for the sets along the model's own order; the rest is for searching.
 _ALONG_THE_ORDER = 0.2
 
@@ -25,22 +32,17 @@ _ALONG_THE_ORDER = 0.2
 @undisturbed
 def pareto(
     model: Any,
-    inputs: Any,
+    data: Any,
     metric: str | Callable[..., float] = "rel_l2",
     *,
     targets: Any = None,
-    points: int = 8,
-    strategy: str = "greedy-optuna",
-    numerics: str = "ieee",
-    target: str = "iOS17",
-    trials: int = 600,
-    seed: int = 0,
     heldout: float = 0.25,
-    io_dtype: str | None = None,
-    states: Iterable[str] = (),
-    device: str = "cpu",
-    cache_bytes: int | None = None,
-    progress: bool | None = None,
+    points: int = 8,
+    strategy: str | Strategy = "greedy-optuna",
+    numerics: Numerics = "ieee",
+    conversion: Conversion = Conversion(),
+    limits: Limits = Limits(),
+    execution: Execution = Execution(),
 ) -> Front:
     """Trade FP32 ops for accuracy: what each number of them can buy.
 
@@ -53,22 +55,28 @@ def pareto(
         If something given cannot be used.
     """
     points = options.count(points, "points", 2, 1000)
-    trials = options.count(trials, "trials")
-    seed = options.seed(seed)
+    options.group(conversion, Conversion, "conversion")
+    options.group(limits, Limits, "limits")
+    options.group(execution, Execution, "execution")
+    trials = limits.trials or _TRIALS
     heldout = options.number(heldout, "heldout")
     run_strategy = search.find_strategy(strategy)
-    check_device(device)
-    bar = Progress(progress)
-    try:
+    check_storage(execution.storage)
+    check_device(execution.device)
+    bar = Progress(execution.progress)
+    ending = Ending(limits.timeout)
+    with ending.listening(), closing(bar):
         bar.stage("converting")
-        prepared = prepare(
-            model, inputs, metric, numerics, target, heldout, io_dtype, states, targets
-        )
+        prepared = prepare(model, data, metric, numerics, conversion, heldout, targets)
         ops = prepared.ops
         casts = Casts(prepared.lowered)
-        question = Question.of_ops(ops, math.inf, casts, seed)
-        evaluator = prepared.evaluator(device, cache_bytes)
-        problem = Problem(question, evaluator, trials=trials, watch=bar.trial)
+        question = Question.of_ops(ops, math.inf, casts, execution.seed)
+        evaluator = prepared.evaluator(execution.device, execution.cache_bytes, ending)
+        record = Record(study_name(prepared), execution.storage)
+        problem = Problem(
+            question, evaluator, record, trials=trials, ending=ending, watch=bar.trial
+        )
+        ending.start()
         problem.admit(problem.everything)
         problem.admit(())
         _along_the_order(problem, int(trials * _ALONG_THE_ORDER))
@@ -80,9 +88,8 @@ def pareto(
             if not search.run(run_strategy, problem):
                 break
         bar.stage("measuring held-out data")
-        return _front(prepared, problem, device, cache_bytes)
-    finally:
-        bar.close()
+        ending.stage = Stage.WRITE
+        return _front(prepared, problem, execution)
 
 
 def _along_the_order(problem: Problem, trials: int) -> None:
@@ -104,19 +111,24 @@ def _budgets(problem: Problem, points: int) -> list[float]:
     return [float(b) for b in np.linspace(top, floor, points + 2)[1:-1]]
 
 
-def _front(prepared: Prepared, problem: Problem, device: str, cache_bytes: int | None) -> Front:
+def _front(prepared: Prepared, problem: Problem, execution: Execution) -> Front:
     metric = prepared.metric
-    held = prepared.heldout_evaluator(device, cache_bytes)
+    held = prepared.heldout_evaluator(execution.device, execution.cache_bytes)
     points = []
     for trial in problem.record.undominated(problem.question):
         precision = problem.question.precision(trial.kept)
         points.append(
             Point(
-                [op.name for op in prepared.ops if op.index in precision],
+                tuple(prepared.ops[i].name for i in precision),
                 metric.loss_of(trial.loss),
                 None if held is None else metric.loss_of(held.evaluate(precision).loss),
                 problem.question.rank(trial.kept)[2],
             )
         )
-    floor = metric.loss_of(problem.ends()[0])
-    return Front(points, metric.name, len(prepared.ops), floor, problem.evaluator.evaluations)
+    return Front(
+        metric=metric.name,
+        candidate_ops=len(prepared.ops),
+        error_fp32=metric.loss_of(problem.ends()[0]),
+        evaluations=problem.evaluator.evaluations,
+        points=tuple(points),
+    )

@@ -28,13 +28,15 @@ not know in which profile they run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import options
+from ..errors import InputError
 from .formats import narrow, widen
 from .steps import ONE_STEP, STEPS, Replaced, round_floats
 
@@ -302,23 +304,36 @@ class Strict(Profile):
             return function(**arguments)
 
 
-PROFILES: dict[str, Profile] = {p.name: p for p in (Profile(), Ane(), Strict(), Wide())}
+PROFILES: dict[str, Profile] = dict(
+    zip(options.PROFILES, (Profile(), Ane(), Strict(), Wide()), strict=True)
+)
 
 
-def profiles(names: str) -> list[Profile]:
-    """The profiles named in a comma-separated list.
+#: A profile by name, or as an object; several as a list, or by names with commas between them.
+Numerics = str | Profile | Sequence[str | Profile]
+
+
+def chosen(numerics: Numerics) -> list[Profile]:
+    """The profiles that are named or given.
 
     Raises
     ------
-    ValueError
-        If a name is not one of :data:`PROFILES`.
+    InputError
+        If something is neither a name of :data:`PROFILES` nor a :class:`Profile`.
     """
-    out = []
-    for name in names.split(","):
-        if name.strip() not in PROFILES:
-            raise ValueError(
-                f"numerics {name.strip()!r} is not known; choose from {', '.join(PROFILES)}, "
-                "or several with commas between them"
-            )
-        out.append(PROFILES[name.strip()])
+    given = [numerics] if isinstance(numerics, (str, Profile)) else list(numerics)
+    out: list[Profile] = []
+    for item in given:
+        if isinstance(item, Profile):
+            out.append(item)
+            continue
+        for name in str(item).split(","):
+            if name.strip() not in PROFILES:
+                raise InputError(
+                    f"numerics {name.strip()!r} is not known; choose from {', '.join(PROFILES)}, "
+                    "or several with commas between them"
+                )
+            out.append(PROFILES[name.strip()])
+    if not out:
+        raise InputError(f"numerics is {numerics!r}; choose from {', '.join(PROFILES)}")
     return out

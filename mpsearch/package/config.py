@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from ..errors import InputError
-from ..files import check_schema, read_json
+from ..files import read_json
+from ..options import Constraints, Conversion, Execution, Limits
 
-VERSION = 1
-#: The dtypes of inputs, as torch names them.
-DTYPES = (
-    *("float16", "bfloat16", "float32", "float64", "bool", "uint8"),
-    *("int8", "int16", "int32", "int64"),
-)
+VERSION = 2
 
-_NUMBER = {"type": ["number", "null"]}
-_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "mpsearch precision config",
-    "type": "object",
-    "required": [
-        "version",
-        "source",
-        "fingerprint",
-        "versions",
-        "target",
-        "io_dtype",
-        "metric",
-        "budget",
-        "errors",
-        "numerics",
-        "seed",
-        "inputs",
-        "fp32_ops",
-    ],
-    "additionalProperties": False,
-    "properties": {
-        "version": {"const": VERSION},
-        "source": {"type": "string"},
-        "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
-        "target": {"enum": ["iOS15", "iOS16", "iOS17", "iOS18"]},
-        "io_dtype": {"enum": ["fp16", "fp32"]},
-        "metric": {"type": "string"},
-        "budget": {"type": "number"},
-        "custom_metric": {"type": "boolean"},
-        "errors": {"type": "object", "additionalProperties": _NUMBER},
-        "numerics": {"type": "string"},
-        "seed": {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**32},
-        "states": {"type": "array", "items": {"type": "string"}},
-        "weights": {
-            "type": ["object", "null"],
-            "required": ["storage", "names"],
-            "additionalProperties": False,
-            "properties": {
-                "storage": {"enum": ["fp16", "int8"]},
-                "names": {"type": "array", "items": {"type": "string"}},
-            },
-        },
-        "inputs": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "dtype", "shape"],
-                "additionalProperties": False,
-                "properties": {
-                    "name": {"type": "string"},
-                    "dtype": {"enum": list(DTYPES)},
-                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                },
-            },
-        },
-        "fp32_ops": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "type", "layer", "sensitivity"],
-                "additionalProperties": False,
-                "properties": {
-                    "name": {"type": "string"},
-                    "type": {"type": "string"},
-                    "layer": {"type": "string"},
-                    "line": {"type": "string"},
-                    "verdict": {"type": "string"},
-                    "sensitivity": _NUMBER,
-                },
-            },
-        },
-    },
-}
+Whole = Annotated[int, msgspec.Meta(ge=0)]
 
 
-@dataclass(frozen=True, slots=True)
-class KeptOp:
+class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An op kept in FP32.
 
     ``sensitivity`` is the error when this op alone is FP16, None where that is infinite: measured,
@@ -114,37 +35,92 @@ class KeptOp:
     verdict: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What :func:`mpsearch.apply` and :func:`mpsearch.check` need to know.
+class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input of the model as the first sample gave it: name, torch dtype, shape."""
 
-    ``inputs`` are the model's inputs as the first sample gave them: name, torch dtype, shape.
-    ``metric`` is a name; with ``custom_metric`` that of a function, which the caller gives anew:
-    a config is data and names nothing that is run. ``states`` are the buffers that are states.
-    ``weights`` says how weights are stored, and which (:mod:`mpsearch.package.weights`); None as
-    typed.
+    name: str
+    dtype: Literal[
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "bool",
+        "uint8",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+    ]
+    shape: tuple[Whole, ...]
+
+
+class StoredWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How weights are stored, and which, by name (:mod:`mpsearch.package.weights`)."""
+
+    dtype: Literal["fp16", "int8"]
+    names: tuple[str, ...]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What :func:`mpsearch.apply` and :func:`mpsearch.check` need to know, and how it was found.
+
+    Attributes
+    ----------
+    source
+        What the model is, for people.
+    fingerprint
+        SHA-256 of the program and its weights.
+    versions
+        Of the packages that made it.
+    metric, custom_metric
+        A name; with ``custom_metric`` that of a function, which the caller gives anew: a config is
+        data and names nothing that is run.
+    budget, numerics, heldout, strategy
+        As given.
+    conversion, constraints, limits, execution
+        As given, ``io_dtype`` as it was found in the model.
+    errors
+        ``error``, ``error_fp16``, ``error_fp32``, ``heldout_error``; None where infinite.
+    inputs
+        The model's inputs as the first sample gave them.
+    fp32_ops
+        The ops kept in FP32.
+    weights
+        How weights are stored; None as typed.
     """
 
     source: str
-    fingerprint: str
+    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     versions: dict[str, str]
-    target: str
-    io_dtype: str
     metric: str
     budget: float
-    errors: dict[str, float | None]
     numerics: str
-    seed: int
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    fp32_ops: list[KeptOp] = field(default_factory=list)
-    weights: dict[str, Any] | None = None
-    states: list[str] = field(default_factory=list)
+    conversion: Conversion
+    constraints: Constraints
+    limits: Limits
+    execution: Execution
+    errors: dict[str, float | None]
+    inputs: tuple[InputSpec, ...]
+    fp32_ops: tuple[KeptOp, ...]
+    heldout: float
+    strategy: str
+    weights: StoredWeights | None = None
     custom_metric: bool = False
-    version: int = VERSION
+    version: Literal[2] = 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return found
 
     def write(self, path: Path) -> None:
         """Write the config as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of ``precision.json``."""
+        return msgspec.json.schema(cls)
 
 
 def read(path: str | Path) -> Config:
@@ -165,6 +141,7 @@ def read(path: str | Path) -> Config:
             f"{file} has version {found!r}, expected {VERSION}; run optimize again with this "
             "version of mpsearch"
         )
-    check_schema(raw, _SCHEMA, f"{file} is no precision config")
-    raw["fp32_ops"] = [KeptOp(**op) for op in raw["fp32_ops"]]
-    return Config(**raw)
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{file} is no precision config: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import textwrap
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -92,45 +91,66 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: Mapping[str, A
         What it was made from and for, shown at its top as data: names of files and models must
         not become code.
     """
-    imports = {
-        "mlpackage": "import coremltools as ct\n",
-        "exported": "import coremltools as ct\nimport numpy as np\n",
-        "torchscript": "import coremltools as ct\nimport numpy as np\nimport torch\n",
-    }[precast.kind]
-    if precast.half and precast.kind == "torchscript":
-        imports += "from torch.overrides import TorchFunctionMode\n"
-    if precast.wrapper is not None:
-        imports = f"import dataclasses\nfrom collections.abc import Mapping\n\n{imports}"
-    listed = "frozenset()"
-    if fp32_ops:
-        names = "".join(f"        {name!r},\n" for name in fp32_ops)
-        listed = f"frozenset(\n    {{\n{names}    }}\n)"
-    parts = [
-        _docstring(precast) + imports.rstrip(),
-        f"#: What this was made from, and for.\nMADE_FROM = {_literal(facts)}",
-        f"#: The ops that stay in FP32, by MIL name.\nFP32_OPS = {listed}",
-        'def op_selector(op):\n    """True = cast this op to FP16."""\n'
-        "    return op.name not in FP32_OPS",
-    ]
-    if precast.kind == "mlpackage":
-        parts += _package_conversion(precast)
-    else:
-        parts.append(_torch_conversion(precast))
-    if precast.kind == "torchscript":
-        parts += _tracing(precast)
-    return "\n\n\n".join(parts) + "\n"
+    # Here, so that what only searches need not load it.
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mpsearch.package", "."),
+        autoescape=False,  # it is Python: names go through repr
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["literal"] = _literal
+    wrapper, kind = precast.wrapper, precast.kind
+    imports = ["import coremltools as ct"]
+    imports += ["import numpy as np"] * (kind != "mlpackage")
+    imports += ["import torch"] * (kind == "torchscript")
+    traced_half = precast.half and kind == "torchscript"
+    imports += ["from torch.overrides import TorchFunctionMode"] * traced_half
+    if wrapper is not None:
+        imports = ["import dataclasses", "from collections.abc import Mapping", "", *imports]
+    copied, wrapped = [], "model"
+    if wrapper is not None:
+        body = inspect.getsource(flat)
+        copied.append(body[body.index("def flatten") :].rstrip())
+        booleans = sorted(wrapper.booleans)
+        wrapped = f"Flat(model, {wrapper.names!r}, {booleans!r}, {wrapper.constants!r})"
+    if precast.half:
+        copied.append(inspect.getsource(NoHalf).rstrip())
+    given, source = {
+        "mlpackage": ("", ""),
+        "exported": ("exported", "exported.run_decompositions({})"),
+        "torchscript": ("traced", "traced"),
+    }[kind]
+    return environment.get_template("op_selector.py.j2").render(
+        kind=kind,
+        target=precast.target,
+        usage=_usage(precast),
+        imports="\n".join(imports),
+        facts={key: str(value) for key, value in facts.items()},
+        fp32_ops=fp32_ops,
+        passes=passes_from_cast(),
+        given=given,
+        source=source,
+        inputs=[port.declaration() for port in precast.inputs],
+        outputs=[port.declaration(output=True) for port in precast.outputs],
+        states={name: tuple(shape) for name, shape in precast.states.items()},
+        copied=copied,
+        wrapped=wrapped,
+        half=precast.half,
+    )
 
 
-def _literal(facts: Mapping[str, Any]) -> str:
-    """A dict of texts as Python source, whatever is in them."""
-    lines = "".join(f"    {k!a}: {str(v)!a},\n" for k, v in facts.items())
-    return f"{{\n{lines}}}"
+def _literal(value: Any) -> str:
+    """A value as Python source, whatever is in it."""
+    return ascii(value)
 
 
-def _docstring(precast: Precast) -> str:
+def _usage(precast: Precast) -> str:
     names = [p.name for p in precast.inputs]
     example = ", ".join(names if all(map(str.isidentifier, names)) else ["x", "..."]) + ","
-    usage = {
+    return {
         "mlpackage": "from op_selector import convert\n\n"
         'convert("model.mlpackage").save("mixed.mlpackage")',
         "exported": "from op_selector import convert\n\n"
@@ -140,89 +160,3 @@ def _docstring(precast: Precast) -> str:
         f"traced = trace(model.float().eval(), ({example}))\n"
         'convert(traced).save("mixed.mlpackage")',
     }[precast.kind]
-    return (
-        '"""Which ops Core ML computes in FP16, found by mpsearch.\n\n'
-        f'Use it as it is:\n\n{textwrap.indent(usage, "    ")}\n"""\n\n'
-    )
-
-
-def _package_conversion(precast: Precast) -> list[str]:
-    passes = "".join(f"    {p!r},\n" for p in passes_from_cast())
-    return [
-        "#: coremltools' default passes from the cast on. The others have run already, and\n"
-        f"#: running them again would rename ops.\nPASSES = [\n{passes}]",
-        f'''def convert(path):
-    """Convert the FP32 .mlpackage at ``path``."""
-    from coremltools.converters.mil.frontend.milproto.load import load
-
-    source = ct.models.MLModel(path, skip_model_load=True)
-    spec = source.get_spec()
-    program = load(spec, spec.specificationVersion, source.weights_dir)
-    return ct.convert(
-        program,
-        source="milinternal",
-        convert_to="mlprogram",
-        compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
-        minimum_deployment_target=ct.target.{precast.target},
-        pass_pipeline=ct.PassPipeline(PASSES, "from_cast"),
-        skip_model_load=True,
-    )''',
-    ]
-
-
-def _torch_conversion(precast: Precast) -> str:
-    inputs = "".join(f"            {p.declaration()},\n" for p in precast.inputs)
-    outputs = "".join(f"            {p.declaration(output=True)},\n" for p in precast.outputs)
-    states = ""
-    if precast.states:
-        listed = "".join(
-            "            ct.StateType(\n"
-            f"                ct.TensorType(shape={tuple(shape)}, dtype=np.float16), {name!r}\n"
-            "            ),\n"
-            for name, shape in precast.states.items()
-        )
-        states = f"        states=[\n{listed}        ],\n"
-    given, source = {
-        "exported": ("exported", "exported.run_decompositions({})"),
-        "torchscript": ("traced", "traced"),
-    }[precast.kind]
-    return f'''def convert({given}):
-    """The whole conversion that FP32_OPS belongs to."""
-    return ct.convert(
-        {source},
-        inputs=[
-{inputs}        ],
-        outputs=[
-{outputs}        ],
-{states}        convert_to="mlprogram",
-        compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
-        minimum_deployment_target=ct.target.{precast.target},
-        skip_model_load=True,
-    )'''
-
-
-def _tracing(precast: Precast) -> list[str]:
-    wrapper, parts, wrapped = precast.wrapper, [], "model"
-    if wrapper is not None:
-        body = inspect.getsource(flat)
-        parts.append(body[body.index("def flatten") :].rstrip())
-        booleans = sorted(wrapper.booleans)
-        wrapped = f"Flat(model, {wrapper.names!r}, {booleans!r}, {wrapper.constants!r})"
-    context = "torch.no_grad()"
-    if precast.half:
-        parts.append(inspect.getsource(NoHalf).rstrip())
-        context += ", NoHalf()"
-    parts.append(
-        f'''def trace(model, example_inputs):
-    """Trace an FP32 model in eval mode, so that its ops get the names in FP32_OPS.
-
-    A model loaded with torch.jit.load is traced already.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        return model
-    wrapped = {wrapped}
-    wide = tuple(x.float() if x.is_floating_point() else x for x in example_inputs)
-    with {context}:
-        return torch.jit.trace(wrapped, wide, strict=False, check_trace=False)'''
-    )
-    return parts

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from .._ct import quiet
-from ..errors import InputError
 from ..program.graph import Constant, Form, Function, Node
 from ..program.lowering import written_name
 
@@ -29,8 +28,6 @@ with quiet():
     from coremltools.optimize.coreml import OpLinearQuantizerConfig
     from coremltools.optimize.coreml._quantization_passes import linear_quantize_weights
 
-#: How weights can be stored; None leaves them in the precision of their op.
-STORAGES = ("fp16", "int8")
 PASS = "mpsearch::store_weights"
 
 #: The inputs whose values are weights. Others are left alone: some (prelu's alpha, a bias of
@@ -54,8 +51,8 @@ class Stored:
 
     Attributes
     ----------
-    storage
-        One of :data:`STORAGES`.
+    dtype
+        One of :data:`mpsearch.options.WEIGHT_DTYPES`.
     weights
         How many weights are stored so, of how many that could be.
     candidates
@@ -64,25 +61,11 @@ class Stored:
         The package on disk without and with it.
     """
 
-    storage: str
+    dtype: str
     weights: int
     candidates: int
     bytes_before: int
     bytes_after: int
-
-
-def check_storage(storage: str | None, target: str) -> None:
-    """Fail early on a storage that is not known, or that the target does not have.
-
-    Raises
-    ------
-    InputError
-        If it is none of :data:`STORAGES`, or the target is iOS15.
-    """
-    if storage is not None and storage not in STORAGES:
-        raise InputError(f"weights {storage!r} is not known; choose {' or '.join(STORAGES)}")
-    if storage is not None and target == "iOS15":
-        raise InputError(f"--weights {storage} needs --target iOS16 or newer, got iOS15")
 
 
 # --- choosing --------------------------------------------------------------------------------
@@ -199,7 +182,7 @@ class store_weights(AbstractGraphPass):  # noqa: N801 - passes are named as core
 
     @property
     def storage(self) -> str:
-        """One of :data:`STORAGES`."""
+        """One of :data:`mpsearch.options.WEIGHT_DTYPES`."""
         return self._storage
 
     @storage.setter
@@ -251,10 +234,8 @@ class store_weights(AbstractGraphPass):  # noqa: N801 - passes are named as core
 
 __all__ = [
     "PASS",
-    "STORAGES",
     "Stored",
     "changed",
-    "check_storage",
     "largest_set",
     "store_weights",
     "with_weights",

@@ -4,109 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..files import check_schema, listed, printable, read_json, written
-from ..package import config as _config
-from ..usercode import reason
+from ..files import printable
 
 #: Islands, and rows of an island, that are drawn.
 _ISLANDS, _ROWS = 12, 30
 #: Heights and widths of the drawing of an island, in CSS pixels.
 _ROW, _SIDE = 40, 72
-
-
-def write(folder: str | Path) -> Path:
-    """Write ``report.html`` into a directory that ``optimize`` wrote.
-
-    Raises
-    ------
-    InputError
-        If the directory holds no result, or it cannot be written.
-    """
-    place = Path(folder)
-    config = _config.read(place)
-    result = _read(place / "result.json")
-    target = place / "report.html"
-    try:
-        text = render(result, asdict(config))
-    except Exception as error:  # whatever an edited file makes of the template and the charts
-        raise InputError(
-            f"{place / 'result.json'} is no result of this version ({reason(error)}); run mpsearch "
-            "optimize again"
-        ) from error
-    with written(target, _foreign) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-    return target
-
-
-_TEXT, _NUMBER, _WHOLE = {"type": "string"}, {"type": ["number", "null"]}, {"type": "integer"}
-
-
-def _of(**kinds: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(kinds), "properties": kinds}
-
-
-def _list(kind: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": kind}
-
-
-_COST = _of(fp32_ops=_WHOLE, islands=_WHOLE, casts=_WHOLE, weight_bytes=_WHOLE, fp32_flops=_NUMBER)
-#: What the report reads of ``result.json``.
-_RESULT = _of(
-    status=_TEXT,
-    budget={"type": "number"},
-    metric=_TEXT,
-    explanation=_TEXT,
-    error=_NUMBER,
-    error_fp16=_NUMBER,
-    error_fp32=_NUMBER,
-    heldout_error=_NUMBER,
-    fp32_ops=_list(_TEXT),
-    notes=_list(_TEXT),
-    not_measured=_list(_TEXT),
-    costs=_of(fp16=_COST, package=_COST, fp32=_COST),
-    kept=_list(
-        _of(name=_TEXT, type=_TEXT, layer=_TEXT, line=_TEXT, verdict=_TEXT, sensitivity=_NUMBER)
-    ),
-    ops=_list(
-        _of(
-            name=_TEXT,
-            type=_TEXT,
-            layer=_TEXT,
-            line=_TEXT,
-            fp32={"type": "boolean"},
-            sensitivity=_NUMBER,
-            reads=_list(_TEXT),
-        )
-    ),
-    islands=_list(_list(_TEXT)),
-    front=_list({"type": "array", "prefixItems": [_WHOLE, _NUMBER], "minItems": 2, "maxItems": 2}),
-    trials=_list(_of(fp32_ops=_WHOLE, met={"type": "boolean"})),
-    package_bytes=_WHOLE,
-)
-
-
-def _read(file: Path) -> Any:
-    """A ``result.json`` of this version.
-
-    Raises
-    ------
-    InputError
-        If it is none.
-    """
-    found = read_json(file, "a directory that mpsearch optimize wrote")
-    what = f"{file} is no result of this version"
-    check_schema(found, _RESULT, what, "; run mpsearch optimize again")
-    return found
-
-
-def _foreign(report: Path) -> str | None:
-    mine = report.is_file() and report.name in listed(report.parent)
-    return None if mine else "mpsearch did not write it"
 
 
 def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..explain.remedies import Remedy
 from ..files import printable
-from ..search.record import Trial
 from .html import share, size
 
 if TYPE_CHECKING:
     from ..results.analysis import Analysis
     from ..results.check import CheckResult
     from ..results.front import Front
-    from ..results.result import Result
+    from ..results.result import Result, TrialRow
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
@@ -41,8 +40,7 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
     lines = [paint(line, mood) for line in _wrap(result.explanation, _WIDTH)]
     lines += [
         "",
-        "  error  all FP16      "
-        + ("-" if "error_fp16" in result.not_measured else value(result.error_fp16)),
+        "  error  all FP16      " + value(result.error_fp16),
         f"         all FP32      {value(result.error_fp32)}",
     ]
     if written is not None:
@@ -101,7 +99,7 @@ def _stored(result: Result) -> str:
     if stored is None:
         return ""
     return (
-        f", {stored.weights} of {stored.candidates} weights as {stored.storage} "
+        f", {stored.weights} of {stored.candidates} weights as {stored.dtype} "
         f"(before: {size(stored.bytes_before)})"
     )
 
@@ -110,16 +108,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def passes(trials: Sequence[Trial]) -> str:
+def passes(trials: Sequence[TrialRow]) -> str:
     """What each pass of the search did, for ``--verbose``."""
-    rows = [("pass", "evaluations", "met", "fewest units so far")]
+    rows = [("pass", "evaluations", "met", "fewest FP32 ops so far")]
     best: int | None = None
     for name, group in itertools.groupby(trials, key=lambda t: t.asked_by):
         asked = list(group)
-        met = [len(t.kept) for t in asked if t.met]
+        met = [t.fp32_ops for t in asked if t.met]
         best = min([*met, *([] if best is None else [best])], default=None)
         rows.append((name, str(len(asked)), str(len(met)), "-" if best is None else str(best)))
-    return "\n".join(_columns(rows, (12, 11, 5, 19)))
+    return "\n".join(_columns(rows, (12, 11, 5, 22)))
 
 
 def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+
+import msgspec
 
 from ..evaluation.metrics import Metric
 from ..explain import remedies as _remedies
@@ -19,7 +20,7 @@ from ..search.problem import Problem
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
 from .plain import number
-from .result import OpRow
+from .result import OpRow, TrialRow
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
@@ -32,7 +33,7 @@ def harmful(prepared: Prepared, problem: Problem) -> float:
     return problem.limit if prepared.metric.name == "rel_l2" else HARMFUL
 
 
-def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> list[KeptOp]:
+def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> tuple[KeptOp, ...]:
     """The kept ops, each with the error of the program when it alone is FP16, and why."""
     kept = [op for op in prepared.ops if op.index in precision]
     measure = len(kept) <= _MEASURED_ALONE
@@ -44,7 +45,7 @@ def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> list
     breaking = [i for i, loss in losses.items() if loss > problem.limit]
     verdicts = _verdicts(prepared, problem, breaking) if measure else {}
     rest = ADDS_UP if measure else ""
-    return [
+    return tuple(
         KeptOp(
             op.name,
             op.type,
@@ -54,7 +55,7 @@ def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> list
             verdicts.get(op.index, "") if op.index in breaking else rest,
         )
         for op in kept
-    ]
+    )
 
 
 def _alone(problem: Problem, index: int) -> float:
@@ -79,18 +80,18 @@ def _nodes(problem: Problem) -> dict[int, Node]:
     return {n.candidate: n for n in nodes if n.candidate is not None and not n.blocks}
 
 
-def unmeasured(prepared: Prepared, precision: Precision) -> list[KeptOp]:
+def unmeasured(prepared: Prepared, precision: Precision) -> tuple[KeptOp, ...]:
     """The kept ops, before anything is known of each."""
     kept = (op for op in prepared.ops if op.index in precision)
-    return [KeptOp(op.name, op.type, op.layer, None, op.line) for op in kept]
+    return tuple(KeptOp(op.name, op.type, op.layer, None, op.line) for op in kept)
 
 
 def op_rows(
     prepared: Prepared, model: RoundingModel | None, precision: Precision, counter: Casts
-) -> list[OpRow]:
+) -> tuple[OpRow, ...]:
     """Every candidate op: its precision, what it reads, and its sensitivity as a model predicts."""
     reads = counter.reads()
-    return [
+    return tuple(
         OpRow(
             op.name,
             op.type,
@@ -98,17 +99,17 @@ def op_rows(
             op.line,
             op.index in precision,
             None if model is None else _finite(math.sqrt(model.harm((op.index,), ()))),
-            [prepared.ops[i].name for i in sorted(reads.get(op.index, ()))],
+            tuple(prepared.ops[i].name for i in sorted(reads.get(op.index, ()))),
         )
         for op in prepared.ops
-    ]
+    )
 
 
 def as_measured(row: OpRow, kept: KeptOp | None, metric: str) -> OpRow:
     """The row of a kept op with what was measured of it instead of what was predicted."""
     if kept is None or (metric != "rel_l2" and kept.sensitivity is not None):
         return row
-    return replace(row, sensitivity=kept.sensitivity)
+    return msgspec.structs.replace(row, sensitivity=kept.sensitivity)
 
 
 def _finite(sensitivity: float) -> float | None:
@@ -125,25 +126,35 @@ def costs(prepared: Prepared, precision: Precision, counter: Casts, casts: int) 
     return {"fp16": fp16, "package": package, "fp32": fp32}
 
 
-def islands(prepared: Prepared, precision: Precision, counter: Casts) -> list[list[str]]:
+def islands(
+    prepared: Prepared, precision: Precision, counter: Casts
+) -> tuple[tuple[str, ...], ...]:
     """The FP32 islands, each with the names of its ops in execution order."""
     groups = counter.islands(precision)
-    return [[prepared.ops[i].name for i in group] for group in groups]
+    return tuple(tuple(prepared.ops[i].name for i in group) for group in groups)
 
 
-def front(problem: Problem, metric: Metric) -> list[tuple[int, float | None]]:
+def front(problem: Problem, metric: Metric) -> tuple[tuple[int, float | None], ...]:
     """FP32 ops and error of the trials that no other beats in both; infinite errors are None."""
-    return [
+    return tuple(
         (int(problem.question.rank(t.kept)[1]), number(metric.loss_of(t.loss)))
         for t in problem.record.undominated(problem.question)
-    ]
+    )
 
 
-def remedies(prepared: Prepared, problem: Problem, kept: Sequence[KeptOp]) -> list[Remedy]:
+def rows(problem: Problem, metric: Metric) -> tuple[TrialRow, ...]:
+    """The trials so far."""
+    return tuple(
+        TrialRow(t.asked_by, t.fp32_ops, number(metric.loss_of(t.loss)), t.met, t.exact)
+        for t in problem.record.trials
+    )
+
+
+def remedies(prepared: Prepared, problem: Problem, kept: Sequence[KeptOp]) -> tuple[Remedy, ...]:
     """Changes to the model that would cost less than these ops in FP32."""
     index = {op.name: op.index for op in prepared.ops}
     verdicts = {index[op.name]: op.verdict for op in kept if op.verdict not in ("", ADDS_UP)}
     if not verdicts:
-        return []
+        return ()
     largest = {i: found.largest for i, found in ranges(problem.engine).items()}
-    return _remedies.remedies(prepared.lowered, prepared.ops, verdicts, largest)
+    return tuple(_remedies.remedies(prepared.lowered, prepared.ops, verdicts, largest))

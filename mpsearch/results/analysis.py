@@ -1,18 +1,20 @@
-"""What ``analyze`` finds."""
+"""What ``analyze`` answers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import msgspec
 
 from ..explain.diagnosis import VERDICTS
 from ..explain.ranges import Range
 from ..explain.remedies import Remedy
-from .plain import number
+from .answer import Answer
 
 
-@dataclass(slots=True)
-class OpAnalysis:
+class OpAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate op.
 
     Attributes
@@ -20,7 +22,8 @@ class OpAnalysis:
     verdict
         One of :data:`mpsearch.explain.diagnosis.VERDICTS`.
     sensitivity
-        The relative L2 error of the outputs, against all-FP32, when this op alone is FP16.
+        The relative L2 error of the outputs, against all-FP32, when this op alone is FP16; null in
+        JSON where infinite.
     measured
         Whether that was measured; the first-order model predicts it for ops that do no harm.
     range
@@ -39,11 +42,10 @@ class OpAnalysis:
     measured: bool
     range: Range | None
     line: str = ""
-    reads: list[str] = field(default_factory=list)
+    reads: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LayerAnalysis:
+class LayerAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     """The candidate ops of one PyTorch module.
 
     Attributes
@@ -62,8 +64,13 @@ class LayerAnalysis:
     line: str
 
 
-@dataclass(slots=True)
-class Analysis:
+def ranked(ops: Sequence[OpAnalysis]) -> list[OpAnalysis]:
+    """The harmful ops, the worst first."""
+    found = [op for op in ops if op.verdict != "fine"]
+    return sorted(found, key=lambda op: (-op.sensitivity, VERDICTS.index(op.verdict)))
+
+
+class Analysis(Answer, frozen=True, kw_only=True, dict=True):
     """What :func:`mpsearch.analyze` found.
 
     Attributes
@@ -82,15 +89,17 @@ class Analysis:
         The finding in a sentence.
     """
 
-    ops: list[OpAnalysis]
+    ERRORS: ClassVar[tuple[str, ...]] = ("error_fp32", "error_fp16")
+
     metric: str
     error_fp32: float
     error_fp16: float
     is_precision: bool
-    explanation: str = ""
+    explanation: str
     parts_at: str | None = None
-    notes: list[str] = field(default_factory=list)
-    remedies: list[Remedy] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    ops: tuple[OpAnalysis, ...] = ()
 
     @property
     def layers(self) -> list[LayerAnalysis]:
@@ -102,10 +111,14 @@ class Analysis:
         found = []
         for layer, ops in groups.items():
             worst = max(ops, key=lambda op: (op.verdict != "fine", op.sensitivity))
-            harmful = sum(op.verdict != "fine" for op in ops)
             found.append(
                 LayerAnalysis(
-                    layer, len(ops), harmful, worst.verdict, worst.sensitivity, worst.line
+                    layer=layer,
+                    ops=len(ops),
+                    harmful=sum(op.verdict != "fine" for op in ops),
+                    verdict=worst.verdict,
+                    sensitivity=worst.sensitivity,
+                    line=worst.line,
                 )
             )
         return sorted(found, key=lambda row: (row.harmful == 0, -row.sensitivity))
@@ -113,29 +126,20 @@ class Analysis:
     @property
     def culprits(self) -> list[OpAnalysis]:
         """The harmful ops, the worst first."""
-        found = [op for op in self.ops if op.verdict != "fine"]
-        return sorted(found, key=lambda op: (-op.sensitivity, VERDICTS.index(op.verdict)))
+        return ranked(self.ops)
 
     def as_dict(self) -> dict[str, Any]:
         """What ``mpsearch analyze --json`` prints. Infinite values are null."""
-        return {
-            "metric": self.metric,
-            "error_fp32": number(self.error_fp32),
-            "error_fp16": number(self.error_fp16),
-            "is_precision": self.is_precision,
-            "parts_at": self.parts_at,
-            "explanation": self.explanation,
-            "notes": self.notes,
-            "remedies": [{**asdict(r), "code": r.code} for r in self.remedies],
-            "layers": [{**asdict(r), "sensitivity": number(r.sensitivity)} for r in self.layers],
-            "ops": [_plain(op) for op in self.ops],
-        }
+        layers = msgspec.json.decode(msgspec.json.encode(self.layers))
+        return {**Answer.as_dict(self), "layers": layers}
 
-
-def _plain(op: OpAnalysis) -> dict[str, Any]:
-    out = asdict(op)
-    out["sensitivity"] = number(op.sensitivity)
-    if op.range is not None:
-        keys = ("largest", "smallest", "below_normal", "subnormal", "overflow")
-        out["range"] = {key: number(getattr(op.range, key)) for key in keys}
-    return out
+    @classmethod
+    def from_dict(cls, content: Any, what: str = "the content") -> Self:
+        """From what :meth:`as_dict` gave (see :meth:`Answer.from_dict`)."""
+        if isinstance(content, dict) and isinstance(content.get("ops"), list):
+            ops = [
+                {**op, "sensitivity": math.inf} if op.get("sensitivity") is None else op
+                for op in content["ops"]
+            ]
+            content = {**content, "ops": ops}
+        return super().from_dict(content, what)

@@ -1,16 +1,14 @@
-"""What ``check`` finds."""
+"""What ``check`` answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 from ..package.config import KeptOp
-from .plain import number
+from .answer import Answer
 
 
-@dataclass(slots=True)
-class CheckResult:
+class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     """Whether a stored config still holds.
 
     Attributes
@@ -27,24 +25,13 @@ class CheckResult:
         Whether weights and program are the very ones the config was made from.
     """
 
+    ERRORS: ClassVar[tuple[str, ...]] = ("error", "error_fp16", "error_fp32")
+
     holds: bool
     error: float
     error_fp16: float
     error_fp32: float
     budget: float
     metric: str
-    unmatched: list[KeptOp] = field(default_factory=list)
+    unmatched: tuple[KeptOp, ...] = ()
     same_model: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON holds it; infinite errors are null."""
-        return {
-            "holds": self.holds,
-            "error": number(self.error),
-            "error_fp16": number(self.error_fp16),
-            "error_fp32": number(self.error_fp32),
-            "budget": self.budget,
-            "metric": self.metric,
-            "unmatched": [op.name for op in self.unmatched],
-            "same_model": self.same_model,
-        }

@@ -1,15 +1,16 @@
-"""What ``pareto`` finds."""
+"""What ``pareto`` answers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from typing import Any, ClassVar, Self
 
-from .plain import number
+import msgspec
+
+from .answer import Answer
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(msgspec.Struct, frozen=True):
     """One set on the front: no other set that was tried has both fewer FP32 ops and less error.
 
     Attributes
@@ -17,19 +18,19 @@ class Point:
     fp32_ops
         The ops kept in FP32, in execution order.
     error, heldout_error
-        On the calibration data, and on the held-out data (None without any).
+        On the calibration data, and on the held-out data (None without any); where infinite, null
+        in JSON.
     casts
         Casts between FP16 and FP32 that the set needs.
     """
 
-    fp32_ops: list[str]
+    fp32_ops: tuple[str, ...]
     error: float
     heldout_error: float | None
     casts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Front:
+class Front(Answer, frozen=True, kw_only=True, dict=True):
     """The front, from the fewest FP32 ops to the smallest error.
 
     Attributes
@@ -38,26 +39,21 @@ class Front:
         The floor: the error of all-FP32.
     """
 
-    points: list[Point]
+    ERRORS: ClassVar[tuple[str, ...]] = ("error_fp32",)
+
     metric: str
     candidate_ops: int
     error_fp32: float
     evaluations: int
+    points: tuple[Point, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """What ``mpsearch pareto --json`` prints. Infinite errors are null."""
-        return {
-            "metric": self.metric,
-            "candidate_ops": self.candidate_ops,
-            "error_fp32": number(self.error_fp32),
-            "evaluations": self.evaluations,
-            "points": [
-                {
-                    "fp32_ops": point.fp32_ops,
-                    "error": number(point.error),
-                    "heldout_error": number(point.heldout_error),
-                    "casts": point.casts,
-                }
-                for point in self.points
-            ],
-        }
+    @classmethod
+    def from_dict(cls, content: Any, what: str = "the content") -> Self:
+        """From what :meth:`as_dict` gave (see :meth:`Answer.from_dict`)."""
+        if isinstance(content, dict) and isinstance(content.get("points"), list):
+            points = [
+                {**point, "error": math.inf} if point.get("error") is None else point
+                for point in content["points"]
+            ]
+            content = {**content, "points": points}
+        return super().from_dict(content, what)

@@ -1,30 +1,30 @@
-"""What ``optimize`` returns."""
+"""What ``optimize`` answers."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+import msgspec
 
 from .. import files
 from .._ct import ct, quiet
 from ..errors import InfeasibleError, InputError
 from ..explain.remedies import Remedy
+from ..files import read_json
 from ..package import emission
 from ..package.config import Config, KeptOp
 from ..package.weights import Stored
 from ..report import html
 from ..search.cost import Cost
-from ..search.record import Trial
-from .plain import number
+from .answer import Answer
 
 PACKAGE = "model.mlpackage"
 
 
-@dataclass(frozen=True, slots=True)
-class OpRow:
+class OpRow(msgspec.Struct, frozen=True):
     """One candidate op, for the report.
 
     Attributes
@@ -44,11 +44,49 @@ class OpRow:
     line: str
     fp32: bool
     sensitivity: float | None
-    reads: list[str]
+    reads: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Result:
+class TrialRow(msgspec.Struct, frozen=True, rename={"asked_by": "pass"}):
+    """One evaluation of the search.
+
+    Attributes
+    ----------
+    asked_by
+        The pass that asked (``pass`` in JSON).
+    fp32_ops
+        How many ops were FP32.
+    error
+        In the metric; None where infinite, a lower bound where not ``exact``.
+    met
+        Whether it was within the budget that was searched with last.
+    """
+
+    asked_by: str
+    fp32_ops: int
+    error: float | None
+    met: bool
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a result is written from.
+
+    Attributes
+    ----------
+    room
+        Where the package is; None where there is none.
+    selector_source
+        The text of ``op_selector.py``.
+    """
+
+    config: Config
+    selector_source: str
+    room: files.Room | None
+
+
+class Result(Answer, frozen=True, kw_only=True, dict=True):
     """The outcome of a search.
 
     Attributes
@@ -62,30 +100,27 @@ class Result:
         The error of the written package, read back and run on the calibration data; of the
         all-FP32 program where nothing was written.
     error_fp16, error_fp32
-        The errors of all-FP16 and all-FP32 (the floor) on the calibration data; all-FP16's is NaN
+        The errors of all-FP16 and all-FP32 (the floor) on the calibration data; None for all-FP16
         where there was no time to measure it.
     heldout_error
         The error of the written package on the held-out data; None without any.
     searched_error
         The error that the search saw for its set.
-    fp32_ops
-        The names of the ops kept in FP32, in execution order.
     kept
-        The same with type, layer and sensitivity.
+        The ops kept in FP32, in execution order.
     candidate_ops
         How many ops could be chosen.
     evaluations, op_executions, forward_equivalents, seconds
-        What the search cost: vectors evaluated; single ops run; measured op time over that of one
+        What the search cost: sets evaluated; single ops run; measured op time over that of one
         forward of all calibration samples; wall time. What is measured afterwards for the report
         (each kept op alone) is not in the first three.
-    lower_bound, gap
-        At least so many ops must stay FP32 as :mod:`mpsearch.search.bound` assumes, and
-        how many more are kept; None where the trials contradict it, where ops are pinned, and where
-        something else than ops was minimised.
+    lower_bound
+        At least so many ops must stay FP32 as :mod:`mpsearch.search.bound` assumes; None where the
+        trials contradict it, where ops are pinned, and where something else than ops was minimized.
     proven
-        Whether every smaller set was tried and broke the budget (``prove``).
-    minimised
-        What was minimised.
+        Whether every smaller set was tried and broke the budget (``Limits(prove=True)``).
+    minimized
+        What was minimized.
     pinned_by_hazard
         Ops of ``fp32_ops`` that were not searched but kept FP32 for a known runtime fault
         (:mod:`mpsearch.explain.hazards`).
@@ -104,7 +139,7 @@ class Result:
     remedies
         Changes to the PyTorch model that would cost less (:mod:`mpsearch.explain.remedies`).
     weights
-        What came of storing weights otherwise (``weights``); None where that was not asked for.
+        What came of storing weights otherwise; None where that was not asked for.
     package_bytes
         The package on disk.
     not_measured
@@ -114,53 +149,53 @@ class Result:
         What the data was taken for: how many samples, of which inputs.
     explanation
         One sentence for people.
-    history, study
-        Every trial, and Optuna's study where the strategy ran one.
+    trials
+        Every set that the search evaluated, in order.
     """
+
+    ERRORS: ClassVar[tuple[str, ...]] = ("error", "error_fp16", "error_fp32")
 
     status: str
     budget: float
     metric: str
     error: float
-    error_fp16: float
+    error_fp16: float | None
     error_fp32: float
     candidate_ops: int
     evaluations: int
     op_executions: int
     forward_equivalents: float
     seconds: float
+    minimized: str
+    understood: str
+    explanation: str
+    notes: tuple[str, ...]
+    trials: tuple[TrialRow, ...]
+    kept: tuple[KeptOp, ...]
+    costs: dict[str, Cost]
+    islands: tuple[tuple[str, ...], ...]
+    ops: tuple[OpRow, ...]
+    front: tuple[tuple[int, float | None], ...]
     heldout_error: float | None = None
     searched_error: float | None = None
-    kept: list[KeptOp] = field(default_factory=list)
     lower_bound: int | None = None
     proven: bool = False
-    minimised: str = "ops"
-    pinned_by_hazard: list[str] = field(default_factory=list)
-    tolerated_overflows: list[str] = field(default_factory=list)
+    pinned_by_hazard: tuple[str, ...] = ()
+    tolerated_overflows: tuple[str, ...] = ()
     casts: int = 0
-    costs: dict[str, Cost] = field(default_factory=dict)
-    islands: list[list[str]] = field(default_factory=list)
-    ops: list[OpRow] = field(default_factory=list)
-    front: list[tuple[int, float | None]] = field(default_factory=list)
-    remedies: list[Remedy] = field(default_factory=list)
+    remedies: tuple[Remedy, ...] = ()
     weights: Stored | None = None
     package_bytes: int = 0
-    not_measured: list[str] = field(default_factory=list)
-    understood: str = ""
-    explanation: str = ""
-    notes: list[str] = field(default_factory=list)
-    history: list[Trial] = field(default_factory=list)
-    study: Any = None
-    config: Config | None = None
-    _selector_source: str = ""
-    _scratch: files.Room | None = None
+    not_measured: tuple[str, ...] = ()
 
     @property
     def fp32_ops(self) -> list[str]:
+        """The names of the ops kept in FP32, in execution order."""
         return [op.name for op in self.kept]
 
     @property
     def gap(self) -> int | None:
+        """How many more ops are kept than the lower bound asks for; None without a bound."""
         return None if self.lower_bound is None else len(self.kept) - self.lower_bound
 
     @property
@@ -173,10 +208,33 @@ class Result:
         """For ``ct.transform.FP16ComputePrecision(op_selector=...)``: True = cast to FP16."""
         return emission.selector(self.fp32_ops)
 
+    # -- what stands behind it -----------------------------------------------------------------
+
+    def with_files(self, written: Files | None, study: Any) -> Result:
+        """The same result, with what it can be saved from and the study of its search."""
+        self.__dict__.update(_files=written, study=study)
+        return self
+
+    @property
+    def study(self) -> Any:
+        """Optuna's study with every evaluation; None for a result that was read from a file."""
+        return self.__dict__.get("study")
+
+    @property
+    def config(self) -> Config | None:
+        """What ``apply`` and ``check`` take; None where no set was found."""
+        written = self._files
+        return None if written is None else written.config
+
+    @property
+    def _files(self) -> Files | None:
+        found: Files | None = self.__dict__.get("_files")
+        return found
+
     def _package(self) -> Path:
-        if self._scratch is None:
+        if self._files is None or self._files.room is None:
             raise InfeasibleError(f"there is no package: {self.explanation}")
-        return self._scratch.path / PACKAGE
+        return self._files.room.path / PACKAGE
 
     @property
     def mlmodel(self) -> Any:
@@ -192,51 +250,8 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``result.json``. Infinite errors are null."""
-        return {
-            "status": self.status,
-            "budget": self.budget,
-            "metric": self.metric,
-            "error": number(self.error),
-            "error_fp16": number(self.error_fp16),
-            "error_fp32": number(self.error_fp32),
-            "heldout_error": number(self.heldout_error),
-            "searched_error": number(self.searched_error),
-            "fp32_ops": self.fp32_ops,
-            "candidate_ops": self.candidate_ops,
-            "lower_bound": self.lower_bound,
-            "gap": self.gap,
-            "proven": self.proven,
-            "minimised": self.minimised,
-            "pinned_by_hazard": self.pinned_by_hazard,
-            "tolerated_overflows": self.tolerated_overflows,
-            "evaluations": self.evaluations,
-            "op_executions": self.op_executions,
-            "forward_equivalents": round(self.forward_equivalents, 3),
-            "casts": self.casts,
-            "seconds": round(self.seconds, 3),
-            "explanation": self.explanation,
-            "not_measured": self.not_measured,
-            "understood": self.understood,
-            "notes": self.notes,
-            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
-            "package_bytes": self.package_bytes,
-            "weights": None if self.weights is None else asdict(self.weights),
-            "kept": [asdict(op) for op in self.kept],
-            "islands": self.islands,
-            "remedies": [{**asdict(r), "code": r.code} for r in self.remedies],
-            "front": self.front,
-            "ops": [asdict(op) for op in self.ops],
-            "trials": [
-                {
-                    "pass": t.asked_by,
-                    "fp32_ops": t.fp32_ops,
-                    "error": number(t.loss),
-                    "met": t.met,
-                    "exact": t.exact,
-                }
-                for t in self.history
-            ],
-        }
+        found = Answer.as_dict(self)
+        return {**found, "fp32_ops": self.fp32_ops, "gap": self.gap}
 
     def save(self, path: str | Path) -> Path:
         """Write the package, ``op_selector.py`` and the JSON files, and ``report.html``.
@@ -257,19 +272,23 @@ class Result:
         InputError
             If the folder cannot be written, or holds what mpsearch did not write.
         """
-        if self.config is None:
+        source = self._files
+        if source is None:
             raise InfeasibleError(f"there is nothing to write: {self.explanation}")
         target = self._place(Path(path))
         with files.written(target, files.foreign) as out:
             out.mkdir()
-            if self._scratch is not None:
+            if source.room is not None:
                 shutil.copytree(self._package(), out / PACKAGE)
-            (out / "op_selector.py").write_text(self._selector_source, encoding="utf-8")
-            self.config.write(out / "precision.json")
-            (out / "result.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-            text = html.render(self.as_dict(), asdict(self.config))
+            (out / "op_selector.py").write_text(source.selector_source, encoding="utf-8")
+            source.config.write(out / "precision.json")
+            content = self.as_dict()
+            (out / "result.json").write_bytes(
+                msgspec.json.format(msgspec.json.encode(content)) + b"\n"
+            )
+            text = html.render(content, source.config.as_dict())
             (out / "report.html").write_text(text, encoding="utf-8")
-            files.write_manifest(out, f"mpsearch {self.config.versions['mpsearch']}")
+            files.write_manifest(out, f"mpsearch {source.config.versions['mpsearch']}")
         return target
 
     def _place(self, path: Path) -> Path:
@@ -277,9 +296,21 @@ class Result:
         if self.status not in ("interrupted", "unwritten") or files.foreign(path) is not None:
             return path
         try:
-            former = files.read_json(path / "result.json", "")
-            kept, status = len(former["fp32_ops"]), former["status"]
-        except (InputError, KeyError, TypeError):
+            former = read(path / "result.json")
+        except InputError:
             return path
-        worse = status in ("interrupted", "unwritten") and kept >= len(self.kept)
+        worse = former.status in ("interrupted", "unwritten")
+        worse &= len(former.kept) >= len(self.kept)
         return path if worse else path.with_name(f"{path.name}-interrupted")
+
+
+def read(path: str | Path) -> Result:
+    """Read a ``result.json``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is no JSON, or no result of this version.
+    """
+    file = Path(path)
+    return Result.from_dict(read_json(file, "a result.json that optimize wrote"), str(file))

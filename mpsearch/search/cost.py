@@ -10,33 +10,17 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ..errors import InputError
 from ..program.graph import Function, Node, Ref, slots_read, walk
 from ..program.precision import Precision
 
 if TYPE_CHECKING:
     from ..program.lowering import CandidateOp
 
-#: What can be minimised. ``casts`` counts FP32 ops as well: with every op in FP32 there are none.
-OBJECTIVES = ("ops", "casts", "bytes", "flops")
-
 _FP32, _FREE = -1, -2
 
 
-def check_objective(name: str) -> None:
-    """Fail early on an unknown objective.
-
-    Raises
-    ------
-    InputError
-        If it is none of :data:`OBJECTIVES`.
-    """
-    if name not in OBJECTIVES:
-        raise InputError(f"minimise {name!r} is not known; choose {', '.join(OBJECTIVES)}")
-
-
 def op_cost(op: CandidateOp, objective: str) -> float:
-    """The cost of one op in FP32 by itself."""
+    """The cost of one op in FP32 by itself, in one of :data:`mpsearch.options.OBJECTIVES`."""
     if objective == "bytes":
         return float(op.weight_bytes)
     if objective == "flops":

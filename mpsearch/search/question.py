@@ -6,15 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..errors import InputError
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from .cost import Casts, op_cost
 
 Kept = frozenset[int]  # units kept in FP32
-
-#: What is decided as a whole.
-GRANULARITIES = ("op", "layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +19,6 @@ class Unit:
 
     name: str
     ops: tuple[int, ...]
-
-
-def check_granularity(by: str) -> None:
-    """Fail early on an unknown granularity.
-
-    Raises
-    ------
-    InputError
-        If it is none of :data:`GRANULARITIES`.
-    """
-    if by not in GRANULARITIES:
-        raise InputError(f"granularity {by!r} is not known; choose {' or '.join(GRANULARITIES)}")
 
 
 def units(ops: Sequence[CandidateOp], free: Iterable[int], by: str = "op") -> tuple[Unit, ...]:
@@ -62,7 +46,7 @@ class Question:
     always
         Candidates that are FP32 whatever is decided.
     objective
-        What is minimized, one of :data:`mpsearch.search.cost.OBJECTIVES`.
+        What is minimized, one of :data:`mpsearch.options.OBJECTIVES`.
     casts
         Counts casts; without, sets are told apart by their price and their number of ops alone.
     forbid_overflow

@@ -6,8 +6,9 @@ from typing import Any
 
 from .._ct import ct, quiet
 from ..errors import InputError
+from ..options import TARGETS
 from ..program import lowering as _program
-from .precast import TARGETS, Precast
+from .precast import Precast
 
 with quiet():
     from coremltools.converters.mil.mil import types

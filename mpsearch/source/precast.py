@@ -23,7 +23,6 @@ with quiet():
 
 
 #: Deployment targets that ML Programs know.
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
 _CAST_PASS = "common::add_fp16_cast"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from ..evaluation.metrics import Metric, Outputs
 from ..executor.predict import Executor
 from ..files import first_line
 from ..memory import give_back
-from ..numerics.profiles import Profile, profiles
+from ..numerics.profiles import Numerics, Profile, chosen
+from ..options import Conversion
 from ..program.graph import Function
 from ..program.lowering import CandidateOp, lower_candidates
 from .conversion import convert
@@ -27,12 +29,12 @@ from .data import Data, argument_names, collect, required_arguments
 from .loading import load_model
 from .mlpackage import from_package
 from .modules import TorchModel, unwrapped
-from .precast import TARGETS, Port, Precast
+from .precast import Port, Precast, fingerprint
 
 Bind = Callable[[dict[str, Any]], tuple[dict[str, Any], Outputs]]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything that is known before the search.
 
@@ -54,8 +56,6 @@ class Prepared:
         What the samples were taken for, in words.
     notes
         What the result is to say beside its numbers.
-    pinned_by_hazard
-        Names of the ops kept FP32 for a known runtime fault.
     """
 
     precast: Precast
@@ -73,8 +73,12 @@ class Prepared:
     io_dtype: str
     source: str
     understood: str
-    notes: list[str] = field(default_factory=list)
-    pinned_by_hazard: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the program and its weights, to tell models apart."""
+        return fingerprint(self.precast)
 
     def evaluator(
         self,
@@ -113,12 +117,10 @@ class Prepared:
 def prepare(
     model: Any,
     inputs: Any,
-    metric: str | Callable[..., float],
-    numerics: str,
-    target: str,
-    heldout: float,
-    io_dtype: str | None,
-    states: Iterable[str] = (),
+    metric: str | Callable[..., float] = "rel_l2",
+    numerics: Numerics = "ieee",
+    conversion: Conversion = Conversion(),
+    heldout: float = 0.0,
     targets: Any = None,
 ) -> Prepared:
     """Load, convert up to the cast, and compute the references.
@@ -130,14 +132,7 @@ def prepare(
     InputError
         If something given cannot be used.
     """
-    if target not in TARGETS:
-        raise InputError(f"target {target!r} is not known; choose from {', '.join(TARGETS)}")
-    if io_dtype not in (None, "fp16", "fp32"):
-        raise InputError(f"io_dtype {io_dtype!r} is not known; choose fp32 or fp16")
-    try:
-        chosen = profiles(numerics)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    profiles = chosen(numerics)
     metrics.resolve(metric, False)  # an unknown name fails before the work
     source = str(model) if isinstance(model, (str, Path)) else type(model).__name__
     model = open_source(model)
@@ -148,10 +143,11 @@ def prepare(
         data = as_data(inputs, list(function.inputs), targets)
     else:
         data = as_data(inputs, argument_names(model), targets)
-        torch_model = TorchModel(model, states)
+        torch_model = TorchModel(model, conversion.states)
         torch_model.settle(data.samples[0])
-        io = io_dtype or ("fp16" if torch_model.io_half and target != "iOS15" else "fp32")
-        precast = convert(torch_model, data.samples, target, io)
+        half = torch_model.io_half and conversion.target != "iOS15"
+        io = conversion.io_dtype or ("fp16" if half else "fp32")
+        precast = convert(torch_model, data.samples, conversion.target, io)
     (function_name,) = precast.program.functions
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
@@ -164,23 +160,24 @@ def prepare(
     references = [r for _, r in bound]
     notes = _check_references(references)
     cut = len(calibration.samples)
+    first = data.samples[0].items()
     return Prepared(
-        precast,
-        lowered,
-        ops,
-        metrics.resolve(metric, bool(data.targets)),
-        chosen,
-        calibration,
-        held,
-        references[:cut],
-        references[cut:],
-        [Port.of(k, v) for k, v in data.samples[0].items() if isinstance(v, torch.Tensor)],
-        data.samples[:cut],
-        torch_model,
-        io,
-        source,
-        data.understood,
-        notes,
+        precast=precast,
+        lowered=lowered,
+        ops=ops,
+        metric=metrics.resolve(metric, bool(data.targets)),
+        profiles=profiles,
+        calibration=calibration,
+        heldout=held,
+        references=references[:cut],
+        heldout_references=references[cut:],
+        inputs=[Port.of(k, v) for k, v in first if isinstance(v, torch.Tensor)],
+        given=data.samples[:cut],
+        torch_model=torch_model,
+        io_dtype=io,
+        source=source,
+        understood=data.understood,
+        notes=tuple(notes),
     )
 
 

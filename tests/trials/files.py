@@ -32,9 +32,15 @@ def make_good(folder: Path) -> None:
     np.savez(folder / "one.npz", x=x[0].numpy())
     torch.save({"x": rows}, folder / "x.pt")
     save_file({"x": rows}, folder / "x.safetensors")
-    result = mpsearch.optimize(net(), x, 1e-2, progress=False)
+    result = mpsearch.optimize(net(), x, 1e-2, execution=mpsearch.Execution(progress=False))
     result.save(folder / "result")
-    fp32 = mpsearch.optimize(net(), x, 1e-2, keep_fp32=["op:*"], progress=False)
+    fp32 = mpsearch.optimize(
+        net(),
+        x,
+        1e-2,
+        constraints=mpsearch.Constraints(keep_fp32=["op:*"]),
+        execution=mpsearch.Execution(progress=False),
+    )
     fp32.save(folder / "all32")
     shutil.copytree(folder / "all32" / "model.mlpackage", folder / "fp32.mlpackage")
 
@@ -239,21 +245,28 @@ def edited(config: dict, result: dict) -> dict[str, tuple[dict | str, dict | str
     """Configs and results as people and programs leave them; each one wrong."""
     out: dict[str, tuple[dict | str, dict | str]] = {}
     for key in config:
-        if key not in ("weights", "states", "custom_metric"):
+        if key not in ("weights", "custom_metric"):
             out[f"config_without_{key}"] = ({k: v for k, v in config.items() if k != key}, result)
     wrong: dict[str, list[object]] = {
-        "version": [2, "1", None],
+        "version": [1, "2", None],
         "fingerprint": ["x", 3],
-        "target": ["iOS14", None],
-        "io_dtype": ["fp8"],
+        "conversion": [
+            {"target": "iOS14"},
+            {"target": None},
+            {"io_dtype": "fp8"},
+            {"states": 3},
+            {"surprise": 1},
+            3,
+        ],
+        "constraints": [{"by": "block"}, {"keep_fp32": "type:mul"}],
+        "limits": [{"trials": 0}, {"timeout": "x"}],
+        "execution": [{"seed": -1}, {"seed": 1.5}, {"seed": 2**40}, {"seed": "0"}],
         "metric": [3, None],
         "budget": ["1e-3", None, [1]],
-        "seed": [-1, 1.5, 2**40, "0"],
         "numerics": [3],
         "inputs": [3, [{"name": "x"}], [{"name": "x", "dtype": "load", "shape": [1]}]],
         "fp32_ops": [3, ["a"], [{"name": "a"}]],
-        "weights": [3, {"storage": "int4", "names": []}],
-        "states": [3],
+        "weights": [3, {"dtype": "int4", "names": []}],
         "source": [None],
         "errors": [3],
         "versions": [{"torch": 2}],

@@ -54,7 +54,8 @@ OPTIONS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "--cache-bytes": (("optimize",), ["-1", "x", "1.5", ""]),
     "--strategy": (("optimize", "pareto"), ["", "luck", "greedy_optuna", "tests.models:net"]),
     "--by": (("optimize", "analyze"), ["", "block", "OP"]),
-    "--minimise": (("optimize",), ["", "watts", "op"]),
+    "--minimize": (("optimize",), ["", "watts", "op"]),
+    "--weight-dtype": (("optimize",), ["", "fp32", "int4"]),
     "--hazards": (("optimize",), ["", "maybe", "on"]),
     "--weights": (
         ("optimize", "analyze", "pareto", "check", "apply"),

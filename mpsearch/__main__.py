@@ -1,0 +1,5 @@
+"""``python -m mpsearch``."""
+
+from .cli import main
+
+main()

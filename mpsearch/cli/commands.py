@@ -1,0 +1,409 @@
+"""The commands: parse, call a flow, print."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import options as choices
+from ..errors import InputError
+from ..files import check_writable, foreign, printable, temporary_room
+from ..options import Constraints, Conversion, Execution, Limits
+from . import options as shared
+from .ending import CHECK_FAILED, EXIT, OK, Group
+
+_MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pickle), an FP32 \
+.mlpackage, or package.module:factory."
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mpsearch")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Find the fewest ops that must stay FP32 for a model to work in Core ML's FP16."""
+    ctx.with_resource(temporary_room())
+
+
+def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """The model and its data; takes what says so out of ``options``."""
+    weights, allow_pickle = options.pop("weights"), options.pop("allow_pickle")
+    inputs, targets = options.pop("inputs"), options.pop("targets")
+    random_, shape = options.pop("random_"), options.pop("shape")
+
+    from ..source import data
+    from ..source.loading import load_model
+    from ..source.prepare import declared_inputs
+
+    if (inputs is None) == (random_ is None):
+        raise InputError("give calibration data with --inputs, or --random N to do without")
+    if random_ is not None:
+        random_ = choices.count(random_, "--random")
+        if targets is not None:
+            raise InputError("--targets goes with --inputs; random samples have none")
+    loaded = load_model(model, weights, allow_pickle)
+    names, required, shapes = declared_inputs(loaded, shape)
+    if inputs is not None:
+        return loaded, data.read(inputs, names, required, targets, shapes)
+    assert random_ is not None
+    return loaded, data.drawn(shapes, names, required, random_, seed)
+
+
+@main.command(epilog=_MODEL)
+@click.argument("model")
+@click.option("--budget", type=float, required=True, help="Largest error allowed.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Directory to write.")
+@shared.source
+@shared.heldout
+@shared.strategy
+@shared.numerics
+@shared.conversion
+@click.option(
+    "--weight-dtype",
+    type=click.Choice(choices.WEIGHT_DTYPES),
+    help="How weights are stored where the budget allows (default: as their ops are typed).",
+)
+@click.option(
+    "--keep-fp32", multiple=True, metavar="PIN", help="type:softmax, layer:enc.3.*, op:x*"
+)
+@click.option("--keep-fp16", multiple=True, metavar="PIN", help="The same, to stay FP16.")
+@click.option("--by", type=click.Choice(choices.GRANULARITIES), default="op", show_default=True)
+@click.option("--minimize", type=click.Choice(choices.OBJECTIVES), default="ops", show_default=True)
+@click.option("--forbid-overflow", is_flag=True, help="Leave no op in FP16 that overflows.")
+@click.option(
+    "--hazards",
+    type=click.Choice(choices.HAZARD_ACTIONS),
+    default="pin",
+    show_default=True,
+    help="What to do about known runtime faults.",
+)
+@click.option("--trials", type=int, help="Evaluations allowed (default 300).")
+@click.option("--timeout", type=float, help="Seconds allowed.")
+@click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
+@shared.execution
+@shared.storage
+@click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
+@click.pass_context
+def optimize(
+    ctx: click.Context,
+    /,
+    model: str,
+    budget: float,
+    out: Path | None,
+    metric: str | None,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Search MODEL and write the mixed-precision package."""
+    target = out or Path(_stem(model) + "-mixed")
+    check_writable(target, foreign)
+    conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
+    limits, execution = shared.group(Limits, options), shared.group(Execution, options)
+
+    from ..ending import Ending
+    from ..flows.job import Request
+    from ..flows.optimize import answer
+    from ..flows.surroundings import neutral
+    from ..report import text
+
+    request = Request(
+        budget,
+        _metric(metric),
+        None,
+        options.pop("heldout"),
+        options.pop("strategy"),
+        options.pop("numerics"),
+        conversion,
+        constraints,
+        limits,
+        execution,
+    )
+    loaded, data = _load(model, options, execution.seed)
+    ending = Ending(limits.timeout)
+    with ending.listening():
+        with neutral():
+            result = answer(request, loaded, data, ending, model)
+        written, lost = _save(result, target)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        _say(text.summary(result, written, _paint))
+    if verbose:
+        click.echo(printable(text.passes(result.trials)), err=True)
+    if lost is not None:
+        raise lost
+    if written is not None and written != target:
+        said = printable(f"note: {target} holds a better result, which was kept")
+        click.echo(said, err=True)
+    ctx.exit(EXIT[result.status])
+
+
+def _save(result: Any, target: Path) -> tuple[Path | None, InputError | None]:
+    """Where the result was written, and what went wrong; what cannot be written is shown."""
+    if result.status == "infeasible":
+        return None, None
+    try:
+        return result.save(target), None
+    except InputError as error:
+        return None, error
+
+
+def _say(message: str) -> None:
+    """Print to stdout, in colour only on a terminal, and never where NO_COLOR is set."""
+    click.echo(message, color=False if os.environ.get("NO_COLOR") else None)
+
+
+def _paint(message: str, mood: str) -> str:
+    if mood == "quiet":
+        return click.style(message, dim=True)
+    return click.style(message, fg={"good": "green", "bad": "red"}[mood])
+
+
+def _stem(model: str) -> str:
+    """A name for outputs, of the characters that any file system takes."""
+    name = Path(model).stem if Path(model).exists() else model.rpartition(":")[2]
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".-") or "model"
+
+
+@main.command(epilog=_MODEL)
+@click.argument("model")
+@shared.source
+@click.option("--budget", type=float, help="What counts as harm (default 2**-9).")
+@shared.numerics
+@shared.conversion
+@click.option("--top", type=int, default=20, show_default=True, help="Rows to list.")
+@click.option("--by", type=click.Choice(choices.GRANULARITIES), default="op", show_default=True)
+@click.option(
+    "--model-explorer",
+    "graph",
+    type=click.Path(path_type=Path),
+    help="Also write the graph, with node data beside it, for Google's Model Explorer.",
+)
+@shared.execution
+def analyze(
+    model: str,
+    metric: str | None,
+    budget: float | None,
+    numerics: str,
+    as_json: bool,
+    top: int,
+    by: str,
+    graph: Path | None,
+    **options: Any,
+) -> None:
+    """Say which ops FP16 breaks in MODEL, and why."""
+    top = choices.count(top, "--top", 0)
+    conversion, execution = shared.group(Conversion, options), shared.group(Execution, options)
+
+    from ..flows import analyze as analysis
+    from ..report import model_explorer, text
+
+    if graph is not None:
+        model_explorer.check_writable(graph)
+    _check(metric, budget, execution.device)
+    loaded, data = _load(model, options, execution.seed)
+    found = analysis.analyze(
+        loaded,
+        data,
+        _metric(metric),
+        budget=budget,
+        numerics=numerics,
+        conversion=conversion,
+        execution=execution,
+    )
+    if graph is not None:
+        model_explorer.write(found, graph)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    _say(text.analysis(found, top, by, _paint))
+
+
+def _metric(given: str | None) -> str:
+    return "rel_l2" if given is None else given
+
+
+def _check(metric: str | None, budget: float | None, device: str) -> None:
+    """What is wrong with what was typed comes before the model is loaded."""
+    from ..evaluation.metrics import resolve
+    from ..source.prepare import check_device
+
+    measure = resolve(_metric(metric), False)
+    if budget is not None:
+        choices.budget(budget, measure.larger_is_better)
+    check_device(device)
+
+
+@main.command(epilog=_MODEL)
+@click.argument("model")
+@shared.source
+@shared.heldout
+@click.option("--points", type=int, default=8, show_default=True, help="Budgets to search for.")
+@shared.strategy
+@shared.numerics
+@shared.conversion
+@click.option("--trials", type=int, help="Evaluations allowed (default 600).")
+@click.option("--timeout", type=float, help="Seconds allowed.")
+@shared.execution
+@shared.storage
+def pareto(
+    model: str,
+    metric: str | None,
+    points: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what error each number of FP32 ops can buy."""
+    points = choices.count(points, "points", 2, 1000)
+    conversion, limits = shared.group(Conversion, options), shared.group(Limits, options)
+    execution = shared.group(Execution, options)
+    given = {name: options.pop(name) for name in ("heldout", "strategy", "numerics")}
+    choices.number(given["heldout"], "heldout")
+
+    from ..flows import pareto as front
+    from ..report import text
+    from ..search.record import check_storage
+
+    check_storage(execution.storage)
+    _check(metric, None, execution.device)
+    loaded, data = _load(model, options, execution.seed)
+    found = front.pareto(
+        loaded,
+        data,
+        _metric(metric),
+        points=points,
+        conversion=conversion,
+        limits=limits,
+        execution=execution,
+        **given,
+    )
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    _say(text.front(found))
+
+
+@main.command(epilog=_MODEL)
+@click.argument("config")
+@click.argument("model")
+@click.option("--weights", help="State dict for package.module:factory.")
+@click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code.")
+@click.option("--inputs", help="An example, where zeros will not do.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .mlpackage to write."
+)
+@shared.json
+def apply(
+    config: str,
+    model: str,
+    weights: str | None,
+    allow_pickle: bool,
+    inputs: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Convert MODEL with a stored CONFIG (precision.json or its directory)."""
+    from ..files import written
+    from ..flows import apply as applying
+    from ..package import config as configs
+    from ..package import emission
+    from ..source import data
+    from ..source.loading import load_model
+    from ..source.prepare import declared_inputs
+
+    if out.suffix != ".mlpackage":
+        raise InputError(f"--out {out} is no .mlpackage; give a path that ends in .mlpackage")
+    check_writable(out, emission.foreign_package)
+    parsed = configs.read(config)
+    loaded = load_model(model, weights, allow_pickle)
+    names, required, shapes = declared_inputs(loaded, ())
+    example = None if inputs is None else data.read(inputs, names, required, None, shapes).samples
+    converted = applying.apply(parsed, loaded, example)
+    with written(out, emission.foreign_package) as scratch:
+        converted.save(str(scratch))
+    click.echo(json.dumps({"written": str(out)}) if as_json else f"wrote {out}")
+
+
+@main.command(epilog=_MODEL)
+@click.argument("config")
+@click.argument("model")
+@shared.source
+@click.option("--budget", type=float, help="Instead of the config's.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    /,
+    config: str,
+    model: str,
+    budget: float | None,
+    metric: str | None,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
+    from ..flows import check as checking
+    from ..package import config as configs
+    from ..report import text
+
+    parsed = configs.read(config)
+    _check(metric, budget, device)
+    execution = Execution(device=device, seed=parsed.execution.seed)
+    loaded, data = _load(model, options, execution.seed)
+    report = checking.check(parsed, loaded, data, budget=budget, metric=metric, execution=execution)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _say(text.check(report, _paint))
+    ctx.exit(OK if report.holds else CHECK_FAILED)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--inputs", required=True, help=".npz keyed by input name.")
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .npz to write."
+)
+@click.option("--numerics", type=click.Choice(choices.PROFILES), default="ieee", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--function", "function_name", help="Which function of a multi-function package.")
+@shared.json
+def run(
+    model: str,
+    inputs: str,
+    out: Path,
+    numerics: str,
+    device: str,
+    function_name: str | None,
+    as_json: bool,
+) -> None:
+    """Predict with MODEL.mlpackage on any machine.
+
+    Arrays have the model's own input shapes, or one more axis in front: one prediction for each
+    of its rows.
+    """
+    from ..flows.predict import predict_file
+    from ..flows.surroundings import neutral
+    from ..source.prepare import check_device
+
+    check_device(device)
+    with neutral():
+        names = predict_file(model, inputs, out, numerics, device, function_name)
+    found = {"written": str(out), "outputs": names}
+    click.echo(json.dumps(found) if as_json else printable(f"wrote {out}: {', '.join(names)}"))
+
+
+@main.command()
+@click.argument("directory")
+@shared.json
+def report(directory: str, as_json: bool) -> None:
+    """Write report.html anew into DIRECTORY, one that optimize wrote."""
+    from ..flows.report import write
+
+    written = write(directory)
+    click.echo(json.dumps({"written": str(written)}) if as_json else f"wrote {written}")

@@ -1,0 +1,137 @@
+"""Options that commands share: what they are called, what they take, what they offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from click.shell_completion import CompletionItem
+
+from .. import options as choices
+
+G = TypeVar("G", bound=msgspec.Struct)
+
+
+class _Named(click.ParamType):
+    """Words that are offered, and checked where they are used: other values may stand for code."""
+
+    def __init__(self, name: str, known: Callable[[], Sequence[str]]) -> None:
+        self.name = name
+        self._known = known
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self._known())}]"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in self._known() if word.startswith(incomplete)]
+
+
+class _Numerics(_Named):
+    """Profiles, several with commas between them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        for word in str(value).split(","):
+            if word.strip() not in choices.PROFILES:
+                known = ", ".join(choices.PROFILES)
+                self.fail(f"{word!r} is not one of {known}, or several with commas between them")
+        return value
+
+
+def _strategies() -> list[str]:
+    return sorted(e.name for e in entry_points(group="mpsearch.strategies"))
+
+
+class _Strategy(_Named):
+    """An installed strategy."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self._known():
+            self.fail(f"{value!r} is not one of those installed: {', '.join(self._known())}")
+        return value
+
+
+json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+numerics = click.option(
+    "--numerics",
+    type=_Numerics("numerics", lambda: choices.PROFILES),
+    default="ieee",
+    show_default=True,
+    help="Or several, with commas.",
+)
+strategy = click.option(
+    "--strategy",
+    type=_Strategy("strategy", _strategies),
+    default="greedy-optuna",
+    show_default=True,
+)
+heldout = click.option(
+    "--heldout", type=float, default=0.25, show_default=True, help="Share kept aside."
+)
+
+
+def options(*options: Any) -> Callable[[Any], Any]:
+    """Several options as one decorator."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+#: What the model and the data are.
+source = options(
+    click.option("--weights", help="State dict for package.module:factory."),
+    click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code."),
+    click.option("--inputs", help=".npz, .pt, .safetensors or package.module:callable."),
+    click.option(
+        "--targets",
+        help="What a task metric compares with (same formats), or pairs: the callable of "
+        "--inputs gives (sample, target).",
+    ),
+    click.option("--random", "random_", type=int, help="Draw N random samples instead."),
+    click.option(
+        "--shape",
+        multiple=True,
+        metavar="NAME=1,3,224,224",
+        help="Shape of an input for --random, where the model does not say.",
+    ),
+    click.option(
+        "--metric",
+        type=_Named("metric", lambda: choices.METRICS),
+        help="Or package.module:callable (default rel_l2).",
+    ),
+    json,
+)
+conversion = options(
+    click.option(
+        "--target", type=click.Choice(choices.TARGETS), default="iOS17", show_default=True
+    ),
+    click.option(
+        "--io-dtype",
+        type=click.Choice(choices.IO_DTYPES),
+        help="Of float inputs and outputs (default: as the model has).",
+    ),
+    click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18)."),
+)
+execution = options(
+    click.option("--device", default="cpu", show_default=True, help="A torch device."),
+    click.option("--cache-bytes", type=int, help="Bytes of results to remember."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option(
+        "--progress/--no-progress", default=None, help="Show a bar (default: on a terminal)."
+    ),
+)
+storage = click.option("--storage", help="Keep Optuna's study there, e.g. sqlite:///study.db.")
+
+
+def group(kind: type[G], options: dict[str, Any]) -> G:
+    """A group of options, taken out of what was typed."""
+    names = [name for name in kind.__struct_fields__ if name in options]
+    return kind(**{name: options.pop(name) for name in names})

@@ -1,0 +1,98 @@
+"""Converting with a stored config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._ct import ct
+from ..errors import InputError
+from ..memory import MOST_ELEMENTS
+from ..package import config as _config
+from ..package import emission
+from ..package.config import Config, KeptOp
+from ..program.lowering import CandidateOp, lower_candidates
+from ..source.conversion import convert
+from ..source.data import argument_names, collect
+from ..source.mlpackage import from_package
+from ..source.modules import TorchModel
+from ..source.precast import Precast
+from ..source.prepare import open_source
+from .surroundings import undisturbed
+
+
+def as_config(config: Config | str | Path) -> Config:
+    """A config, or the one at a path."""
+    return config if isinstance(config, Config) else _config.read(config)
+
+
+def match(config: Config, ops: Sequence[CandidateOp]) -> tuple[set[int], tuple[KeptOp, ...]]:
+    """The config's ops in the model, by name, type and layer, and those that are not there."""
+    known = {(op.name, op.type, op.layer): op.index for op in ops}
+    places = {kept: known.get((kept.name, kept.type, kept.layer)) for kept in config.fp32_ops}
+    found = {index for index in places.values() if index is not None}
+    return found, tuple(kept for kept, index in places.items() if index is None)
+
+
+@undisturbed
+def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
+    """Convert a model with a stored config.
+
+    Parameters
+    ----------
+    config
+        A :class:`Config`, or the path of a ``precision.json`` or of its directory.
+    model
+        The same model, perhaps with new weights.
+    data
+        An example, as ``optimize`` takes it; default: zeros in the shapes that the config knows.
+
+    Returns
+    -------
+    MLModel
+
+    Raises
+    ------
+    InputError
+        If the config names ops that the model does not have.
+    """
+    config = as_config(config)
+    precast = _convert(config, open_source(model), data)
+    (name,) = precast.program.functions
+    _, ops = lower_candidates(precast.program, name, precast.layer_of)
+    found, missing = match(config, ops)
+    if missing:
+        some = missing[:5]
+        listed = ", ".join(f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in some)
+        listed += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputError(
+            f"the config names {len(missing)} ops that the model does not have: {listed}; "
+            "run optimize on this model"
+        )
+    stored = None if config.weights is None else (config.weights.dtype, config.weights.names)
+    names = [op.name for op in ops if op.index in found]
+    return emission.convert(precast, emission.selector(names), stored)
+
+
+def _convert(config: Config, model: Any, data: Any) -> Precast:
+    if isinstance(model, ct.models.MLModel):
+        return from_package(model)
+    samples = [_example(config)] if data is None else collect(data, argument_names(model)).samples
+    torch_model = TorchModel(model, config.conversion.states)
+    torch_model.settle(samples[0])
+    io_dtype = config.conversion.io_dtype or "fp32"
+    return convert(torch_model, samples, config.conversion.target, io_dtype)
+
+
+def _example(config: Config) -> dict[str, Any]:
+    elements = sum(math.prod(spec.shape) for spec in config.inputs)
+    if not config.inputs or elements > MOST_ELEMENTS:
+        raise InputError(
+            f"the config's inputs hold {elements:,} values, expected 1 to {MOST_ELEMENTS:,}; give "
+            "an example with --inputs"
+        )
+    return {s.name: torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in config.inputs}

@@ -1,0 +1,83 @@
+"""Checking a stored config against a model, for instance after retraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .. import options
+from ..errors import InputError
+from ..evaluation.metrics import NAMES
+from ..numerics.profiles import Numerics
+from ..options import Execution
+from ..package.config import Config
+from ..program.precision import Precision
+from ..results.check import CheckResult
+from ..source.prepare import check_device, prepare
+from .apply import as_config, match
+from .surroundings import undisturbed
+
+
+@undisturbed
+def check(
+    config: Config | str | Path,
+    model: Any,
+    data: Any,
+    *,
+    targets: Any = None,
+    budget: float | None = None,
+    metric: Any = None,
+    numerics: Numerics | None = None,
+    execution: Execution = Execution(),
+) -> CheckResult:
+    """Measure whether a stored config still holds.
+
+    Parameters
+    ----------
+    config, model
+        As for :func:`mpsearch.apply`.
+    data, targets
+        As for :func:`mpsearch.optimize`; all samples are used.
+    budget, metric, numerics
+        Default: the config's.
+    execution
+        Where to run.
+
+    Raises
+    ------
+    InputError
+        If something given cannot be used.
+    """
+    config = as_config(config)
+    options.group(execution, Execution, "execution")
+    check_device(execution.device)
+    if metric is None and (config.custom_metric or config.metric not in NAMES):
+        raise InputError(
+            f"the config was made with the metric {config.metric!r}, a function, which a config "
+            "does not bring along; give it: metric= in Python, --metric package.module:callable"
+        )
+    prepared = prepare(
+        model,
+        data,
+        config.metric if metric is None else metric,
+        config.numerics if numerics is None else numerics,
+        config.conversion,
+        0.0,
+        targets,
+    )
+    larger = prepared.metric.larger_is_better
+    limit = options.budget(config.budget if budget is None else budget, larger)
+    found, missing = match(config, prepared.ops)
+    evaluator = prepared.evaluator(execution.device, execution.cache_bytes)
+    count, show = len(prepared.ops), prepared.metric.loss_of
+    loss = evaluator.evaluate(Precision.of(found, count)).loss
+    return CheckResult(
+        holds=not missing and loss <= show(limit),
+        error=show(loss),
+        error_fp16=show(evaluator.evaluate(Precision.all_fp16(count)).loss),
+        error_fp32=show(evaluator.evaluate(Precision.all_fp32(count)).loss),
+        budget=limit,
+        metric=prepared.metric.name,
+        unmatched=missing,
+        same_model=prepared.fingerprint == config.fingerprint,
+    )

@@ -1,0 +1,157 @@
+"""What a search was asked for, and all that is known before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .. import options
+from ..ending import Ending
+from ..errors import InputError
+from ..evaluation.metrics import Metric, resolve
+from ..explain.hazards import notes as hazard_notes
+from ..explain.hazards import struck
+from ..numerics.profiles import Numerics, chosen
+from ..options import Constraints, Conversion, Execution, Limits
+from ..search import pins
+from ..search.cost import Casts
+from ..search.problem import Problem, Strategy
+from ..search.question import Question, units
+from ..search.record import Record, Trial, check_storage
+from ..search.registry import find_strategy
+from ..source.identity import study_name
+from ..source.prepare import Prepared, check_device
+
+DEFAULT_TRIALS = 300
+#: Share of the trials kept back for searching on where the package or the held-out data fails.
+_RESERVE = 0.3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for, checked before any work.
+
+    Attributes are the arguments of :func:`mpsearch.optimize`.
+
+    Raises
+    ------
+    InputError
+        If something cannot be used.
+    """
+
+    budget: float
+    metric: str | Callable[..., float]
+    targets: Any
+    heldout: float
+    strategy: str | Strategy
+    numerics: Numerics
+    conversion: Conversion
+    constraints: Constraints
+    limits: Limits
+    execution: Execution
+
+    def __post_init__(self) -> None:
+        options.group(self.conversion, Conversion, "conversion")
+        options.group(self.constraints, Constraints, "constraints")
+        options.group(self.limits, Limits, "limits")
+        options.group(self.execution, Execution, "execution")
+        options.number(self.heldout, "heldout")
+        # A metric's name is looked up again with the data; a wrong budget fails before the work.
+        self.limit(resolve(self.metric, False))
+        find_strategy(self.strategy)
+        chosen(self.numerics)
+        check_storage(self.execution.storage)
+        check_device(self.execution.device)
+
+    def limit(self, metric: Metric) -> float:
+        """The largest loss allowed."""
+        return metric.loss_of(options.budget(self.budget, metric.larger_is_better))
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy, for people and configs."""
+        given = self.strategy
+        return given if isinstance(given, str) else getattr(given, "__name__", "custom")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A search about to begin.
+
+    Attributes
+    ----------
+    name
+        What to call the model.
+    pinned_by_hazard
+        Names of the ops kept FP32 for a known runtime fault.
+    notes
+        What the result is to say beside its numbers.
+    started
+        When the call came, in seconds of ``time.perf_counter``.
+    """
+
+    request: Request
+    prepared: Prepared
+    problem: Problem
+    name: str
+    pinned_by_hazard: tuple[str, ...]
+    notes: tuple[str, ...]
+    started: float
+
+
+def pose(
+    request: Request,
+    prepared: Prepared,
+    ending: Ending,
+    name: str | None,
+    started: float,
+    watch: Callable[[Trial, Problem], None],
+) -> Job:
+    """The question that a request asks of a model: what is free, what is pinned, what it costs.
+
+    Raises
+    ------
+    InputError
+        If pins match nothing or contradict each other.
+    """
+    ops, wanted = prepared.ops, request.constraints
+    fp32 = pins.resolve(wanted.keep_fp32, ops, "--keep-fp32")
+    fp16 = pins.resolve(wanted.keep_fp16, ops, "--keep-fp16")
+    if fp32 & fp16:
+        raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
+    faulty = set(struck(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
+    always = fp32 | faulty if wanted.hazards == "pin" else fp32
+    question = Question(
+        units(ops, [i for i in range(len(ops)) if i not in always | fp16], wanted.by),
+        ops,
+        request.limit(prepared.metric),
+        frozenset(always),
+        wanted.minimize,
+        Casts(prepared.lowered),
+        wanted.forbid_overflow,
+        request.execution.seed,
+    )
+    execution = request.execution
+    problem = Problem(
+        question,
+        prepared.evaluator(execution.device, execution.cache_bytes, ending),
+        Record(study_name(prepared), execution.storage),
+        trials=request.limits.trials or DEFAULT_TRIALS,
+        ending=ending,
+        watch=watch,
+    )
+    problem.reserve(_RESERVE)
+    return Job(
+        request,
+        prepared,
+        problem,
+        name or prepared.source,
+        _names(prepared, always - fp32),
+        (*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")),
+        started,
+    )
+
+
+def _names(prepared: Prepared, indices: set[int]) -> tuple[str, ...]:
+    return tuple(prepared.ops[i].name for i in sorted(indices))
