@@ -68,7 +68,7 @@ class LocalSearch:
         everything = frozenset(range(self.count))
         best = self.cast(everything)
         misses = 0
-        # A set of which every neighbour is known asks for nothing new: stop after many of those.
+        # A set of which every neighbor is known asks for nothing new: stop after many of those.
         while self.left > 0 and misses < 2000:
             before = self.left
             outside = sorted(everything - best)

@@ -28,7 +28,7 @@ COMMANDS = {
     "complex_division-optimize": "mpsearch optimize examples.complex_division:build "
     "--inputs examples.complex_division:samples --budget 1e-2 --out division-mixed",
     "efficientvit-optimize": "mpsearch optimize examples.efficientvit:build "
-    "--inputs examples.efficientvit:samples --budget 2e-2 --weights int8 --out vit-mixed",
+    "--inputs examples.efficientvit:samples --budget 2e-2 --weight-dtype int8 --out vit-mixed",
     "efficientvit-pareto": "mpsearch pareto examples.efficientvit:build "
     "--inputs examples.efficientvit:samples --points 5",
     "minilm-optimize": "mpsearch optimize examples.minilm:build "

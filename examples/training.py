@@ -1,4 +1,4 @@
-"""The optimisation inside a training script: search once, then check after every round.
+"""The optimization inside a training script: search once, then check after every round.
 
 The first round searches. Later rounds ask whether the stored config still holds for the new
 weights, which costs three evaluations, and search again only where it does not.

@@ -365,7 +365,7 @@ def _on_a_terminal(arguments: list[str], environment: dict[str, str]) -> str:
     return b"".join(parts).decode()
 
 
-def test_colour_only_on_a_terminal_and_never_with_no_color(tmp_path):
+def test_color_only_on_a_terminal_and_never_with_no_color(tmp_path):
     arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", str(tmp_path / "o")]
     shown = _on_a_terminal(arguments, {"NO_COLOR": "", "PYTHONPATH": os.getcwd()})
     plain = _on_a_terminal(arguments, {"NO_COLOR": "1", "PYTHONPATH": os.getcwd()})

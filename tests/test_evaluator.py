@@ -12,7 +12,7 @@ import mpsearch
 from mpsearch.package import emission, verification
 from mpsearch.program.precision import Precision
 from mpsearch.search.cost import Casts
-from mpsearch.search.rounding import rounding_model_of
+from mpsearch.search.recording import rounding_model_of
 from mpsearch.source.prepare import prepare
 from tests.models import batches, net
 from tests.planted import Planted, budget, samples

@@ -231,7 +231,7 @@ def test_images_in_and_out():
         )
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     out = mpsearch.Executor(model).predict({"x": Image.fromarray(pixels)})["y"]
-    # Blue comes first on the way in and red on the way out, so the colours change places; Core ML
+    # Blue comes first on the way in and red on the way out, so the colors change places; Core ML
     # adds an alpha channel.
     assert out.mode == "RGBA"
     np.testing.assert_array_equal(np.asarray(out)[..., :3], 255 - pixels[..., ::-1])

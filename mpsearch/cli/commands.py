@@ -153,7 +153,7 @@ def _save(result: Any, target: Path) -> tuple[Path | None, InputError | None]:
 
 
 def _say(message: str) -> None:
-    """Print to stdout, in colour only on a terminal, and never where NO_COLOR is set."""
+    """Print to stdout, in color only on a terminal, and never where NO_COLOR is set."""
     click.echo(message, color=False if os.environ.get("NO_COLOR") else None)
 
 

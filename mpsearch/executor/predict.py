@@ -383,6 +383,6 @@ def _image(array: np.ndarray, image: Any) -> Any:
         return Image.fromarray(pixels[0], "L")
     if image.colorSpace == spaces.Value("BGR"):
         pixels = pixels[::-1]
-    # Core ML hands out colour images with an alpha channel.
+    # Core ML hands out color images with an alpha channel.
     opaque = np.full_like(pixels[:1], 255)
     return Image.fromarray(np.concatenate([pixels, opaque]).transpose(1, 2, 0).copy(), "RGBA")

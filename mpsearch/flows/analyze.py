@@ -21,7 +21,7 @@ from ..program.graph import Node
 from ..program.precision import Precision
 from ..results.analysis import Analysis, OpAnalysis, ranked
 from ..search.cost import Casts
-from ..search.rounding import rounding_model_of
+from ..search.recording import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
 from .progress import Progress
 from .surroundings import undisturbed

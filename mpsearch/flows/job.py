@@ -136,7 +136,7 @@ def pose(
     problem = Problem(
         question,
         prepared.evaluator(execution.device, execution.cache_bytes, ending),
-        Record(study_name(prepared), execution.storage),
+        Record(study_name(prepared), execution.storage, _about(request, prepared, name)),
         trials=request.limits.trials or DEFAULT_TRIALS,
         ending=ending,
         watch=watch,
@@ -151,6 +151,18 @@ def pose(
         (*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")),
         started,
     )
+
+
+def _about(request: Request, prepared: Prepared, name: str | None) -> dict[str, Any]:
+    """What the dashboard says of a study."""
+    return {
+        "model": name or prepared.source,
+        "budget": request.budget,
+        "metric": prepared.metric.name,
+        "numerics": ",".join(p.name for p in prepared.profiles),
+        "minimized": request.constraints.minimize,
+        "candidate_ops": len(prepared.ops),
+    }
 
 
 def _names(prepared: Prepared, indices: set[int]) -> tuple[str, ...]:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import torch
 
 from ..ending import Stage, Stop
-from ..evaluation.evaluator import Evaluator
-from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import NAMES
-from ..explain.parting import parting
 from ..explain.remedies import Remedy
 from ..files import Room
 from ..package import emission
 from ..package.config import Config, InputSpec, KeptOp, StoredWeights
-from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import account
 from ..results.plain import number
@@ -28,11 +23,9 @@ from ..results.result import PACKAGE, Files, OpRow, Result
 from ..search.bound import Bound, lower_bound
 from ..search.cost import Casts
 from ..search.record import Trial
-from ..source.conversion import convert
 from ..source.identity import versions
-from ..source.modules import TorchModel
-from ..source.prepare import Prepared
 from ..usercode import reason
+from . import wording
 from .job import Job
 from .progress import Progress
 from .writing import Written
@@ -99,9 +92,9 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         "tolerated_overflows": extras.tolerated_overflows,
         "remedies": extras.remedies,
         "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
-        "notes": (*_notes(job, found.notes), *extras.notes),
+        "notes": (*wording.notes(job, found.notes), *extras.notes),
     }
-    facts["explanation"] = _explain(facts)
+    facts["explanation"] = wording.explain(facts)
     return _built(job, facts, found.room, written.stored_names)
 
 
@@ -123,9 +116,9 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
         "kept": account.unmeasured(job.prepared, precision),
         "ops": account.op_rows(job.prepared, None, precision, Casts(job.prepared.lowered)),
         "not_measured": (*missing, *_unmeasured_ends(job)),
-        "notes": (*_notes(job, job.notes), said),
+        "notes": (*wording.notes(job, job.notes), said),
     }
-    facts["explanation"] = _explain(facts)
+    facts["explanation"] = wording.explain(facts)
     return _built(job, facts, None, ())
 
 
@@ -138,9 +131,9 @@ def infeasible(job: Job, held: float | None = None) -> Result:
         "status": "infeasible",
         "error": facts["error_fp32"],
         "heldout_error": None if held is None else loss_of(held),
-        "explanation": _why_infeasible(job, held),
+        "explanation": wording.why_infeasible(job, held),
         "not_measured": _unmeasured_ends(job),
-        "notes": _notes(job, job.notes),
+        "notes": wording.notes(job, job.notes),
         "kept": (),
         "costs": {},
         "islands": (),
@@ -243,7 +236,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         overflowing = tuple(op.name for op in problem.overflows(found.trial.kept))
         extras.tolerated_overflows = overflowing
         if overflowing:
-            extras.notes.append(_overflow_note(overflowing))
+            extras.notes.append(wording.overflow_note(overflowing))
 
     def sensitivity() -> None:
         rows = account.op_rows(prepared, problem.guide.model, precision, counter)
@@ -286,89 +279,6 @@ def _lower_bound(job: Job, found: Found) -> Bound | None:
     problem.release()
     problem.tighten(problem.limit)
     return lower_bound(problem)
-
-
-# -- sentences ------------------------------------------------------------------------------------
-
-
-def _overflow_note(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return (
-        f"Left in FP16 although they overflow on the calibration data, within the budget: {shown}. "
-        "Use --forbid-overflow to keep such ops FP32."
-    )
-
-
-def _explain(facts: dict[str, Any]) -> str:
-    kept, total, status = len(facts["kept"]), facts["candidate_ops"], facts["status"]
-    if not kept and status == "fp16_suffices":
-        return f"FP16 meets the budget as it is: none of {total} ops need FP32."
-    if status == "unwritten":
-        return f"{kept} of {total} ops stay FP32, as searched; there is no package: see the notes."
-    found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
-    if facts["proven"]:
-        found += " No cheaper set does: all were tried."
-    return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found
-
-
-def _notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
-    prepared, more = job.prepared, []
-    if prepared.calibration.noise:
-        more.append("The data is random: a budget met on noise says little about real inputs.")
-    if not prepared.heldout.samples:
-        more.append("No held-out data: the error on other inputs is not known.")
-    if prepared.torch_model is not None and prepared.torch_model.half:
-        more.append(
-            "The model has half-precision parts; an FP32 copy was searched and is the reference."
-        )
-    return (*notes, *more)
-
-
-def _why_infeasible(job: Job, held: float | None) -> str:
-    prepared, problem = job.prepared, job.problem
-    show = prepared.metric.loss_of
-    limit, floor = problem.limit, problem.ends()[0]
-    where = f"With every op in FP32 the error is {show(floor):.3g}"
-    if held is not None and floor <= limit:
-        return (
-            f"{where} on the calibration data, but {show(held):.3g} on the held-out data, beyond "
-            f"the budget {show(limit):g}."
-        )
-    if floor <= limit:
-        return "With the ops pinned to FP16, no choice for the others meets the budget; unpin some."
-    where = f"{where}, beyond the budget {show(limit):g}"
-    if prepared.io_dtype == "fp16" and prepared.torch_model is not None:
-        plain = _floor_with_fp32_io(prepared, prepared.torch_model)
-        if plain <= limit:
-            return (
-                f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
-                "and outputs cost the accuracy. Use --io-dtype fp32."
-            )
-    place = parting(prepared, problem.engine, account.harmful(prepared, problem))
-    parts = "" if place is None else f", which is at {place}"
-    return (
-        f"{where}: precision is not the cause. The converted program already differs from the "
-        "PyTorch model, so no FP32 op will help. Raise the budget, or change the model where the "
-        f"two part{parts}."
-    )
-
-
-def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
-    """The loss of all-FP32 when inputs and outputs are FP32 too."""
-    precast = convert(model, prepared.given, prepared.precast.target, "fp32")
-    lowered, ops = lower_candidates(precast.program, layer_of=precast.layer_of)
-    samples = []
-    for given in prepared.given:
-        tensors = (v for v in given.values() if isinstance(v, torch.Tensor))
-        wide = (v.float() if v.is_floating_point() else v.int() for v in tensors)
-        samples.append(dict(zip(lowered.inputs, wide, strict=False)))
-    evaluator = Evaluator(
-        Incremental(lowered, len(ops), samples, prepared.profiles),
-        [dict(zip(lowered.outputs, r.values(), strict=True)) for r in prepared.references],
-        prepared.metric,
-        prepared.calibration.targets,
-    )
-    return evaluator.evaluate(Precision.all_fp32(len(ops))).loss
 
 
 # -- what is written besides the package ----------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG that takes its text colour from the page."""
+"""The charts of the report, as SVG that takes its text color from the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..files import printable
 
-#: Stands for the page's text colour until the SVG is written.
+#: Stands for the page's text color until the SVG is written.
 _INK = "#010203"
 #: Seen on white and on black alike.
 FP16, FP32, BROKEN = "#7d8590", "#d9730d", "#b0b6be"
@@ -38,12 +38,12 @@ def sensitivity(result: Mapping[str, Any]) -> str:
     top = 3 * (max([*known, result["budget"] if result["metric"] == "rel_l2" else 0.0]) or 1.0)
 
     def draw(axes: Axes) -> None:
-        for fp32, colour, label in ((False, FP16, "FP16"), (True, FP32, "FP32")):
+        for fp32, color, label in ((False, FP16, "FP16"), (True, FP32, "FP32")):
             mine = [(i, op["sensitivity"]) for i, op in rows if op["fp32"] is fp32]
             finite = [(i, s) for i, s in mine if s]
             lost = [i for i, s in mine if s is None]
-            axes.plot(*_columns(finite), "o", color=colour, markersize=4, label=label)
-            axes.plot(lost, [top] * len(lost), "^", color=colour, markersize=6)
+            axes.plot(*_columns(finite), "o", color=color, markersize=4, label=label)
+            axes.plot(lost, [top] * len(lost), "^", color=color, markersize=6)
         axes.set_yscale("log")
         if result["metric"] == "rel_l2":
             axes.axhline(result["budget"], color=_INK, linewidth=0.8, linestyle="--")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: From harmless to lost.
 _RAMP = ("#c8e6c9", "#fff59d", "#ffcc80", "#ef9a9a", "#e57373")
-_COLOURS = dict(
+_COLORS = dict(
     zip(
         VERDICTS,
         ("#e57373", "#90caf9", "#ce93d8", "#ffcc80", "#fff59d", "#ef9a9a", "#c8e6c9"),
@@ -124,11 +124,11 @@ def _facts(op: OpAnalysis) -> list[tuple[str, str]]:
 
 
 def _verdict(op: OpAnalysis) -> dict[str, Any]:
-    return {"value": op.verdict, "bgColor": _COLOURS[op.verdict]}
+    return {"value": op.verdict, "bgColor": _COLORS[op.verdict]}
 
 
 def _sensitivity(op: OpAnalysis) -> dict[str, Any]:
-    """A colour for each factor of ten from 1e-5 on: Model Explorer's own gradients are linear."""
+    """A color for each factor of ten from 1e-5 on: Model Explorer's own gradients are linear."""
     if not math.isfinite(op.sensitivity):
         return {"value": "inf", "bgColor": _RAMP[-1]}
     level = math.log10(max(op.sensitivity, 1e-5)) + 5

@@ -14,8 +14,9 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Outputs
 from .question import Kept, Question
+from .recording import rounding_model_of
 from .response import Response, Sketch
-from .rounding import RoundingModel, rounding_model_of
+from .rounding import RoundingModel
 
 #: What the sketched errors of trials may take: a proof by exhaustion makes 100,000 of them.
 _ERROR_BYTES = 64 << 20

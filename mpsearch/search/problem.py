@@ -200,9 +200,15 @@ class Problem:
             floor = self.floor()
             with suppress(Stop):
                 if not self._over():
-                    fp16 = self.evaluate_ops(Precision.all_fp16(len(self.question.ops)), "ends")
+                    fp16 = self._all_fp16()
             self._ends = floor, fp16
         return self._ends
+
+    def _all_fp16(self) -> float:
+        nothing = Precision.all_fp16(len(self.question.ops))
+        if self.question.precision(()) == nothing:
+            return self.admit(()).loss
+        return self.evaluate_ops(nothing, "ends")
 
     def floor(self) -> float:
         """The loss of all-FP32, of the samples that the time is enough for, one at least."""

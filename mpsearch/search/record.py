@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import optuna
@@ -17,6 +18,8 @@ from .question import Kept, Question
 
 #: The constraint under which a trial's distance from the budget stands in the study.
 BUDGET = "budget"
+#: Where optuna-dashboard looks for constraints, as Optuna before 5.0 kept them.
+_FOR_THE_DASHBOARD = "constraints"
 #: A set in the study's terms: whether a unit is FP32.
 FP32_OR_FP16 = optuna.distributions.CategoricalDistribution((False, True))
 
@@ -90,10 +93,19 @@ class Record:
         The study's name; a number is added where there is one of that name.
     storage
         Where Optuna is to keep it, as a URL; None for in memory.
+    about
+        What the dashboard is to say of it.
     """
 
-    def __init__(self, name: str | None = None, storage: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        storage: str | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.study = _create(name, storage)
+        for key, fact in (about or {}).items():
+            self.study.set_user_attr(key, fact)
         self.trials: list[Trial] = []
         self._known: dict[Kept, Trial] = {}
         self._rejected: set[Kept] = set()
@@ -150,13 +162,21 @@ class Record:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if asked is None:
                 told = optuna.trial.create_trial(
-                    value=value, user_attrs=dict(facts), constraints={BUDGET: beyond}
+                    value=value,
+                    user_attrs=dict(facts),
+                    constraints={BUDGET: beyond},
+                    system_attrs={_FOR_THE_DASHBOARD: [beyond]},
                 )
+                if told.datetime_complete is not None:
+                    spent = timedelta(seconds=facts.get("seconds", 0.0))
+                    told.datetime_start = told.datetime_complete - spent
                 self.study.add_trial(told)
                 return
             for key, fact in facts.items():
                 asked.set_user_attr(key, fact)
             asked.set_constraint(BUDGET, beyond)
+            storage = self.study._storage  # Optuna has no public way to set this one any more
+            storage.set_trial_system_attr(asked._trial_id, _FOR_THE_DASHBOARD, [beyond])
             self.study.tell(asked, value)
 
     def judge(self, question: Question) -> None:
