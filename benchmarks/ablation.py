@@ -180,6 +180,7 @@ def measure(prepared: Prepared, limit: float, variant: Variant) -> dict[str, flo
         return None
     return {
         "kept": len(problem.best.kept),
+        "casts": problem.question.rank(problem.best.kept)[2],
         "evaluations": len(problem.record.trials),
         "forwards": problem.engine.forward_equivalents,
         "seconds": time.perf_counter() - started,
@@ -189,8 +190,8 @@ def measure(prepared: Prepared, limit: float, variant: Variant) -> dict[str, flo
 def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
     """``rows``: variant -> case and seed -> what was measured."""
     lines = [
-        "| variant | FP32 ops | more in | fewer in | evaluations | forwards | seconds |",
-        "|---" * 7 + "|",
+        "| variant | FP32 ops | more in | fewer in | casts | evaluations | forwards | seconds |",
+        "|---" * 8 + "|",
     ]
     for name, cells in rows.items():
         base = {k: rows["default"][k]["kept"] for k in cells}
@@ -200,7 +201,8 @@ def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
         more = sum(cell["kept"] > base[k] for k, cell in cells.items())
         fewer = sum(cell["kept"] < base[k] for k, cell in cells.items())
         lines.append(
-            f"| {name} | {total['kept']:.0f} | {more} | {fewer} | {total['evaluations']:.0f} | "
+            f"| {name} | {total['kept']:.0f} | {more} | {fewer} | {total['casts']:.0f} | "
+            f"{total['evaluations']:.0f} | "
             f"{total['forwards']:.0f} | {total['seconds']:.0f} |"
         )
     return "\n".join(lines)
