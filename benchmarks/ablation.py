@@ -120,22 +120,13 @@ def _constant(module: Any, name: str, value: Any) -> Variant:
 
 VARIANTS: dict[str, Variant] = {
     "default": Variant(),
-    "no rank": _with(rank_share=0.0),
     "no refine": _with(refine=None),
-    "no exchange": _with(entering=0),
-    "no exhaust": _with(exhaust=False),
-    "no settle": _with(settle_trials=0),
     "no last prune": _with(last_prune=False),
     "no bound": _with(bound_per_unit=0.0, bound_trials=-1),
-    "no rank, exchange, exhaust": _with(rank_share=0.0, entering=0, exhaust=False),
-    "none but cast and prune": _with(
-        rank_share=0.0, refine=None, entering=0, exhaust=False, settle_trials=0
-    ),
+    "none but cast and prune": _with(refine=None, last_prune=False),
     "refine: TPE": _with(refine=sampled(_tpe)),
     "refine: GP": _with(refine=sampled(_gp)),
     "refine: random": _with(refine=sampled(_random)),
-    "prune_share 0.25": _with(prune_share=0.25),
-    "prune_share 1": _with(prune_share=1.0),
     "bound_per_unit 0.75": _with(bound_per_unit=0.75),
     "bound_per_unit 3": _with(bound_per_unit=3.0),
     "bound_trials 6": _with(bound_trials=6),
@@ -145,8 +136,6 @@ VARIANTS: dict[str, Variant] = {
     "misses 96": _with(misses=96),
     "changing 12": _with(changing=12),
     "changing 48": _with(changing=48),
-    "entering 4": _with(entering=4),
-    "entering 16": _with(entering=16),
     "response _NONLINEAR 0.1": _constant(response, "_NONLINEAR", 0.1),
     "response _NONLINEAR 1": _constant(response, "_NONLINEAR", 1.0),
     "response _LEAST_EFFECT 0.03": _constant(response, "_LEAST_EFFECT", 0.03),

@@ -117,19 +117,6 @@ class Question:
             self._ranks[key] = found
         return found
 
-    def neighbors(self, unit: int) -> frozenset[int]:
-        """The units that a unit hands values to or takes them from."""
-        return self._adjacent[unit]
-
-    @cached_property
-    def _adjacent(self) -> tuple[frozenset[int], ...]:
-        ops = {} if self.casts is None else self.casts.neighbors()
-        owner = {i: u for u, unit in enumerate(self.units) for i in unit.ops}
-        return tuple(
-            frozenset(owner[j] for i in unit.ops for j in ops.get(i, ()) if j in owner) - {u}
-            for u, unit in enumerate(self.units)
-        )
-
     def far_beyond(self, loss: float) -> bool:
         """Whether a loss is so far beyond the limit that no other rounding could undo it."""
         return loss > 2 * self.limit if self.limit > 0 else loss > self.limit + 6  # dB

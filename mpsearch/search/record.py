@@ -229,10 +229,11 @@ def _facts(question: Question, precision: Precision, loss: float, exact: bool) -
 
 
 def _create(name: str | None, storage: str | None) -> optuna.Study:
-    number = 1
+    number, level = 1, optuna.logging.get_verbosity()
     while True:
         numbered = name if name is None or number == 1 else f"{name} ({number})"
         try:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)  # it says that it made a study
             return optuna.create_study(
                 study_name=numbered,
                 storage=storage,
@@ -241,3 +242,5 @@ def _create(name: str | None, storage: str | None) -> optuna.Study:
             )
         except optuna.exceptions.DuplicatedStudyError:
             number += 1
+        finally:
+            optuna.logging.set_verbosity(level)
