@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import sys
 
 import numpy as np
@@ -33,6 +34,17 @@ def test_the_model_passes_through_few_files():
     finally:
         sys.setprofile(None)
     assert 0 < len(seen) <= 12, sorted(seen)
+
+
+def test_a_search_does_not_load_torchs_compiler():
+    """It takes seconds and 25 MB, and nothing here is compiled."""
+    code = (
+        "import sys, mpsearch; from tests.models import batches, net\n"
+        "mpsearch.optimize(net(), batches(), 1e-2)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False)
+    assert done.returncode == 0
 
 
 def test_every_evaluation_is_a_trial_of_the_study(monkeypatch):

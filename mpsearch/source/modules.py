@@ -153,10 +153,12 @@ class TorchModel:
 
 def unwrapped(model: Any) -> Any:
     """The module inside what trains it: DataParallel, DistributedDataParallel, torch.compile."""
+    # Whoever has a compiled module has loaded its class; to load it here takes seconds.
+    compiler = sys.modules.get("torch._dynamo")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
+        elif compiler is not None and isinstance(model, compiler.OptimizedModule):
             model = model._orig_mod
         else:
             return model
