@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -89,7 +88,7 @@ class Analysis(Answer, frozen=True, kw_only=True, dict=True):
         The finding in a sentence.
     """
 
-    ERRORS: ClassVar[tuple[str, ...]] = ("error_fp32", "error_fp16")
+    ERRORS: ClassVar[tuple[str, ...]] = ("error_fp32", "error_fp16", "ops.sensitivity")
 
     metric: str
     error_fp32: float
@@ -132,14 +131,3 @@ class Analysis(Answer, frozen=True, kw_only=True, dict=True):
         """What ``mpsearch analyze --json`` prints. Infinite values are null."""
         layers = msgspec.json.decode(msgspec.json.encode(self.layers))
         return {**Answer.as_dict(self), "layers": layers}
-
-    @classmethod
-    def from_dict(cls, content: Any, what: str = "the content") -> Self:
-        """From what :meth:`as_dict` gave (see :meth:`Answer.from_dict`)."""
-        if isinstance(content, dict) and isinstance(content.get("ops"), list):
-            ops = [
-                {**op, "sensitivity": math.inf} if op.get("sensitivity") is None else op
-                for op in content["ops"]
-            ]
-            content = {**content, "ops": ops}
-        return super().from_dict(content, what)

@@ -16,8 +16,9 @@ VERSION = 2
 class Answer(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """An answer: plain data, and a version that says how to read it.
 
-    Infinite errors are null in JSON, which has no infinity; those named in ``ERRORS`` are read
-    back as infinite, unless ``not_measured`` names them.
+    Infinite errors are null in JSON, which has no infinity; those named in ``ERRORS`` (``error``,
+    or ``points.error`` for those in a list) are read back as infinite, unless ``not_measured``
+    names them.
     """
 
     ERRORS: ClassVar[tuple[str, ...]] = ()
@@ -44,11 +45,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, dict=True):
                 f"{what} has version {found!r}, expected {VERSION}; run mpsearch again with this "
                 "version"
             )
-        unmeasured = content.get("not_measured") or ()
-        wide = {
-            k: math.inf if v is None and k in cls.ERRORS and k not in unmeasured else v
-            for k, v in content.items()
-        }
+        wide = dict(content)
+        for place in cls.ERRORS:
+            name, _, within = place.partition(".")
+            value = wide.get(name)
+            if within and isinstance(value, list):
+                wide[name] = [_widened(row, within) for row in value]
+            elif name not in (wide.get("not_measured") or ()):
+                wide = _widened(wide, name)
         try:
             return msgspec.convert(wide, cls)
         except msgspec.ValidationError as error:
@@ -58,3 +62,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def schema(cls) -> dict[str, Any]:
         """The JSON Schema of what :meth:`as_dict` gives."""
         return msgspec.json.schema(cls)
+
+
+def _widened(row: Any, name: str) -> Any:
+    """A row of JSON with infinity where it has null under a name."""
+    missing = isinstance(row, dict) and name in row and row[name] is None
+    return {**row, name: math.inf} if missing else row

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import msgspec
 
@@ -39,21 +38,10 @@ class Front(Answer, frozen=True, kw_only=True, dict=True):
         The floor: the error of all-FP32.
     """
 
-    ERRORS: ClassVar[tuple[str, ...]] = ("error_fp32",)
+    ERRORS: ClassVar[tuple[str, ...]] = ("error_fp32", "points.error")
 
     metric: str
     candidate_ops: int
     error_fp32: float
     evaluations: int
     points: tuple[Point, ...]
-
-    @classmethod
-    def from_dict(cls, content: Any, what: str = "the content") -> Self:
-        """From what :meth:`as_dict` gave (see :meth:`Answer.from_dict`)."""
-        if isinstance(content, dict) and isinstance(content.get("points"), list):
-            points = [
-                {**point, "error": math.inf} if point.get("error") is None else point
-                for point in content["points"]
-            ]
-            content = {**content, "points": points}
-        return super().from_dict(content, what)
