@@ -19,7 +19,6 @@ from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs
 from ..executor.predict import Executor
 from ..files import first_line
-from ..memory import give_back
 from ..numerics.profiles import Numerics, Profile, chosen
 from ..options import Conversion
 from ..program.graph import Function
@@ -152,7 +151,6 @@ def prepare(
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
     )
-    give_back()  # the copy that was cast to see the FP16 forms is gone
     bind = _binder(precast, lowered, torch_model)
     bound = [bind(s) for s in data.samples]
     renamed = Data([s for s, _ in bound], data.targets, data.noise)
