@@ -80,13 +80,15 @@ def _worst(measure: Callable[[Tensor, Tensor], float]) -> Callable[..., tuple[fl
     def parts(references: Outputs, outputs: Outputs) -> tuple[float, float]:
         worst = -math.inf
         for name, reference in references.items():
-            r, o = reference.double(), outputs[name].double()
-            if r.shape != o.shape:
-                o = o.reshape(r.shape)
-            if _spoilt(r, o):
-                return math.inf, 1.0
-            known = torch.isfinite(r)
-            if not bool(known.all()):
+            output = outputs[name]
+            if output.shape != reference.shape:
+                output = output.reshape(reference.shape)
+            r, o = reference.double(), output.double()
+            finite = torch.isfinite(reference).all() & torch.isfinite(output).all()
+            if not bool(finite):
+                if _spoilt(r, o):
+                    return math.inf, 1.0
+                known = torch.isfinite(r)
                 # Where the reference itself is not finite, the very same value is expected.
                 if not torch.equal(r[~known].nan_to_num(), o[~known].nan_to_num()):
                     return math.inf, 1.0

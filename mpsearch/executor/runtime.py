@@ -69,10 +69,22 @@ def _to_tensor(value: Any) -> Any:
         return value
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
+    return torch.from_numpy(array)
+
+
+def _warn_once() -> None:
+    """Take torch's one warning of tensors over read-only memory: ops never write to their inputs.
+
+    Here and not around every constant, of which a program has hundreds.
+    """
+    array = np.zeros(1, np.float32)
+    array.setflags(write=False)
     with warnings.catch_warnings():
-        # torch warns of tensors over read-only memory; ops here never write to their inputs.
         warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+        torch.from_numpy(array)
+
+
+_warn_once()
 
 
 def _to_python(value: Any) -> Any:
@@ -160,9 +172,10 @@ class Runtime:
         if isinstance(source, Constant):
             if source not in self._python:
                 value = source.load()
-                with np.errstate(over="ignore"):
-                    rounded = np.float16(value) if source.narrow else value
-                self._python[source] = _to_python(rounded)
+                if source.narrow:
+                    with np.errstate(over="ignore"):
+                        value = np.float16(value)
+                self._python[source] = _to_python(value)
             return self._python[source]
         if isinstance(source, Ref):
             return _to_python(self._tensor(source, env))
