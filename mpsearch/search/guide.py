@@ -6,6 +6,7 @@ Both only propose; true evaluations decide.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
@@ -37,6 +38,7 @@ class Guide:
         self._evaluator = evaluator
         self._seed = seed
         self._model: RoundingModel | None = None
+        self._orders: dict[tuple[Any, ...], list[int]] = {}
         self._sketch = Sketch(evaluator.references, seed)
         self._errors: LRUCache[Kept, Errors] = LRUCache(
             _ERROR_BYTES, getsizeof=lambda found: 200 + sum(e.nbytes for e in found.values())
@@ -62,10 +64,14 @@ class Guide:
 
     def keep_order(self, question: Question) -> list[int]:
         """Units in the order in which the model would keep them FP32, the worst first."""
-        priced = max(sum(c > 0 for c in question.cost), 1)
-        mean = sum(question.cost) / priced or 1.0
-        cost = [c / mean for c in question.cost]
-        return self.model.keep_order([u.ops for u in question.units], cost, question.pinned_fp16)
+        key = question.units, question.objective, question.always
+        if key not in self._orders:
+            priced = max(sum(c > 0 for c in question.cost), 1)
+            mean = sum(question.cost) / priced or 1.0
+            cost = [c / mean for c in question.cost]
+            units = [u.ops for u in question.units]
+            self._orders[key] = self.model.keep_order(units, cost, question.pinned_fp16)
+        return list(self._orders[key])
 
     def harm(self, question: Question, unit: int, kept: Iterable[int]) -> float:
         """The model's squared error for casting a unit of ``kept`` as well."""
