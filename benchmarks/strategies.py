@@ -21,6 +21,7 @@ import torch
 from onnxconverter_common.auto_mixed_precision import SegmentList
 
 from benchmarks import zoo
+from mpsearch.options import STRATEGIES
 from mpsearch.search import registry as search
 from mpsearch.search.bound import lower_bound
 from mpsearch.search.cost import Casts
@@ -72,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     strategies: dict[str, Any] = {"SegmentList": segment_list}
-    for entry in sorted(entry_points(group=search.GROUP), key=lambda e: e.name):
+    for entry in sorted(entry_points(group=STRATEGIES), key=lambda e: e.name):
         if entry.name not in ("exhaustive", *arguments.without):
             strategies[entry.name] = entry.load()
     print("| case (ops, budget) | " + " | ".join(strategies) + " | at least |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import msgspec
@@ -122,8 +123,37 @@ class _Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             msgspec.structs.force_setattr(self, name, value)
 
 
+#: The entry-point group in which strategies are registered.
+STRATEGIES = "mpsearch.strategies"
+
+
+def strategy_names() -> list[str]:
+    """The names of the strategies that are installed."""
+    return sorted(entry.name for entry in entry_points(group=STRATEGIES))
+
+
 #: Numerics profiles (:mod:`mpsearch.numerics.profiles`).
 PROFILES = ("ieee", "ane", "strict", "wide")
+
+
+def profile_names(text: str) -> list[str]:
+    """The profiles that a text names, with commas between them.
+
+    Raises
+    ------
+    InputError
+        If a name is none of :data:`PROFILES`.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in PROFILES:
+            raise InputError(
+                f"numerics {name!r} is not known; choose from {', '.join(PROFILES)}, or several "
+                "with commas between them"
+            )
+    return names
+
+
 #: Error measures (:mod:`mpsearch.evaluation.metrics`).
 METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1")
 #: Deployment targets, the oldest first.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import click
@@ -35,15 +34,8 @@ class _Numerics(_Named):
     """Profiles, several with commas between them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        for word in str(value).split(","):
-            if word.strip() not in choices.PROFILES:
-                known = ", ".join(choices.PROFILES)
-                self.fail(f"{word!r} is not one of {known}, or several with commas between them")
+        choices.profile_names(str(value))
         return value
-
-
-def _strategies() -> list[str]:
-    return sorted(e.name for e in entry_points(group="mpsearch.strategies"))
 
 
 class _Strategy(_Named):
@@ -65,7 +57,7 @@ numerics = click.option(
 )
 strategy = click.option(
     "--strategy",
-    type=_Strategy("strategy", _strategies),
+    type=_Strategy("strategy", choices.strategy_names),
     default="greedy-optuna",
     show_default=True,
 )

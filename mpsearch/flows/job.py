@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .. import options
@@ -59,7 +60,7 @@ class Request:
         options.number(self.heldout, "heldout")
         # A metric's name is looked up again with the data; a wrong budget fails before the work.
         self.limit(resolve(self.metric, False))
-        find_strategy(self.strategy)
+        self.search  # noqa: B018 - an unknown strategy fails before the work
         chosen(self.numerics)
         check_storage(self.execution.storage)
         check_device(self.execution.device)
@@ -67,6 +68,11 @@ class Request:
     def limit(self, metric: Metric) -> float:
         """The largest loss allowed."""
         return metric.loss_of(options.budget(self.budget, metric.larger_is_better))
+
+    @cached_property
+    def search(self) -> Strategy:
+        """The strategy itself."""
+        return find_strategy(self.strategy)
 
     @property
     def strategy_name(self) -> str:
@@ -81,6 +87,8 @@ class Job:
 
     Attributes
     ----------
+    casts
+        Counts the casts of its program.
     name
         What to call the model.
     pinned_by_hazard
@@ -94,6 +102,7 @@ class Job:
     request: Request
     prepared: Prepared
     problem: Problem
+    casts: Casts
     name: str
     pinned_by_hazard: tuple[str, ...]
     notes: tuple[str, ...]
@@ -122,13 +131,14 @@ def pose(
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(struck(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
+    casts = Casts(prepared.lowered)
     question = Question(
         units(ops, [i for i in range(len(ops)) if i not in always | fp16], wanted.by),
         ops,
         request.limit(prepared.metric),
         frozenset(always),
         wanted.minimize,
-        Casts(prepared.lowered),
+        casts,
         wanted.forbid_overflow,
         request.execution.seed,
     )
@@ -146,6 +156,7 @@ def pose(
         request,
         prepared,
         problem,
+        casts,
         name or prepared.source,
         _names(prepared, always - fp32),
         (*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")),

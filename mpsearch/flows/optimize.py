@@ -16,7 +16,7 @@ from ..results.result import PACKAGE, Result
 from ..search.problem import Strategy
 from ..search.proof import prove
 from ..search.record import Trial
-from ..search.registry import find_strategy, run
+from ..search.registry import run
 from ..source.prepare import prepare
 from .holding import holding, tighter
 from .job import Job, Request, pose
@@ -158,7 +158,7 @@ def _until_it_holds(job: Job, bar: Progress) -> Result:
     end, there is no searching on: a set that was tried and holds is taken, or all FP32.
     """
     problem, limit, ending = job.problem, job.problem.limit, job.problem.ending
-    strategy = find_strategy(job.request.strategy)
+    strategy = job.request.search
     room = Room()
     path = room.path / PACKAGE
     finished, proven = True, False

@@ -21,7 +21,6 @@ from ..results import account
 from ..results.plain import number
 from ..results.result import PACKAGE, Files, OpRow, Result
 from ..search.bound import Bound, lower_bound
-from ..search.cost import Casts
 from ..search.record import Trial
 from ..source.identity import versions
 from ..usercode import reason
@@ -101,7 +100,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
 def unwritten(job: Job, best: Trial, error: Exception) -> Result:
     """The result where no package could be written: the choice, as the search measured it."""
     precision = job.problem.question.precision(best.kept)
-    casts = Casts(job.prepared.lowered).count(precision)
+    casts = job.casts.count(precision)
     loss = job.prepared.metric.loss_of(best.loss)
     said = (
         f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
@@ -114,7 +113,7 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
         "error": loss,
         "searched_error": loss,
         "kept": account.unmeasured(job.prepared, precision),
-        "ops": account.op_rows(job.prepared, None, precision, Casts(job.prepared.lowered)),
+        "ops": account.op_rows(job.prepared, None, precision, job.casts),
         "not_measured": (*missing, *_unmeasured_ends(job)),
         "notes": (*wording.notes(job, job.notes), said),
     }
@@ -186,11 +185,10 @@ def _unmeasured_ends(job: Job) -> tuple[str, ...]:
 
 def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
     """What is known of a set without running anything."""
-    counter = Casts(job.prepared.lowered)
     return _ends(job) | {
         "casts": casts,
-        "costs": account.costs(job.prepared, precision, counter, casts),
-        "islands": account.islands(job.prepared, precision, counter),
+        "costs": account.costs(job.prepared, precision, job.casts, casts),
+        "islands": account.islands(job.prepared, precision, job.casts),
         "front": account.front(job.problem, job.prepared.metric),
     }
 
@@ -209,10 +207,9 @@ def _counted(job: Job) -> dict[str, Any]:
 def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
     """What only the report needs, in the order of its worth, as far as the time reaches."""
     prepared, problem, precision = job.prepared, job.problem, found.precision
-    counter = Casts(prepared.lowered)
     extras = _Extras(
         account.unmeasured(prepared, precision),
-        account.op_rows(prepared, None, precision, counter),
+        account.op_rows(prepared, None, precision, job.casts),
         _counted(job),
     )
 
@@ -239,7 +236,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
             extras.notes.append(wording.overflow_note(overflowing))
 
     def sensitivity() -> None:
-        rows = account.op_rows(prepared, problem.guide.model, precision, counter)
+        rows = account.op_rows(prepared, problem.guide.model, precision, job.casts)
         measured = "alone" not in extras.not_measured
         known = {op.name: op for op in extras.kept} if measured else {}
         name = prepared.metric.name

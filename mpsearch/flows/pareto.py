@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
 
 from .. import options
-from ..ending import Ending, Stage
+from ..ending import Ending, Stage, Stop
 from ..numerics.profiles import Numerics
 from ..options import Conversion, Execution, Limits
 from ..results.front import Front, Point
@@ -78,8 +78,10 @@ def pareto(
         )
         ending.start()
         problem.admit(problem.everything)
-        problem.admit(())
-        _along_the_order(problem, int(trials * _ALONG_THE_ORDER))
+        ending.stage = Stage.SEARCH
+        with suppress(Stop):
+            problem.admit(())
+            _along_the_order(problem, int(trials * _ALONG_THE_ORDER))
         every = problem.remaining
         budgets = _budgets(problem, points)
         for i, budget in enumerate(budgets):

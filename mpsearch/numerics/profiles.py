@@ -327,13 +327,7 @@ def chosen(numerics: Numerics) -> list[Profile]:
         if isinstance(item, Profile):
             out.append(item)
             continue
-        for name in str(item).split(","):
-            if name.strip() not in PROFILES:
-                raise InputError(
-                    f"numerics {name.strip()!r} is not known; choose from {', '.join(PROFILES)}, "
-                    "or several with commas between them"
-                )
-            out.append(PROFILES[name.strip()])
+        out += [PROFILES[name] for name in options.profile_names(str(item))]
     if not out:
         raise InputError(f"numerics is {numerics!r}; choose from {', '.join(PROFILES)}")
     return out

@@ -38,6 +38,7 @@ class Guide:
         self._evaluator = evaluator
         self._seed = seed
         self._model: RoundingModel | None = None
+        self._beside: tuple[Kept, frozenset[int]] | None = None
         self._orders: dict[tuple[Any, ...], list[int]] = {}
         self._sketch = Sketch(evaluator.references, seed)
         self._errors: LRUCache[Kept, Errors] = LRUCache(
@@ -57,11 +58,6 @@ class Guide:
             self._model = rounding_model_of(self._evaluator, self._seed)
         return self._model
 
-    @property
-    def built(self) -> bool:
-        """Whether the model of rounding has been built."""
-        return self._model is not None
-
     def keep_order(self, question: Question) -> list[int]:
         """Units in the order in which the model would keep them FP32, the worst first."""
         key = question.units, question.objective, question.always
@@ -75,11 +71,19 @@ class Guide:
 
     def harm(self, question: Question, unit: int, kept: Iterable[int]) -> float:
         """The model's squared error for casting a unit of ``kept`` as well."""
-        return self.model.harm(question.units[unit].ops, question.precision(kept).fp16)
+        return self.model.harm(question.units[unit].ops, self._fp16(question, kept))
 
     def relief(self, question: Question, unit: int, kept: Iterable[int]) -> float:
         """The model's squared error that goes when a unit outside ``kept`` joins it."""
-        return self.model.relief(question.units[unit].ops, question.precision(kept).fp16)
+        return self.model.relief(question.units[unit].ops, self._fp16(question, kept))
+
+    def _fp16(self, question: Question, kept: Iterable[int]) -> frozenset[int]:
+        """The ops in FP16 beside a set: made once for all the units that are asked about in it."""
+        if not isinstance(kept, frozenset):  # what can change is not remembered
+            return question.precision(kept).fp16
+        if self._beside is None or self._beside[0] is not kept:
+            self._beside = kept, question.precision(kept).fp16
+        return self._beside[1]
 
     def boundary(self, question: Question, ranking: Sequence[int]) -> int:
         """How many units of a ranking's head the model would keep FP32 to meet the limit.
@@ -106,7 +110,7 @@ class Guide:
 
     def response(self, question: Question, middle: Kept, units: Iterable[int]) -> Response:
         """What the trials say of sets that differ from ``middle``, one that met, in ``units``."""
-        fp16 = question.precision(middle).fp16
+        fp16 = self._fp16(question, middle)
         effects = {}
         for unit in units:
             known = self.model.harm if unit in middle else self.model.relief

@@ -6,15 +6,9 @@ from importlib.metadata import entry_points
 
 from ..ending import Stage, Stop
 from ..errors import InputError
+from ..options import STRATEGIES
 from ..usercode import guarded
 from .problem import Problem, Strategy
-
-GROUP = "mpsearch.strategies"
-
-
-def strategies() -> list[str]:
-    """The names of the strategies that are installed."""
-    return sorted(e.name for e in entry_points(group=GROUP))
 
 
 def find_strategy(strategy: str | Strategy) -> Strategy:
@@ -30,7 +24,7 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
             kind = type(strategy).__name__
             raise InputError(f"strategy is a {kind}; expected a name or a function of a Problem")
         return strategy
-    known = {e.name: e for e in entry_points(group=GROUP)}
+    known = {e.name: e for e in entry_points(group=STRATEGIES)}
     if strategy not in known:
         listed = ", ".join(sorted(known)) or "none"
         raise InputError(f"strategy {strategy!r} is not known; installed are {listed}")
