@@ -49,6 +49,10 @@ _DEAR = frozenset(
 _SMALL = 32 << 10
 
 
+#: Shown every step that is run, with what it reads, by slot, and its results.
+Watch = Callable[[Step, Mapping[int, Any], Results], None]
+
+
 class _Cell(NamedTuple):
     """A value of one run: its identity, and the value itself where it was made in this run."""
 
@@ -92,6 +96,11 @@ class Incremental:
     ending
         Asked before every op whether to go on.
 
+    Attributes
+    ----------
+    watch
+        Shown every step that is run, if there is one.
+
     Raises
     ------
     InputError
@@ -112,6 +121,7 @@ class Incremental:
         self.candidates = candidates
         self.ending = ending or Ending()
         self.executions = 0
+        self.watch: Watch | None = None
         self._seconds = 0.0  # measured op time of what was executed
         self.runtimes = [Runtime(p, device) for p in profiles]
         # FP32 ops do the same in every profile: one runtime holds the weights for all of them.
@@ -212,6 +222,8 @@ class Incremental:
         results = runtime.run(step.node, env, key.fp32)
         seconds = time.perf_counter() - started
         self.executions += runtime.executions - before
+        if self.watch is not None:
+            self.watch(self._steps[key.step], env, results)
         # The first run of an op sets what it weighs ever after.
         self._seconds += self._times.setdefault(step.index, seconds)
         return results

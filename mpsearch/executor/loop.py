@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..program.graph import Block, Function, Node, Ref, Source, slots_read, walk
+from ..program.graph import Block, Function, Node, Source, refs, slots_read, walk
 
 V = TypeVar("V")
 
@@ -42,7 +42,7 @@ class Schedule:
     """
 
     def __init__(self, nodes: Sequence[Node], wanted: Iterable[Source]) -> None:
-        needed = set(_slots(wanted))
+        needed = {ref.slot for source in wanted for ref in refs(source)}
         read_later = set(needed)
         chosen = []
         for node in reversed(nodes):
@@ -80,11 +80,3 @@ class Schedule:
             env.update(zip(step.node.outputs, execute(step, env), strict=True))
             for slot in step.last:
                 env.pop(slot, None)
-
-
-def _slots(sources: Iterable[Source]) -> Iterable[int]:
-    for source in sources:
-        if isinstance(source, Ref):
-            yield source.slot
-        elif isinstance(source, list):
-            yield from _slots(source)

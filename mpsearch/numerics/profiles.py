@@ -37,8 +37,8 @@ from torch import Tensor
 
 from .. import options
 from ..errors import InputError
-from .formats import narrow, widen
-from .steps import ONE_STEP, STEPS, Replaced, round_floats
+from .formats import FP16, narrow, widen
+from .steps import ONE_STEP, STEPS, Replaced, inner_peak, round_floats
 
 #: Ops that move or select values and compute nothing: they run on FP16 storage as it is.
 _MOVES = frozenset(
@@ -148,6 +148,21 @@ class Profile:
         """What this profile does differently from ``ieee`` for an op, empty where nothing."""
         return ""
 
+    def ceiling(self, op_type: str, taps: int) -> float:
+        """The magnitude from which on a result is infinite.
+
+        ``taps`` is how many elements of each channel a convolution's kernel has; 1 elsewhere.
+        """
+        return FP16.overflows
+
+    def looks_inside(self, op_type: str) -> bool:
+        """Whether inner steps of an op can leave FP16's range though its result does not."""
+        return False
+
+    def inner(self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]) -> float:
+        """The largest inner step of an op in FP32, as a share of what the profile can hold."""
+        return 0.0
+
     def run(
         self,
         op_type: str,
@@ -186,6 +201,9 @@ class Wide(Profile):
     """Everything in FP32 (see the module's docstring)."""
 
     name = "wide"
+
+    def ceiling(self, op_type: str, taps: int) -> float:
+        return math.inf
 
     def run(
         self,
@@ -241,6 +259,29 @@ class Ane(Profile):
             return "0 where exp(x) is 32768 or more"
         return ""
 
+    def ceiling(self, op_type: str, taps: int) -> float:
+        product = op_type in self._PRODUCTS and (taps > 1 or not op_type.startswith("conv"))
+        return _ANE_LIMIT if product else FP16.overflows
+
+    def looks_inside(self, op_type: str) -> bool:
+        return op_type in self._UNSTABLE_OPS
+
+    def inner(self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]) -> float:
+        peak = 0.0
+
+        def see(x: Tensor, **given: Any) -> Tensor:
+            nonlocal peak
+            total = torch.exp(x)
+            limit = _ANE_LIMIT
+            if op_type == "reduce_log_sum_exp":
+                total, limit = torch.sum(total, given["dim"]), FP16.largest
+            peak = max(peak, float(total.max()) / limit) if total.numel() else peak
+            return x
+
+        with Replaced(dict.fromkeys(self._UNSTABLE, see)):
+            function(**{k: widen(v) for k, v in arguments.items()})
+        return peak
+
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
         return False
 
@@ -291,6 +332,12 @@ class Strict(Profile):
         if op_type in _MOVES or op_type in ONE_STEP:
             return ""
         return "every inner step rounded to FP16, sums and products accumulated in it"
+
+    def looks_inside(self, op_type: str) -> bool:
+        return bool(self.treats(op_type))
+
+    def inner(self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]) -> float:
+        return inner_peak(function, arguments) / FP16.overflows
 
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
         return False

@@ -104,19 +104,18 @@ def walk(nodes: list[Node]) -> Iterator[Node]:
         yield node
 
 
+def refs(source: Source) -> Iterator[Ref]:
+    """The references in a source."""
+    if isinstance(source, Ref):
+        yield source
+    elif isinstance(source, list):
+        for item in source:
+            yield from refs(item)
+
+
 def slots_read(node: Node) -> list[int]:
     """The slots that a node reads, those captured by its blocks included, in order, once each."""
-    seen: dict[int, None] = {}
-
-    def visit(source: Any) -> None:
-        if isinstance(source, Ref):
-            seen.setdefault(source.slot)
-        elif isinstance(source, list):
-            for item in source:
-                visit(item)
-
-    for source in node.fp32.inputs.values():
-        visit(source)
+    seen = {ref.slot: None for source in node.fp32.inputs.values() for ref in refs(source)}
     for block in node.blocks:
         inner = set(block.inputs)
         for child in block.nodes:
