@@ -48,6 +48,20 @@ def positive(value: Any, name: str, unit: str = "a number") -> float:
     return found
 
 
+def share(value: Any, name: str) -> float:
+    """A number above 0 and below 1.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    found = number(value, name)
+    if not 0 < found < 1:
+        raise InputError(f"{name} is {found:g}, expected a share above 0 and below 1")
+    return found
+
+
 def count(value: Any, name: str, least: int = 1, most: int = 1 << 40) -> int:
     """A whole number from ``least`` to ``most``.
 
@@ -160,12 +174,16 @@ METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
 #: Dtypes of float inputs and outputs.
 IO_DTYPES = ("fp16", "fp32")
+#: What a batch counts for.
+BATCHES = ("apart", "whole")
 #: How weights can be stored other than as their ops are typed.
 WEIGHT_DTYPES = ("fp16", "int8")
 #: What is decided as a whole.
 GRANULARITIES = ("op", "layer")
 #: What can be minimized. ``casts`` counts FP32 ops as well: with every op in FP32 there are none.
-OBJECTIVES = ("ops", "casts", "bytes", "flops")
+MINIMIZED = ("ops", "casts", "bytes", "flops")
+#: On which inputs a set is to hold.
+OBJECTIVES = ("unseen", "calibration")
 #: What to do about ops that are known to fail at run time in FP16.
 HAZARD_ACTIONS = ("pin", "warn", "off")
 
@@ -179,6 +197,9 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ``minimum_deployment_target``: ``iOS15`` to ``iOS18``.
     io_dtype
         ``fp32`` or ``fp16`` for float inputs and outputs; None: as the model has them.
+    batches
+        ``apart``: a batch is so many samples, and the package takes one at a time, where the model
+        treats rows independently and takes one alone. ``whole``: a batch is one sample.
     states
         Buffers that are states in Core ML (iOS18), such as a KV cache; every sample starts from
         states of zeros.
@@ -194,11 +215,13 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     target: str = "iOS17"
     io_dtype: str | None = None
+    batches: str = "apart"
     states: tuple[str, ...] = ()
     weight_dtype: str | None = None
 
     def __post_init__(self) -> None:
         choice(self.target, "target", TARGETS)
+        choice(self.batches, "batches", BATCHES)
         if self.io_dtype is not None:
             choice(self.io_dtype, "io_dtype", IO_DTYPES)
         if self.weight_dtype is not None:
@@ -223,9 +246,16 @@ class Constraints(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True)
     minimize
         What FP32 is to cost least of: ``ops``, ``casts`` (FP32 ops and casts together), ``bytes``
         of weights, or ``flops``. Of equals, the set with fewer ops is taken, then with fewer casts.
-    forbid_overflow
-        Refuse sets that leave an op in FP16 whose result overflows where FP32's is finite, even
-        where the error stays within the budget.
+    objective
+        ``unseen``: the set is to hold on inputs that nobody has seen. ``calibration``: on the
+        samples alone, where these are all the inputs that there are.
+    coverage, confidence
+        The share of inputs on which the budget is to hold, and how sure that is to be: both above
+        0 and below 1. What held-out samples can promise of it is in the result.
+    tolerate_overflow
+        Leave ops in FP16 that overflow there where the error stays within the budget all the same.
+        Otherwise they are kept in FP32, and so are those likely to overflow on the next input,
+        unless the program absorbs the infinity for every input (:mod:`mpsearch.program.infinity`).
     hazards
         What to do about ops that are known to fail at run time in FP16
         (:mod:`mpsearch.explain.hazards`): ``pin`` them to FP32, ``warn``, or ``off``.
@@ -240,12 +270,18 @@ class Constraints(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True)
     keep_fp16: tuple[str, ...] = ()
     by: str = "op"
     minimize: str = "ops"
-    forbid_overflow: bool = False
+    objective: str = "unseen"
+    coverage: float = 0.95
+    confidence: float = 0.95
+    tolerate_overflow: bool = False
     hazards: str = "pin"
 
     def __post_init__(self) -> None:
         choice(self.by, "by", GRANULARITIES)
-        choice(self.minimize, "minimize", OBJECTIVES)
+        choice(self.minimize, "minimize", MINIMIZED)
+        choice(self.objective, "objective", OBJECTIVES)
+        for name in ("coverage", "confidence"):
+            self._set(**{name: share(getattr(self, name), name)})
         choice(self.hazards, "hazards", HAZARD_ACTIONS)
         fp32, fp16 = texts(self.keep_fp32, "keep_fp32"), texts(self.keep_fp16, "keep_fp16")
         self._set(keep_fp32=fp32, keep_fp16=fp16)

@@ -90,7 +90,8 @@ def test_check_holds_and_fails(written):
 
 
 def test_fp16_suffices_is_said_at_once(here):
-    outcome = run("optimize", NET, "--inputs", DATA, "--budget", "10", "--json")
+    arguments = ["--inputs", DATA, "--budget", "10", "--json", "--tolerate-overflow"]
+    outcome = run("optimize", NET, *arguments)
     result = json.loads(outcome.stdout)
     assert result["status"] == "fp16_suffices"
     assert result["fp32_ops"] == []
@@ -114,7 +115,8 @@ def test_interrupt_writes_the_best_set(here):
         "    return original(self, kept, by, exact)\n"
         "p.Problem.try_ = try_\n"
         "from mpsearch.cli import main\n"
-        f"main(['optimize', '{NET}', '--inputs', '{DATA}', '--budget', '1e-2', '--json'])\n"
+        f"main(['optimize', '{NET}', '--inputs', '{DATA}', '--budget', '1e-2', '--json',"
+        " '--tolerate-overflow'])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
@@ -149,7 +151,7 @@ def test_progress_says_what_is_done_and_the_best_so_far(here):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-m", "mpsearch.cli", "optimize", NET]
-        + f"--inputs {DATA} --budget 1e-2 --json --progress".split(),
+        + f"--inputs {DATA} --budget 1e-2 --json --progress --tolerate-overflow".split(),
         capture_output=True,
         text=True,
         env=environment,
@@ -377,7 +379,7 @@ def test_color_only_on_a_terminal_and_never_with_no_color(tmp_path):
 
 def test_verbose_shows_the_passes_on_stderr(tmp_path):
     arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", tmp_path / "o"]
-    outcome = run(*arguments, "--verbose")
+    outcome = run(*arguments, "--verbose", "--tolerate-overflow")
     lines = outcome.stderr.splitlines()
     assert lines[0].split() == ["pass", "evaluations", "met", "fewest", "FP32", "ops", "so", "far"]
     assert [line.split()[0] for line in lines[1:3]] == ["ends", "cast"]

@@ -56,9 +56,9 @@ def test_budget_met_on_calibration_and_heldout(example):
         assert result.status == "fp16_suffices"
 
 
-def test_error_as_read_back_is_what_the_search_saw(example):
+def test_error_as_read_back_is_no_more_than_expected(example):
     *_, result, _ = example
-    assert result.error == pytest.approx(result.searched_error, rel=0.02, abs=1e-12)
+    assert result.error <= result.expected_error * 1.02 + 1e-12
 
 
 def test_written_package_meets_the_budget(example):

@@ -559,7 +559,7 @@ def test_check_takes_the_metric_that_a_config_needs(here):
     with pytest.raises(mpsearch.InputError, match="metric"):
         mpsearch.check("out", net(), batches())
     checked = mpsearch.check("out", net(), batches(), metric=worst)
-    assert checked.holds and checked.error == pytest.approx(found.searched_error, rel=0.2)
+    assert checked.holds and checked.error == pytest.approx(found.expected_error, rel=0.2)
 
 
 HOSTILE = [

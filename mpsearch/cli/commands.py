@@ -71,8 +71,29 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 )
 @click.option("--keep-fp16", multiple=True, metavar="PIN", help="The same, to stay FP16.")
 @click.option("--by", type=click.Choice(choices.GRANULARITIES), default="op", show_default=True)
-@click.option("--minimize", type=click.Choice(choices.OBJECTIVES), default="ops", show_default=True)
-@click.option("--forbid-overflow", is_flag=True, help="Leave no op in FP16 that overflows.")
+@click.option("--minimize", type=click.Choice(choices.MINIMIZED), default="ops", show_default=True)
+@click.option(
+    "--objective",
+    type=click.Choice(choices.OBJECTIVES),
+    default="unseen",
+    show_default=True,
+    help="Hold on inputs nobody has seen, or on the samples alone.",
+)
+@click.option(
+    "--coverage",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Share of inputs on which the budget is to hold.",
+)
+@click.option(
+    "--confidence", type=float, default=0.95, show_default=True, help="How sure that is to be."
+)
+@click.option(
+    "--tolerate-overflow",
+    is_flag=True,
+    help="Leave ops in FP16 that overflow, where the error stays within the budget.",
+)
 @click.option(
     "--hazards",
     type=click.Choice(choices.HAZARD_ACTIONS),

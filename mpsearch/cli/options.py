@@ -110,6 +110,13 @@ conversion = options(
         type=click.Choice(choices.IO_DTYPES),
         help="Of float inputs and outputs (default: as the model has).",
     ),
+    click.option(
+        "--batches",
+        type=click.Choice(choices.BATCHES),
+        default="apart",
+        show_default=True,
+        help="Whether a batch is so many samples, or one.",
+    ),
     click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18)."),
 )
 execution = options(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from ..program.precision import Precision
 from .metrics import Outputs
@@ -38,4 +39,8 @@ class Backend(Protocol):
         Stop
             If the run is to end.
         """
+        ...
+
+    def add(self, sample: Mapping[str, Any]) -> int:
+        """Take in one more sample; its index."""
         ...

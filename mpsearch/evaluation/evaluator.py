@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ..program.precision import Precision
 from .backend import Backend
+from .coverage import expected
 from .metrics import Metric, Outputs
 
 B = TypeVar("B", bound=Backend)
@@ -20,11 +21,14 @@ See = Callable[[int, int, Outputs], None]  # sample, profile, outputs
 class Measured:
     """What evaluating a precision gave.
 
-    ``exact`` is False where evaluation stopped at the first sample that broke the budget; the
-    loss is then a lower bound. ``executions`` and ``seconds`` are what it cost: ops run, and time.
+    ``loss`` is what it is judged by: that of the worst sample, or what the next input's is expected
+    to stay below; ``worst`` is the worst sample's. ``exact`` is False where evaluation stopped at
+    the first sample that broke the budget; the loss is then a lower bound. ``executions`` and
+    ``seconds`` are what it cost: ops run, and time.
     """
 
     loss: float
+    worst: float
     exact: bool
     executions: int
     seconds: float
@@ -41,6 +45,15 @@ class Evaluator(Generic[B]):
         Per sample, output name to tensor: the PyTorch model in FP32.
     metric, targets
         The error measure, and what a task metric compares with.
+    chance
+        How likely the next input may be to break the budget of a set that meets it; None where
+        the samples are all there is.
+
+    Attributes
+    ----------
+    searched
+        The samples that precisions are evaluated on, those likeliest to break the budget first:
+        all of them, unless :meth:`search_on` says otherwise.
     """
 
     def __init__(
@@ -49,13 +62,65 @@ class Evaluator(Generic[B]):
         references: Sequence[Outputs],
         metric: Metric,
         targets: Sequence[Any] = (),
+        chance: float | None = None,
     ) -> None:
         self.backend = backend
         self.references = list(references)
         self.metric = metric
         self.evaluations = 0
+        self.searched = list(range(backend.samples))
         self._targets = list(targets)
-        self._order = list(range(backend.samples))
+        self._chance = chance
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether every sample has a loss of its own, of which the worst counts."""
+        return self.metric.combine == "max"
+
+    @property
+    def aims_beyond(self) -> bool:
+        """Whether precisions are judged by what the next input's loss is expected to be."""
+        return self.by_sample and self._chance is not None
+
+    @property
+    def rest(self) -> list[int]:
+        """The samples that are not searched on."""
+        return [s for s in range(self.backend.samples) if s not in set(self.searched)]
+
+    def search_on(self, samples: Iterable[int]) -> None:
+        """Evaluate on these samples from now on, where each has a loss of its own."""
+        if self.by_sample:
+            self.searched = list(samples)
+
+    def losses(
+        self,
+        precision: Precision,
+        samples: Iterable[int],
+        enough: Callable[[Sequence[float]], bool] | None = None,
+    ) -> dict[int, float]:
+        """The loss of each sample, the worst over the profiles, until there are ``enough``.
+
+        Nothing on the way is remembered. Only where every sample has a loss of its own.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        assert self.metric.parts is not None
+        found: dict[int, float] = {}
+        profiles = self.backend.profiles if len(precision) < precision.count else 1
+        for sample in samples:
+            found[sample] = max(
+                self.metric.parts(
+                    self.references[sample],
+                    self.backend.outputs(precision, sample, profile, remember=False),
+                )[0]
+                for profile in range(profiles)
+            )
+            if enough is not None and enough(list(found.values())):
+                break
+        return found
 
     def evaluate(
         self,
@@ -78,19 +143,32 @@ class Evaluator(Generic[B]):
             If the run is to end.
         """
         started, executed = time.perf_counter(), self.backend.executions
-        worst, exact = -math.inf, True
+        loss, worst, exact = -math.inf, -math.inf, True
         profiles = self.backend.profiles if len(precision) < precision.count else 1
         for profile in range(profiles):
-            loss, complete = self._in_profile(precision, profile, limit, see, enough, remember)
-            worst, exact = max(worst, loss), exact and complete
-            if worst > limit or not complete:
+            losses, complete = self._in_profile(precision, profile, limit, see, enough, remember)
+            worst = max(worst, *losses)
+            loss = max(loss, worst, self.expected(losses) if complete else worst)
+            exact = exact and complete
+            if loss > limit or not complete:
                 # What was not looked at, samples or profiles, may be worse still.
                 exact = exact and profile == profiles - 1
                 break
-        exact |= worst == math.inf
+        exact |= loss == math.inf
         self.evaluations += 1
         ran = self.backend.executions - executed
-        return Measured(worst, exact, ran, time.perf_counter() - started)
+        return Measured(loss, worst, exact, ran, time.perf_counter() - started)
+
+    def expected(self, losses: Sequence[float], student: bool = False) -> float:
+        """What the next input's loss is expected to stay below; the worst of these if not asked."""
+        if not self.aims_beyond or self._chance is None:
+            return max(losses)
+        return expected(losses, self._chance, student)
+
+    def add(self, sample: Mapping[str, Any], reference: Outputs) -> int:
+        """One more sample, on a backend that takes it; its index."""
+        self.references.append(reference)
+        return self.backend.add(sample)
 
     def _in_profile(
         self,
@@ -100,8 +178,9 @@ class Evaluator(Generic[B]):
         see: See | None,
         enough: Callable[[], bool] | None,
         remember: int | None,
-    ) -> tuple[float, bool]:
-        kept_of = len(self._order) if remember is None else remember
+    ) -> tuple[list[float], bool]:
+        """The losses of the samples, or the one loss of all; and whether all were looked at."""
+        kept_of = len(self.searched) if remember is None else remember
 
         def outputs(position: int, sample: int) -> Outputs:
             found = self.backend.outputs(precision, sample, profile, remember=position < kept_of)
@@ -111,22 +190,23 @@ class Evaluator(Generic[B]):
 
         if self.metric.combine == "task":
             given: list[Outputs] = []
-            for sample in range(len(self._order)):
+            for sample in range(len(self.searched)):
                 if given and enough is not None and enough():
                     break
                 given.append(outputs(sample, sample))
             seen = len(given)
             loss = self.metric.whole(self.references[:seen], given, self._targets[:seen])
-            return loss, seen == len(self._order)
+            return [loss], seen == len(self.searched)
         parts: list[tuple[float, float]] = []
         assert self.metric.parts is not None
-        for position, sample in enumerate(self._order):
+        for position, sample in enumerate(self.searched):
             if parts and enough is not None and enough():
-                return self.metric.combined(parts), False
+                break
             parts.append(self.metric.parts(self.references[sample], outputs(position, sample)))
             lost = parts[-1][0]
-            if self.metric.combine == "max" and (lost > limit or lost == math.inf):
+            if self.by_sample and (lost > limit or lost == math.inf):
                 # What broke the budget now is likeliest to break it for the next set.
-                self._order.insert(0, self._order.pop(position))
+                self.searched.insert(0, self.searched.pop(position))
                 break
-        return self.metric.combined(parts), len(parts) == len(self._order)
+        complete = len(parts) == len(self.searched)
+        return [n for n, _ in parts] if self.by_sample else [self.metric.combined(parts)], complete

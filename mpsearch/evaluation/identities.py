@@ -47,10 +47,16 @@ class Identities:
     ----------
     limit
         Bytes of tensors to remember; the least recently used are dropped first.
+
+    Attributes
+    ----------
+    lost
+        Identities of results that are not finite, as far as someone looked.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.lost: set[int] = set()
         self._tensors: LRUCache[int, Results] = LRUCache(limit, getsizeof=tensor_bytes)
         self._by_key: dict[Key, int] = {}
         self._keys: list[Key] = []  # by identity

@@ -10,11 +10,13 @@ what is small; all else when it is made for the second time, which shows that it
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from ..errors import InputError
 from ..executor.loop import Schedule, Step
 from ..executor.runtime import Runtime, tensor_bytes
 from ..memory import give_back
-from ..numerics.profiles import Profile
+from ..numerics.profiles import Profile, carries_rounding
 from ..program.graph import Function, Node, Ref, walk
 from ..program.precision import Precision
 from .identities import Identities, Key, Results, Where
@@ -100,6 +102,11 @@ class Incremental:
     ----------
     watch
         Shown every step that is run, if there is one.
+    lost
+        Nodes whose results were infinite or NaN in FP16 in the last call of :meth:`outputs`; empty
+        unless ``mark`` is set.
+    mark
+        Whether to look for such results. Those that are only passed on are not looked at.
 
     Raises
     ------
@@ -122,6 +129,8 @@ class Incremental:
         self.ending = ending or Ending()
         self.executions = 0
         self.watch: Watch | None = None
+        self.mark = False
+        self.lost: list[Node] = []
         self._seconds = 0.0  # measured op time of what was executed
         self.runtimes = [Runtime(p, device) for p in profiles]
         # FP32 ops do the same in every profile: one runtime holds the weights for all of them.
@@ -135,6 +144,12 @@ class Incremental:
         self._inside = [frozenset(step.candidates) for step in self._steps]
         self._times: dict[int, float] = {}  # step -> seconds of its first run
         self._given = [self._bind(i, sample) for i, sample in enumerate(samples)]
+
+    def add(self, sample: Mapping[str, Tensor]) -> int:
+        """Take in one more sample; its index."""
+        self._given.append(self._bind(self.samples, sample))
+        self.samples += 1
+        return self.samples - 1
 
     def _bind(self, sample: int, values: Mapping[str, Tensor]) -> dict[int, Any]:
         device = self.runtimes[0].device
@@ -154,9 +169,17 @@ class Incremental:
     ) -> dict[str, Tensor]:
         """The outputs for one sample, by name, on the CPU (see :class:`Backend`)."""
         run = _Run(precision.fp32, sample, profile, remember)
+        self.lost = []
+
+        def execute(step: Step, env: Mapping[int, _Cell]) -> list[_Cell]:
+            cells = self._cells(step, env, run)
+            if cells and cells[0].where[0] in self._memory.lost:
+                self.lost.append(step.node)
+            return cells
+
         with self._running():
             cells = self._inputs(sample)
-            self._schedule.run(cells, lambda step, env: self._cells(step, env, run))
+            self._schedule.run(cells, execute if self.mark else partial(self._cells, run=run))
             return self._outputs(cells)
 
     @contextmanager
@@ -191,6 +214,9 @@ class Incremental:
         if identity is None:
             results = self._execute(step, key, run.profile, self._values(step, env))
             identity = self._memory.learn(key, results, self._fetch)
+            looked_at = self.mark and key.profile >= 0 and not carries_rounding(step.node.op_type)
+            if looked_at and not all(map(_finite, results)):
+                self._memory.lost.add(identity)
             if run.remember and (
                 step.node.blocks or step.node.op_type in _DEAR or tensor_bytes(results) <= _SMALL
             ):
@@ -423,6 +449,13 @@ class Incremental:
         finally:
             give_back()
             self._seconds += time.perf_counter() - started
+
+
+def _finite(value: Any) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+        return True
+    low, high = torch.aminmax(value)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _lost(value: Any, exact: Any) -> bool:

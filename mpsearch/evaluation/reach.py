@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
+from scipy import special
 from torch import Tensor
 
 from ..executor.loop import Step
 from ..executor.ops import OPS
 from ..executor.runtime import gather
 from ..program.graph import Node
+from ..program.precision import Precision
 from .incremental import Incremental
 
 #: What is taken for known of the spread of log magnitudes between samples before any was seen, and
@@ -75,9 +77,7 @@ def _deviations(chance: float) -> float:
 
 @cache
 def _student(chance: float, freedom: int) -> float:
-    from scipy.stats import norm, t
-
-    return float(t.ppf(1 - chance, freedom) / norm.ppf(1 - chance))
+    return float(special.stdtrit(freedom, 1 - chance) / special.ndtri(1 - chance))
 
 
 @dataclass(slots=True)
@@ -114,26 +114,46 @@ class Reach:
 
 @contextmanager
 def watched(engine: Incremental) -> Iterator[Reach]:
-    """What every op of the outer block reaches while all-FP32 runs."""
+    """What every op of the outer block reaches while all-FP32 runs on all samples."""
     reach = Reach()
-    slots = {**engine.function.inputs, **engine.function.states}
     for sample in range(engine.samples):
-        for name, value in engine.sample(sample).items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                reach.add(slots[name], value)
-
-    def see(step: Step, env: Mapping[int, Any], results: tuple[Any, ...]) -> None:
-        for slot, value in zip(step.node.outputs, results, strict=True):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                reach.add(slot, value)
-        if step.node.candidate is not None and not step.node.blocks:
-            _look_inside(engine, step.node, env, reach)
-
-    engine.watch = see
+        _take_inputs(engine, reach, sample)
+    engine.watch = partial(_see, engine, reach)
     try:
         yield reach
     finally:
         engine.watch = None
+
+
+def look_at(engine: Incremental, reach: Reach, sample: int) -> None:
+    """Take in what one more sample reaches."""
+    _take_inputs(engine, reach, sample)
+    engine.watch = partial(_see, engine, reach)
+    try:
+        engine.outputs(Precision.all_fp32(engine.candidates), sample)
+    finally:
+        engine.watch = None
+
+
+def _take_inputs(engine: Incremental, reach: Reach, sample: int) -> None:
+    slots = {**engine.function.inputs, **engine.function.states}
+    for name, value in engine.sample(sample).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            reach.add(slots[name], value)
+
+
+def _see(
+    engine: Incremental,
+    reach: Reach,
+    step: Step,
+    env: Mapping[int, Any],
+    results: tuple[Any, ...],
+) -> None:
+    for slot, value in zip(step.node.outputs, results, strict=True):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            reach.add(slot, value)
+    if step.node.candidate is not None and not step.node.blocks:
+        _look_inside(engine, step.node, env, reach)
 
 
 def _look_inside(engine: Incremental, node: Node, env: Mapping[int, Any], reach: Reach) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,21 +10,31 @@ from typing import Any
 from .. import options
 from ..ending import Ending
 from ..errors import InputError
+from ..evaluation.evaluator import Evaluator, Measured
+from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, resolve
+from ..evaluation.reach import watched
 from ..explain.hazards import notes as hazard_notes
 from ..explain.hazards import struck
 from ..numerics.profiles import Numerics, chosen
 from ..options import Constraints, Conversion, Execution, Limits
+from ..program.lowering import CandidateOp
+from ..program.precision import Precision
 from ..search import pins
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
 from ..search.question import Question, units
 from ..search.record import Record, Trial, check_storage
 from ..search.registry import find_strategy
+from ..search.risk import Range
 from ..source.identity import study_name
 from ..source.prepare import Prepared, check_device
 
 DEFAULT_TRIALS = 300
+#: How many samples a set is searched on, before it is looked at on the others.
+SEARCHED = 8
+#: With fewer calibration samples, redrawn ones are added until there are as many.
+REDRAWN = 16
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
 _RESERVE = 0.3
 
@@ -69,6 +79,16 @@ class Request:
         """The largest loss allowed."""
         return metric.loss_of(options.budget(self.budget, metric.larger_is_better))
 
+    @property
+    def chance(self) -> float | None:
+        """How likely the next input may be to break the budget of a set that is taken.
+
+        A tenth of what the user allows: a promise from few samples holds only where none of them
+        breaks the budget.
+        """
+        wanted = self.constraints
+        return None if wanted.objective == "calibration" else (1 - wanted.coverage) / 10
+
     @cached_property
     def search(self) -> Strategy:
         """The strategy itself."""
@@ -89,6 +109,8 @@ class Job:
     ----------
     casts
         Counts the casts of its program.
+    range
+        What its ops reach, and which of them FP16 cannot hold.
     name
         What to call the model.
     pinned_by_hazard
@@ -103,6 +125,7 @@ class Job:
     prepared: Prepared
     problem: Problem
     casts: Casts
+    range: Range
     name: str
     pinned_by_hazard: tuple[str, ...]
     notes: tuple[str, ...]
@@ -124,44 +147,82 @@ def pose(
     InputError
         If pins match nothing or contradict each other.
     """
-    ops, wanted = prepared.ops, request.constraints
+    ops, wanted, execution = prepared.ops, request.constraints, request.execution
     fp32 = pins.resolve(wanted.keep_fp32, ops, "--keep-fp32")
     fp16 = pins.resolve(wanted.keep_fp16, ops, "--keep-fp16")
     if fp32 & fp16:
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(struck(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
+    evaluator = prepared.pool(execution.device, execution.cache_bytes, ending, request.chance)
+    floor, range_ = measured(prepared, evaluator, ending)
+    required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
+    against = required & fp16
+    required -= always | fp16
+    strict = not (wanted.tolerate_overflow or against)
     casts = Casts(prepared.lowered)
     question = Question(
-        units(ops, [i for i in range(len(ops)) if i not in always | fp16], wanted.by),
+        units(ops, [i for i in range(len(ops)) if i not in always | fp16 | required], wanted.by),
         ops,
         request.limit(prepared.metric),
-        frozenset(always),
+        frozenset(always | required),
         wanted.minimize,
         casts,
-        wanted.forbid_overflow,
-        request.execution.seed,
+        frozenset(required),
+        harmless=range_.harmless if strict else None,
+        seed=execution.seed,
     )
-    execution = request.execution
     problem = Problem(
         question,
-        prepared.evaluator(execution.device, execution.cache_bytes, ending),
+        evaluator,
         Record(study_name(prepared), execution.storage, _about(request, prepared, name)),
         trials=request.limits.trials or DEFAULT_TRIALS,
         ending=ending,
         watch=watch,
+        floor=floor,
     )
     problem.reserve(_RESERVE)
+    notes = [*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")]
+    if against:
+        names = ", ".join(ops[i].name for i in sorted(against)[:5])
+        notes.append(f"Pinned to FP16 although they overflow there, or soon will: {names}.")
     return Job(
         request,
         prepared,
         problem,
         casts,
+        range_,
         name or prepared.source,
         _names(prepared, always - fp32),
-        (*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")),
+        tuple(notes),
         started,
     )
+
+
+def measured(
+    prepared: Prepared, evaluator: Evaluator[Incremental], ending: Ending
+) -> tuple[Measured, Range]:
+    """What all-FP32 gives, and what it reaches; from then on a few samples are searched on.
+
+    The others, and those redrawn, are looked at where a set is about to be taken.
+    """
+    every, count = Precision.all_fp32(len(prepared.ops)), len(prepared.calibration.samples)
+    pool = evaluator.searched
+    evaluator.search_on(pool[:count])
+    with watched(evaluator.backend) as reach:
+        few = 0 if ending.limited else SEARCHED
+        floor = evaluator.evaluate(every, enough=lambda: ending.over, remember=few)
+    evaluator.search_on(pool[:SEARCHED] if evaluator.aims_beyond else pool)
+    return floor, Range(evaluator.backend, reach)
+
+
+def _whole(refused: Iterable[int], ops: Sequence[CandidateOp], by: str) -> set[int]:
+    """These ops, with all others of their layers where a layer is decided as a whole."""
+    found = set(refused)
+    if by == "layer":
+        layers = {ops[i].layer for i in found if ops[i].layer}
+        found |= {op.index for op in ops if op.layer in layers}
+    return found
 
 
 def _about(request: Request, prepared: Prepared, name: str | None) -> dict[str, Any]:

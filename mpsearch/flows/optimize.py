@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from ..ending import Ending, Stage
@@ -12,18 +13,18 @@ from ..errors import MpsearchError
 from ..files import Room
 from ..numerics.profiles import Numerics
 from ..options import Constraints, Conversion, Execution, Limits
+from ..program.precision import Precision
 from ..results.result import PACKAGE, Result
 from ..search.problem import Strategy
 from ..search.proof import prove
-from ..search.record import Trial
-from ..search.registry import run
 from ..source.prepare import prepare
-from .holding import holding, tighter
-from .job import Job, Request, pose
+from .certifying import Certifier
+from .job import REDRAWN, Job, Request, pose
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
+from .searching import again, mended, search
 from .surroundings import undisturbed
-from .writing import store, write
+from .writing import Written, store, write
 
 
 @undisturbed
@@ -138,11 +139,13 @@ def answer(
             request.conversion,
             request.heldout,
             request.targets,
+            0 if request.chance is None else REDRAWN,
+            request.execution.seed,
         )
-        job = pose(request, prepared, ending, name, started, bar.trial)
-        problem = job.problem
         ending.start()
         bar.stage("measuring all-FP32 and all-FP16")
+        job = pose(request, prepared, ending, name, started, bar.trial)
+        problem = job.problem
         if problem.floor() > problem.limit or not problem.admit(problem.everything).met:
             return infeasible(job)
         ending.stage = Stage.SEARCH
@@ -151,58 +154,64 @@ def answer(
 
 
 def _until_it_holds(job: Job, bar: Progress) -> Result:
-    """Search, write the best set, read it back, and search on with more margin until it holds.
+    """Search, write the best set, read it back, test it on held-out data; and on until it holds.
 
-    Passes that coremltools runs after the cast may reorder arithmetic, and the held-out data is
-    not known to the search: either can break the budget that the search met. Where the run is to
-    end, there is no searching on: a set that was tried and holds is taken, or all FP32.
+    Passes that coremltools runs after the cast may reorder arithmetic, so that the package breaks
+    the budget that the search met; and the search has not seen the held-out data. Where the run is
+    to end there is no searching on: a safer set is taken.
     """
     problem, limit, ending = job.problem, job.problem.limit, job.problem.ending
-    strategy = job.request.search
+    certifier = Certifier(job)
     room = Room()
-    path = room.path / PACKAGE
-    finished, proven = True, False
-    last: Trial | None = None
-    fallback: Trial | None = None
+    notes = list(job.notes)
+    finished = search(job)
+    proven = finished and job.request.limits.prove and prove(problem)
+    finished &= not ending.over
+    best = problem.best or problem.admit(problem.everything)
     while True:
-        if last is None:
-            finished &= problem.admit_fp16() or run(strategy, problem)
-            proven = job.request.limits.prove and prove(problem)
-            finished &= not ending.over
-        best = last or problem.best
-        assert best is not None  # all-FP32 meets the budget, or there would be no search
-        if fallback is not None and _cheaper(job, fallback, best):
-            best = fallback
-        precision = problem.question.precision(best.kept)
         ending.stage = Stage.WRITE
         bar.stage("writing the package and reading it back")
-        problem.engine.release()  # coremltools and the package hold the weights once more each
+        precision = problem.question.precision(best.kept)
         try:
-            written = write(job.prepared, precision, path)
+            written = _written(job, precision, room.path / PACKAGE)
         except MpsearchError:
             raise
         except Exception as error:  # a full disk, in whatever words: what was found is kept
             return unwritten(job, best, error)
-        if written.worst <= limit or best.kept == problem.everything:
-            break
-        problem.reject(best.kept)
-        fallback = holding(job.prepared, problem, limit)
-        if ending.over:
-            last, finished = fallback or problem.record.known(problem.everything), False
+        last = best.kept == problem.everything
+        if written.loss > limit and last:
+            return infeasible(job)
+        if written.loss > limit:
+            finished &= again(job, best, written.loss)
+            best, proven = problem.best or problem.admit(problem.everything), False
             continue
-        margin = tighter(problem.question.limit, best.loss, limit, written.worst)
-        problem.tighten(max(problem.ends()[0], margin))
-    if written.worst > limit:
-        return infeasible(job, written.heldout)
-    dtype, notes = job.request.conversion.weight_dtype, job.notes
-    if dtype is not None and not ending.over:
-        bar.stage(f"storing weights as {dtype}")
-        written = store(job.prepared, precision, path, written, dtype, limit)
-    elif dtype is not None:
-        notes = (*notes, f"Weights are stored as typed: no time was left for {dtype}.")
-    return outcome(job, Found(best, precision, written, room, finished, proven, notes), bar)
+        bar.stage("testing on held-out data")
+        tested = certifier.test(written.package, best.kept, patient=ending.over or last)
+        if tested.holds:
+            break
+        if last:
+            return infeasible(job, tested.worst)
+        proven = False
+        if tested.offenders:
+            notes += certifier.use_up(tested.offenders, best.kept)
+            finished &= mended(job, best)
+            best = problem.best or problem.admit(problem.everything)
+        else:
+            safer = certifier.safer(best.kept)
+            best = problem.admit(problem.everything if safer is None else safer)
+    dtype = job.request.conversion.weight_dtype
+    if dtype is not None and written.stored is None:
+        notes.append(f"Weights are stored as typed: no time was left for {dtype}.")
+    found = Found(best, precision, written, room, finished, proven, tuple(notes), tested)
+    return outcome(job, found, bar)
 
 
-def _cheaper(job: Job, one: Trial, other: Trial) -> bool:
-    rank = job.problem.question.rank
-    return rank(one.kept) < rank(other.kept)
+def _written(job: Job, precision: Precision, path: Path) -> Written:
+    """The package, with weights stored as asked for where time is left for that."""
+    problem, dtype = job.problem, job.request.conversion.weight_dtype
+    problem.engine.release()  # coremltools and the package hold the weights once more each
+    searched = problem.evaluator.searched
+    written = write(job.prepared, precision, path, searched)
+    if dtype is None or problem.ending.over or written.loss > problem.limit:
+        return written
+    return store(job.prepared, precision, path, written, searched, dtype, problem.limit)

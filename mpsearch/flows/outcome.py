@@ -25,6 +25,7 @@ from ..search.record import Trial
 from ..source.identity import versions
 from ..usercode import reason
 from . import wording
+from .certifying import Tested
 from .job import Job
 from .progress import Progress
 from .writing import Written
@@ -44,6 +45,8 @@ class Found:
         Whether every cheaper set was tried.
     notes
         What is to be said beside the numbers.
+    tested
+        What held-out samples said of it.
     """
 
     trial: Trial
@@ -53,6 +56,7 @@ class Found:
     finished: bool
     proven: bool
     notes: tuple[str, ...]
+    tested: Tested
 
 
 @dataclass
@@ -75,13 +79,17 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
     extras = _extras(job, found, bar)
     names = [op.name for op in extras.kept]
     status = "met" if names else "fp16_suffices"
-    held = job.prepared.heldout.samples
+    wanted = job.request.constraints
     facts = _common(job, found.precision, found.written.package.casts) | extras.counted
     facts |= {
         "status": status if found.finished else "interrupted",
-        "error": metric.loss_of(written.calibration),
-        "heldout_error": metric.loss_of(written.heldout) if held else None,
-        "searched_error": metric.loss_of(found.trial.loss),
+        "error": metric.loss_of(written.loss),
+        "heldout_error": metric.loss_of(found.tested.worst) if found.tested.losses else None,
+        "heldout_samples": len(found.tested.losses),
+        "heldout_broken": sum(loss > job.problem.limit for loss in found.tested.losses),
+        "coverage": found.tested.coverage,
+        "confidence": None if found.tested.coverage is None else wanted.confidence,
+        "expected_error": metric.loss_of(found.trial.loss),
         "proven": found.proven,
         "weights": written.stored,
         "package_bytes": emission.package_bytes(found.room.path / PACKAGE),
@@ -93,7 +101,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
         "notes": (*wording.notes(job, found.notes), *extras.notes),
     }
-    facts["explanation"] = wording.explain(facts)
+    facts["explanation"] = f"{wording.explain(facts)} {wording.promise(job, found.tested)}"
     return _built(job, facts, found.room, written.stored_names)
 
 
@@ -111,7 +119,7 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
     facts |= {
         "status": "unwritten",
         "error": loss,
-        "searched_error": loss,
+        "expected_error": loss,
         "kept": account.unmeasured(job.prepared, precision),
         "ops": account.op_rows(job.prepared, None, precision, job.casts),
         "not_measured": (*missing, *_unmeasured_ends(job)),
@@ -190,6 +198,8 @@ def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
         "costs": account.costs(job.prepared, precision, job.casts, casts),
         "islands": account.islands(job.prepared, precision, job.casts),
         "front": account.front(job.problem, job.prepared.metric),
+        "absorbed_overflows": account.absorbed(job.range, job.prepared.ops, precision),
+        "at_risk": account.at_risk(job.range, job.prepared.ops, precision),
     }
 
 
@@ -215,12 +225,13 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
 
     def bound() -> None:
         whole = found.trial.kept == problem.everything
-        if not found.finished or whole or problem.question.pinned:
+        if not found.finished or whole or problem.question.pinned or problem.question.forced:
             return
         least = _lower_bound(job, found)
         if least is None:
             return
-        extras.lower_bound = least.price
+        if least.price is not None:
+            extras.lower_bound = least.price + len(problem.question.required)
         extras.counted = _counted(job)  # what is measured after this is not of the search
         if least.contradicted:
             extras.notes.append(
@@ -230,10 +241,11 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
 
     def alone() -> None:
         extras.kept = account.kept_ops(prepared, problem, precision)
-        overflowing = tuple(op.name for op in problem.overflows(found.trial.kept))
-        extras.tolerated_overflows = overflowing
-        if overflowing:
-            extras.notes.append(wording.overflow_note(overflowing))
+        if problem.question.harmless is None:
+            overflowing = tuple(op.name for op in problem.overflows(found.trial.kept))
+            extras.tolerated_overflows = overflowing
+            if overflowing:
+                extras.notes.append(wording.overflow_note(overflowing))
 
     def sensitivity() -> None:
         rows = account.op_rows(prepared, problem.guide.model, precision, job.casts)
@@ -272,7 +284,7 @@ def _lower_bound(job: Job, found: Found) -> Bound | None:
     if not found.trial.kept:
         return Bound(0, False)
     if found.proven and problem.question.limit == problem.limit:
-        return Bound(len(found.precision), False)
+        return Bound(len(found.precision) - len(problem.question.required), False)
     problem.release()
     problem.tighten(problem.limit)
     return lower_bound(problem)

@@ -17,10 +17,11 @@ from ..results.front import Front, Point
 from ..search import registry as search
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
-from ..search.question import Question
+from ..search.question import Question, units
 from ..search.record import Record, check_storage
 from ..source.identity import study_name
 from ..source.prepare import Prepared, check_device, prepare
+from .job import measured
 from .progress import Progress
 from .surroundings import undisturbed
 
@@ -46,7 +47,7 @@ def pareto(
 ) -> Front:
     """Trade FP32 ops for accuracy: what each number of them can buy.
 
-    One search runs through ``points`` budgets, from the loosest to the tightest; every evaluation
+    Ops that overflow in FP16, or soon will, are FP32 in every point. One search runs through ``points`` budgets, from the loosest to the tightest; every evaluation
     made for one serves the others. Parameters are those of :func:`mpsearch.optimize`.
 
     Raises
@@ -70,13 +71,24 @@ def pareto(
         prepared = prepare(model, data, metric, numerics, conversion, heldout, targets)
         ops = prepared.ops
         casts = Casts(prepared.lowered)
-        question = Question.of_ops(ops, math.inf, casts, execution.seed)
         evaluator = prepared.evaluator(execution.device, execution.cache_bytes, ending)
+        ending.start()
+        floor, range_ = measured(prepared, evaluator, ending)
+        free = [i for i in range(len(ops)) if i not in range_.refused]
+        question = Question(
+            units(ops, free),
+            ops,
+            math.inf,
+            frozenset(range_.refused),
+            casts=casts,
+            required=frozenset(range_.refused),
+            harmless=range_.harmless,
+            seed=execution.seed,
+        )
         record = Record(study_name(prepared), execution.storage)
         problem = Problem(
-            question, evaluator, record, trials=trials, ending=ending, watch=bar.trial
+            question, evaluator, record, trials=trials, ending=ending, watch=bar.trial, floor=floor
         )
-        ending.start()
         problem.admit(problem.everything)
         ending.stage = Stage.SEARCH
         with suppress(Stop):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..explain.parting import parting
@@ -16,6 +18,7 @@ from ..results import account
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.prepare import Prepared
+from .certifying import Tested
 from .job import Job
 
 
@@ -23,8 +26,28 @@ def overflow_note(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
         f"Left in FP16 although they overflow on the calibration data, within the budget: {shown}. "
-        "Use --forbid-overflow to keep such ops FP32."
+        "They may do harm on other inputs; without --tolerate-overflow they would be FP32."
     )
+
+
+def promise(job: Job, tested: Tested) -> str:
+    """What held-out samples say of inputs that nobody has seen."""
+    wanted, count = job.request.constraints, len(tested.losses)
+    if not job.problem.evaluator.by_sample:
+        return ""
+    if tested.coverage is None:
+        return "No sample is left that the search has not seen, so nothing is promised of others."
+    broken = sum(loss > job.problem.limit for loss in tested.losses)
+    said = (
+        f"{broken or 'None'} of {count} samples that the search never saw broke the budget: at "
+        f"least {math.floor(100 * tested.coverage)}% of inputs like these meet it "
+        f"({100 * wanted.confidence:g}% confidence)."
+    )
+    if tested.coverage < wanted.coverage:
+        least = coverage.needed(wanted.coverage, wanted.confidence)
+        given = math.ceil(least / job.request.heldout)
+        said += f" {given} samples, {least} of them held out, would allow {wanted.coverage:.0%}."
+    return said
 
 
 def explain(facts: dict[str, Any]) -> str:

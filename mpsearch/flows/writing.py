@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import VerificationError
 from ..package import emission, verification, weights
 from ..program.precision import Precision
+from ..source.data import Data
 from ..source.prepare import Prepared
+
+#: With more calibration samples than these, a package is run on those with the largest errors.
+_MOST_RUN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +22,8 @@ class Written:
 
     Attributes
     ----------
-    calibration, heldout
-        Its loss on the calibration data, and on the held-out data (minus infinity without any).
+    loss
+        Its loss on the calibration data.
     stored
         What came of storing weights otherwise; None where that was not asked for.
     stored_names
@@ -27,25 +31,21 @@ class Written:
     """
 
     package: verification.ReadBack
-    calibration: float
-    heldout: float
+    loss: float
     stored: weights.Stored | None = None
     stored_names: tuple[str, ...] = ()
-
-    @property
-    def worst(self) -> float:
-        """The larger of its losses."""
-        return max(self.calibration, self.heldout)
 
 
 def write(
     prepared: Prepared,
     precision: Precision,
     path: Path,
+    searched: Sequence[int],
     stored: tuple[str, Collection[str]] | None = None,
 ) -> Written:
     """Write a package with a precision, and read it back.
 
+    ``searched`` are calibration samples by index, those likeliest to break the budget first.
     ``stored`` says how weights are stored, and which.
 
     Raises
@@ -60,15 +60,16 @@ def write(
     wrong = verification.precision_mismatch(package, prepared.lowered, names)
     if wrong is not None:
         raise VerificationError(f"the written package is not what was searched: {wrong}")
-    return Written(package, *_losses(prepared, package))
+    return Written(package, _loss(prepared, package, searched))
 
 
-def _losses(prepared: Prepared, package: verification.ReadBack) -> tuple[float, float]:
-    arguments = (prepared.metric, prepared.profiles)
-    return (
-        verification.losses(package, prepared.calibration, prepared.references, *arguments),
-        verification.losses(package, prepared.heldout, prepared.heldout_references, *arguments),
-    )
+def _loss(prepared: Prepared, package: verification.ReadBack, searched: Sequence[int]) -> float:
+    data, references = prepared.calibration, prepared.references
+    if prepared.metric.combine == "max":
+        known = range(len(data.samples))
+        run = list(dict.fromkeys([*(s for s in searched if s in known), *known]))[:_MOST_RUN]
+        data, references = Data([data.samples[s] for s in run]), [references[s] for s in run]
+    return verification.loss(package, data, references, prepared.metric, prepared.profiles)
 
 
 def store(
@@ -76,6 +77,7 @@ def store(
     precision: Precision,
     path: Path,
     plain: Written,
+    searched: Sequence[int],
     dtype: str,
     limit: float,
 ) -> Written:
@@ -92,13 +94,14 @@ def store(
 
     def holds(chosen: set[str]) -> bool:
         function_ = weights.with_weights(function, forms, chosen)
-        return max(_losses(prepared, replace(plain.package, function=function_))) <= limit
+        package = replace(plain.package, function=function_)
+        return _loss(prepared, package, searched) <= limit
 
     chosen = weights.largest_set(list(forms), holds)
     written = plain
     if chosen:
-        written = write(prepared, precision, path, (dtype, chosen))
-        if written.worst > limit:
+        written = write(prepared, precision, path, searched, (dtype, chosen))
+        if written.loss > limit:
             raise VerificationError(
                 f"the package with weights stored as {dtype} has another error than was measured"
             )

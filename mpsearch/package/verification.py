@@ -82,25 +82,47 @@ def read_back(path: Path) -> ReadBack:
     return ReadBack(_program.lower(program, name), tuple(fp32), tuple(fp16), casts)
 
 
-def losses(
+def loss(
     package: ReadBack,
     data: Data,
     references: Sequence[Outputs],
     metric: Metric,
     profiles: Sequence[Profile],
-    device: str = "cpu",
 ) -> float:
-    """The loss of a package as read back, the worst over the profiles."""
+    """The loss of a package as read back over all samples, the worst over the profiles."""
     if not data.samples:
         return -math.inf
-    worst = -math.inf
-    schedule = Schedule.of_function(package.function)
+    return max(
+        metric.whole(list(references), _outputs(package, data.samples, references, p), data.targets)
+        for p in profiles
+    )
+
+
+def losses(
+    package: ReadBack,
+    samples: Sequence[Mapping[str, Tensor]],
+    references: Sequence[Outputs],
+    metric: Metric,
+    profiles: Sequence[Profile],
+) -> list[float]:
+    """The loss of a package as read back on each sample, the worst over the profiles."""
+    worst = [-math.inf] * len(samples)
     for profile in profiles:
-        runtime = Runtime(profile, device)
-        outputs = [_run(runtime, package.function, schedule, s) for s in data.samples]
-        outputs = [_named(o, r) for o, r in zip(outputs, references, strict=True)]
-        worst = max(worst, metric.whole(list(references), list(outputs), data.targets))
+        outputs = _outputs(package, samples, references, profile)
+        for place, (reference, output) in enumerate(zip(references, outputs, strict=True)):
+            worst[place] = max(worst[place], metric.whole([reference], [output], []))
     return worst
+
+
+def _outputs(
+    package: ReadBack,
+    samples: Sequence[Mapping[str, Tensor]],
+    references: Sequence[Outputs],
+    profile: Profile,
+) -> list[dict[str, Tensor]]:
+    schedule, runtime = Schedule.of_function(package.function), Runtime(profile)
+    outputs = (_run(runtime, package.function, schedule, s) for s in samples)
+    return [_named(o, r) for o, r in zip(outputs, references, strict=True)]
 
 
 def _named(outputs: dict[str, Tensor], reference: Outputs) -> dict[str, Tensor]:

@@ -52,6 +52,22 @@ class Infinite:
         return Infinite(self.negative, self.positive, self.masked)
 
 
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """An infinity that does no harm.
+
+    Attributes
+    ----------
+    through
+        The ops whose results it stands in.
+    by
+        The ops that absorb it.
+    """
+
+    through: tuple[Node, ...]
+    by: tuple[Node, ...]
+
+
 NONE = Infinite()
 _LARGEST = 65504.0  # FP16's
 #: A rule's answer where an op makes something wrong of an infinity: NaN, or another finite value.
@@ -276,8 +292,8 @@ class Infinities:
             read[name] = lost | read.get(name, NONE)
         return read
 
-    def absorbed(self, node: Node, made: Infinite) -> tuple[Node, ...] | None:
-        """The ops that absorb what overflows at an op, or None where something does not.
+    def absorbed(self, node: Node, made: Infinite) -> Absorbed | None:
+        """What absorbs what overflows at an op; None where something does not.
 
         Parameters
         ----------
@@ -295,15 +311,13 @@ class Infinities:
         if out is None:
             return None
         out = self._new(node.outputs[0], out, made)
-        return self._followed(node, out, () if out else (node,))
+        return self._followed(node, out) if out else Absorbed((), (node,))
 
-    def _followed(
-        self, node: Node, out: Infinite, absorbing: tuple[Node, ...]
-    ) -> tuple[Node, ...] | None:
-        found = dict.fromkeys(node.outputs, out) if out else {}
-        if not self._outputs.isdisjoint(found):
-            return None
-        for later in self._nodes[self._nodes.index(node) + 1 :] if out else ():
+    def _followed(self, node: Node, out: Infinite) -> Absorbed | None:
+        found = dict.fromkeys(node.outputs, out)
+        through: list[Node] = [node]
+        by: list[Node] = []
+        for later in self._nodes[self._nodes.index(node) + 1 :]:
             taken = {slot: found[slot] for slot in slots_read(later) if slot in found}
             if not taken:
                 continue
@@ -313,11 +327,8 @@ class Infinities:
                 return None
             if result:
                 found.update(dict.fromkeys(later.outputs, result))
-                if not self._outputs.isdisjoint(later.outputs):
-                    return None
-            else:
-                absorbing += (later,)
-        return absorbing
+            (through if result else by).append(later)
+        return None if self._outputs & found.keys() else Absorbed(tuple(through), tuple(by))
 
     def _ruled(self, node: Node, inputs: Inputs) -> Infinite | None:
         given = {name: found for name, found in inputs.items() if found}

@@ -14,13 +14,15 @@ from ..explain.ranges import ranges
 from ..explain.remedies import Remedy
 from ..package.config import KeptOp
 from ..program.graph import Node
+from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from ..search.cost import Casts, Cost, cost
 from ..search.problem import Problem
+from ..search.risk import Range
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
 from .plain import number
-from .result import OpRow, TrialRow
+from .result import Absorption, AtRisk, OpRow, TrialRow
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
@@ -158,3 +160,23 @@ def remedies(prepared: Prepared, problem: Problem, kept: Sequence[KeptOp]) -> tu
         return ()
     largest = {i: found.largest for i, found in ranges(problem.engine).items()}
     return tuple(_remedies.remedies(prepared.lowered, prepared.ops, verdicts, largest))
+
+
+def absorbed(
+    range_: Range, ops: Sequence[CandidateOp], precision: Precision
+) -> tuple[Absorption, ...]:
+    """The overflows of ops in FP16 that do no harm, with what absorbs them."""
+    return tuple(
+        Absorption(ops[i].name, tuple(node.name for node in risk.absorbed.by))
+        for i, risk in sorted(range_.risks.items())
+        if risk.absorbed is not None and risk.seen and i not in precision
+    )
+
+
+def at_risk(range_: Range, ops: Sequence[CandidateOp], precision: Precision) -> tuple[AtRisk, ...]:
+    """The ops kept for what the next input is expected to reach, not for what the samples did."""
+    return tuple(
+        AtRisk(ops[i].name, risk.headroom, risk.expected)
+        for i, risk in sorted(range_.risks.items())
+        if risk.absorbed is None and not risk.seen and i in precision
+    )

@@ -69,6 +69,37 @@ class TrialRow(msgspec.Struct, frozen=True, rename={"asked_by": "pass"}):
     exact: bool
 
 
+class Absorption(msgspec.Struct, frozen=True):
+    """An op left in FP16 that overflows on the samples, and does no harm by that.
+
+    Attributes
+    ----------
+    absorbed_by
+        The ops that give the same for infinity as for the value itself, for every input
+        (:mod:`mpsearch.program.infinity`).
+    """
+
+    name: str
+    absorbed_by: tuple[str, ...]
+
+
+class AtRisk(msgspec.Struct, frozen=True):
+    """An op kept in FP32 that did not overflow on the samples, and may on the next input.
+
+    Attributes
+    ----------
+    headroom
+        What FP16 holds, over the largest magnitude in the samples.
+    expected
+        The same over what the next input stays below with a chance of 0.999
+        (:class:`mpsearch.evaluation.reach.Magnitude`).
+    """
+
+    name: str
+    headroom: float
+    expected: float
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """What a result is written from.
@@ -104,8 +135,15 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         where there was no time to measure it.
     heldout_error
         The error of the written package on the held-out data; None without any.
-    searched_error
-        The error that the search saw for its set.
+    heldout_samples, heldout_broken
+        How many held-out samples the package was run on, and how many broke the budget.
+    coverage, confidence
+        At least this share of inputs like the held-out ones meets the budget, with this
+        confidence; None where nothing can be promised.
+    expected_error
+        What the error of the next input is expected to stay below, by the samples that were
+        searched on (:func:`mpsearch.evaluation.coverage.expected`); with ``objective=calibration``
+        the worst of the samples.
     kept
         The ops kept in FP32, in execution order.
     candidate_ops
@@ -124,8 +162,13 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     pinned_by_hazard
         Ops of ``fp32_ops`` that were not searched but kept FP32 for a known runtime fault
         (:mod:`mpsearch.explain.hazards`).
+    absorbed_overflows
+        Ops left in FP16 that overflow on the samples, which the program absorbs for every input.
+    at_risk
+        Ops of ``fp32_ops`` kept for what the next input is expected to reach.
     tolerated_overflows
-        Ops left in FP16 whose results overflow on the calibration data where FP32's are finite.
+        With ``tolerate_overflow``: ops left in FP16 whose results overflow on the calibration data
+        where FP32's are finite.
     casts
         Casts between FP16 and FP32 in the written package.
     costs
@@ -177,11 +220,17 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     ops: tuple[OpRow, ...]
     front: tuple[tuple[int, float | None], ...]
     heldout_error: float | None = None
-    searched_error: float | None = None
+    heldout_samples: int = 0
+    heldout_broken: int = 0
+    coverage: float | None = None
+    confidence: float | None = None
+    expected_error: float | None = None
     lower_bound: int | None = None
     proven: bool = False
     pinned_by_hazard: tuple[str, ...] = ()
     tolerated_overflows: tuple[str, ...] = ()
+    absorbed_overflows: tuple[Absorption, ...] = ()
+    at_risk: tuple[AtRisk, ...] = ()
     casts: int = 0
     remedies: tuple[Remedy, ...] = ()
     weights: Stored | None = None

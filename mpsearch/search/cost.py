@@ -20,7 +20,7 @@ _FP32, _FREE = -1, -2
 
 
 def op_cost(op: CandidateOp, objective: str) -> float:
-    """The cost of one op in FP32 by itself, in one of :data:`mpsearch.options.OBJECTIVES`."""
+    """The cost of one op in FP32 by itself, in one of :data:`mpsearch.options.MINIMIZED`."""
     if objective == "bytes":
         return float(op.weight_bytes)
     if objective == "flops":

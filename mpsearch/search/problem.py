@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import optuna
 
 from ..ending import Ending, Stop
-from ..evaluation.evaluator import Evaluator
+from ..evaluation.evaluator import Evaluator, Measured
 from ..evaluation.incremental import Incremental
+from ..evaluation.metrics import Outputs
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from .guide import Guide
@@ -32,6 +33,27 @@ class Strategy(Protocol):
 
     def __call__(self, problem: Problem) -> None:
         """Search; every set that was tried is in ``problem.record``."""
+
+
+#: A set is given up for mending once so many samples break its limit.
+_OFFENDERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """How a set does on the samples that are not searched on.
+
+    Attributes
+    ----------
+    offenders
+        Those on which it breaks the limit, the worst first; not all of them, where there are many.
+    expected
+        What the next input's loss is expected to stay below, by all samples; the worst loss where
+        there are offenders.
+    """
+
+    offenders: list[int]
+    expected: float
 
 
 class Problem:
@@ -51,6 +73,8 @@ class Problem:
         When the run ends: its deadline, and the user's signals.
     watch
         Called with every trial.
+    floor
+        What all-FP32 gave, where that is known already.
 
     Attributes
     ----------
@@ -74,6 +98,7 @@ class Problem:
         trials: int = 300,
         ending: Ending | None = None,
         watch: Callable[[Trial, Problem], None] | None = None,
+        floor: Measured | None = None,
     ) -> None:
         self.question = question
         self.limit = question.limit
@@ -83,10 +108,12 @@ class Problem:
         self.best: Trial | None = None
         self.evaluator = evaluator
         self.engine = evaluator.backend
+        self.engine.mark = question.harmless is not None
         self.guide = Guide(evaluator, question.seed)
         self._watch = watch
         self._reserve = 0
-        self._floor: float | None = None
+        self._floor = floor
+        self._last: dict[int, float] = {}  # of samples not searched on: the loss of the last set
         self._ends: tuple[float, float | None] | None = None
 
     # -- for strategies ------------------------------------------------------------------------
@@ -121,6 +148,8 @@ class Problem:
         known = self.record.known(key)
         if known is not None and (known.exact or not exact):
             return known
+        if not self.question.forced <= key:  # refused, whatever its loss
+            return Trial(key, math.inf, False, False, by, self.question.price(key))
         self._allow()
         return self.evaluate(key, by, exact)
 
@@ -207,17 +236,19 @@ class Problem:
     def _all_fp16(self) -> float:
         nothing = Precision.all_fp16(len(self.question.ops))
         if self.question.precision(()) == nothing:
-            return self.admit(()).loss
+            found = self.admit(())
+            return found.loss if found.worst is None else found.worst
         return self.evaluate_ops(nothing, "ends")
 
     def floor(self) -> float:
         """The loss of all-FP32, of the samples that the time is enough for, one at least."""
         every = Precision.all_fp32(len(self.question.ops))
-        if self.question.precision(self.everything) == every:
-            return self.admit(self.everything).loss
+        if self._floor is None and self.question.precision(self.everything) == every:
+            found = self.admit(self.everything)
+            return found.loss if found.worst is None else found.worst
         if self._floor is None:  # some op may not be FP32
-            self._floor = self.evaluate_ops(every, "ends")
-        return self._floor
+            self._floor = self._noted(every, "ends")
+        return self._floor.worst
 
     def admit(self, kept: Iterable[int]) -> Trial:
         """Evaluate one of the ends whatever the trials allow.
@@ -229,6 +260,9 @@ class Problem:
         known = self.record.known(key)
         if known is not None and (known.exact or key == self.everything):
             return known
+        every = Precision.all_fp32(len(self.question.ops))
+        if self._floor is not None and self.question.precision(key) == every:
+            return self._judged(key, "ends", self._floor)
         return self.evaluate(key, "ends", exact=True, enough=self._over)
 
     def admit_fp16(self) -> bool:
@@ -265,20 +299,41 @@ class Problem:
             # all-FP32, and those on the other samples are seldom asked for again.
             remember = 0 if key == self.everything else 1
         watching = self.guide.watch(key)
+        overflows: list[str] = []
+
+        def see(sample: int, profile: int, outputs: Outputs) -> None:
+            watching(sample, profile, outputs)
+            overflows.extend(self._harmful())
+
         limit = math.inf if exact else question.limit
-        measured = self.evaluator.evaluate(precision, limit, watching, enough, remember)
+        measured = self.evaluator.evaluate(precision, limit, see, enough, remember)
         watching.done()
-        whole = measured.exact or (enough is not None and key == self.everything)
-        met = whole and measured.loss <= question.limit
-        overflows = met and question.forbid_overflow and bool(self.engine.overflows(precision))
+        return self._judged(key, by, measured, asked, overflows[0] if overflows else "")
+
+    def _judged(
+        self,
+        key: Kept,
+        by: str,
+        measured: Measured,
+        asked: optuna.trial.Trial | None = None,
+        overflows: str = "",
+    ) -> Trial:
+        """Record what came of a set.
+
+        All units together are the last resort: taken as they are on the samples looked at.
+        """
+        question, last = self.question, key == self.everything
+        loss = measured.worst if last else measured.loss
+        within = (measured.exact or last) and loss <= question.limit
         trial = Trial(
             key,
-            measured.loss,
-            met and not overflows,
+            loss,
+            within and (last or not overflows),
             measured.exact,
             by,
             question.price(key),
-            len(precision),
+            len(question.precision(key)),
+            measured.worst,
             overflows,
             measured.executions,
             measured.seconds,
@@ -291,9 +346,19 @@ class Problem:
 
     def evaluate_ops(self, precision: Precision, by: str) -> float:
         """The loss of something that need be no set of units; recorded, and no trial."""
+        return self._noted(precision, by).worst
+
+    def _noted(self, precision: Precision, by: str) -> Measured:
         measured = self.evaluator.evaluate(precision, enough=self._over)
         self.record.note(self.question, precision, measured, by)
-        return measured.loss
+        return measured
+
+    def _harmful(self) -> list[str]:
+        """Ops that were infinite or NaN in the last run, and do harm by that."""
+        harmless = self.question.harmless
+        if harmless is None:
+            return []
+        return [node.name for node in self.engine.lost if node.name not in harmless]
 
     def overflows(self, kept: Iterable[int]) -> list[CandidateOp]:
         """Ops left in FP16 that overflow where they would be finite in FP32."""
@@ -327,12 +392,59 @@ class Problem:
         for trial in self.record.trials:
             self._consider(trial)
 
+    def widen(self, samples: Sequence[int]) -> None:
+        """Search on these samples as well, the first to be looked at from now on.
+
+        What met the limit without them is to be tried anew.
+        """
+        self.evaluator.search_on([*samples, *self.evaluator.searched])
+        self._reserve //= 2
+        self.best = None
+        self.record.doubt(self.everything)
+        for trial in self.record.trials:
+            self._consider(trial)
+
+    def confirm(self, trial: Trial) -> Confirmed:
+        """How a set does on the samples that are not searched on.
+
+        Those are looked at first that were nearest to breaking the limit before.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        evaluator, limit = self.evaluator, self.limit
+        rest = sorted(evaluator.rest, key=lambda s: -self._last.get(s, -math.inf))
+
+        def enough(losses: Sequence[float]) -> bool:
+            return sum(loss > limit for loss in losses) >= _OFFENDERS or losses[-1] == math.inf
+
+        precision = self.question.precision(trial.kept)
+        found = evaluator.losses(precision, rest, enough) if rest else {}
+        self._last |= found
+        offenders = [s for s in rest if found.get(s, -math.inf) > limit]
+        if offenders or not rest:
+            worst = max(found.values(), default=trial.loss)
+            return Confirmed(sorted(offenders, key=lambda s: (-found[s], s)), worst)
+        found |= evaluator.losses(precision, evaluator.searched)
+        return Confirmed([], evaluator.expected(list(found.values()), student=True))
+
+    def require(self, units: Iterable[int]) -> None:
+        """Take no set from now on that lacks one of these units."""
+        forced = self.question.forced.union(units)
+        self.question = replace(self.question, forced=forced)
+        self.best = None
+        for trial in self.record.trials:
+            self._consider(trial)
+
     def reject(self, kept: Iterable[int]) -> None:
         """Never take this set as the best, whatever its loss."""
         self.record.reject(kept)
 
     def _consider(self, trial: Trial) -> None:
-        if not trial.met or self.record.rejected(trial.kept):
+        refused = not self.question.forced <= trial.kept or self.record.rejected(trial.kept)
+        if not trial.met or refused:
             return
         rank = (*self.question.rank(trial.kept), trial.loss)
         if self.best is None or rank < (*self.question.rank(self.best.kept), self.best.loss):

@@ -46,11 +46,17 @@ class Question:
     always
         Candidates that are FP32 whatever is decided.
     objective
-        What is minimized, one of :data:`mpsearch.options.OBJECTIVES`.
+        What is minimized, one of :data:`mpsearch.options.MINIMIZED`.
     casts
         Counts casts; without, sets are told apart by their price and their number of ops alone.
-    forbid_overflow
-        Whether sets are refused that leave an op in FP16 whose result overflows.
+    required
+        Candidates of ``always`` that cannot be FP16, since they overflow there or soon will
+        (:mod:`mpsearch.search.risk`).
+    forced
+        Units that every set must hold, as was found while searching.
+    harmless
+        Names of the ops that may be infinite or NaN; sets are refused in which others are. None
+        where that is left to the loss.
     seed
         For everything random.
     """
@@ -61,7 +67,9 @@ class Question:
     always: frozenset[int] = frozenset()
     objective: str = "ops"
     casts: Casts | None = None
-    forbid_overflow: bool = False
+    required: frozenset[int] = frozenset()
+    forced: Kept = frozenset()
+    harmless: frozenset[str] | None = None
     seed: int = 0
     _ranks: dict[Kept, tuple[float, float, int]] = field(
         default_factory=dict, repr=False, compare=False
@@ -81,8 +89,8 @@ class Question:
 
     @property
     def pinned(self) -> bool:
-        """Whether some candidate ops are decided already."""
-        return sum(len(u.ops) for u in self.units) < len(self.ops)
+        """Whether some candidate ops are decided already, other than by what FP16 can hold."""
+        return sum(len(u.ops) for u in self.units) + len(self.required) < len(self.ops)
 
     @cached_property
     def pinned_fp16(self) -> frozenset[int]:

@@ -61,8 +61,10 @@ class Trial:
         What keeping these units costs, in the question's objective.
     fp32_ops
         How many ops are FP32, pinned ones included.
+    worst
+        The loss of the worst sample; None where that is ``loss``.
     overflows
-        Whether the set was refused because an op left in FP16 overflows.
+        An op, left in FP16, for which the set was refused: its result overflows. Empty if none.
     executions, seconds
         What evaluating it cost: ops run, and time.
     """
@@ -74,7 +76,8 @@ class Trial:
     asked_by: str
     price: float = 0.0
     fp32_ops: int = 0
-    overflows: bool = False
+    worst: float | None = None
+    overflows: str = ""
     executions: int = 0
     seconds: float = 0.0
 
@@ -131,7 +134,7 @@ class Record:
         facts = _facts(question, question.precision(trial.kept), trial.loss, trial.exact)
         facts |= {"pass": trial.asked_by, "executions": trial.executions, "seconds": trial.seconds}
         if trial.overflows:
-            facts["overflows"] = True
+            facts["overflows"] = trial.overflows
         self._tell(trial.price, facts, excess(question, trial), asked)
 
     def note(
@@ -185,7 +188,20 @@ class Record:
             replace(t, met=t.exact and t.loss <= question.limit and not t.overflows)
             for t in self.trials
         ]
-        self._known = {t.kept: t for t in self.trials}
+        known = {t.kept: t for t in self.trials}
+        self._known = {kept: known[kept] for kept in self._known}
+
+    def doubt(self, but: Kept) -> None:
+        """Forget that any set but one met the limit, for they are to be judged by more samples.
+
+        What broke the limit on some sample breaks it whatever is added.
+        """
+        doubted = {t.kept for t in self.trials if t.met and t.kept != but}
+        self.trials = [
+            replace(t, met=False, exact=False) if t.kept in doubted else t for t in self.trials
+        ]
+        for kept in doubted:
+            self._known.pop(kept, None)
 
     def accepted(self, limit: float) -> list[Trial]:
         """The trials that meet a limit and were not rejected."""

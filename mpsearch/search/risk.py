@@ -8,6 +8,7 @@ for every input (:mod:`mpsearch.program.infinity`) is no reason to keep an op in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ..evaluation.incremental import Incremental
-from ..evaluation.reach import Magnitude, Reach
+from ..evaluation.reach import Magnitude, Reach, look_at
 from ..numerics.formats import FP16
 from ..program.graph import Constant, Node, refs
-from ..program.infinity import Infinite, Infinities
+from ..program.infinity import Absorbed, Infinite, Infinities
 
 #: How likely an op left in FP16 may be to overflow on the next input.
 CHANCE = 1e-3
@@ -37,19 +38,60 @@ class Risk:
         What FP16 holds, over the largest magnitude in the samples; below 1 where it overflowed.
     expected
         The same over what the next input is expected to stay below.
-    absorbed_by
-        The ops that absorb the overflow for every input; None where something does not.
+    absorbed
+        What absorbs the overflow for every input; None where something does not.
     """
 
     op: int
     headroom: float
     expected: float
-    absorbed_by: tuple[str, ...] | None
+    absorbed: Absorbed | None
 
     @property
     def seen(self) -> bool:
         """Whether it overflowed in the samples."""
         return self.headroom <= 1
+
+
+class Range:
+    """What the ops of a program reach, and what that means for them in FP16.
+
+    Attributes
+    ----------
+    risks
+        The ops that overflow, or may on the next input, by candidate index.
+    headroom
+        What FP16 holds over the largest magnitude that an op rounds, by candidate index.
+    """
+
+    def __init__(self, engine: Incremental, reach: Reach) -> None:
+        self._engine, self._reach = engine, reach
+        self._conclude()
+
+    def _conclude(self) -> None:
+        engine, reach = self._engine, self._reach
+        self.risks = risks(engine, reach)
+        self.headroom = headrooms(engine, reach)
+        self._lost = {
+            node.name for node in engine.nodes if not reach.infinite.isdisjoint(node.outputs)
+        }
+
+    def take_in(self, sample: int) -> set[int]:
+        """Look at one more sample; the ops that cannot be left in FP16 by all that is known now."""
+        look_at(self._engine, self._reach, sample)
+        self._conclude()
+        return self.refused
+
+    @property
+    def refused(self) -> set[int]:
+        """The ops that cannot be left in FP16."""
+        return {op for op, risk in self.risks.items() if risk.absorbed is None}
+
+    @property
+    def harmless(self) -> frozenset[str]:
+        """Names of the ops that may be infinite or NaN: in FP32 as well, or absorbed."""
+        through = (r.absorbed.through for r in self.risks.values() if r.absorbed is not None)
+        return frozenset(self._lost.union(node.name for nodes in through for node in nodes))
 
 
 def risks(engine: Incremental, reach: Reach, chance: float = CHANCE) -> dict[int, Risk]:
@@ -81,8 +123,17 @@ def _risk(
     deep = any(m.next(chance) >= 1 for m in _inner(engine, reach, node))
     absorbed = None if deep else infinities.absorbed(node, made)
     largest, expected = (max(column) for column in zip(*shares, strict=True))
-    names = None if absorbed is None else tuple(n.name for n in absorbed)
-    return Risk(node.candidate, 1 / largest, 1 / expected, names)
+    return Risk(node.candidate, 1 / largest, 1 / expected, absorbed)
+
+
+def headrooms(engine: Incremental, reach: Reach) -> dict[int, float]:
+    """What FP16 holds, over the largest magnitude that each op rounds, by candidate index."""
+    found = {}
+    for node in engine.nodes:
+        if node.candidate is not None and node.fp16 is not None and not node.blocks:
+            largest = max((share for share, _ in _shares(engine, reach, node, CHANCE)), default=0.0)
+            found[node.candidate] = 1 / largest if largest else math.inf
+    return found
 
 
 def _shares(

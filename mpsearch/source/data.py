@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..files import check_archive, first_line, is_archive, regular
@@ -120,7 +121,8 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
     ----------
     inputs
         One sample (a tensor, a tuple of arguments, a dict by argument name), a list of samples,
-        or an iterable of batches such as a DataLoader.
+        an iterable of batches such as a DataLoader, or a Dataset, whose items have no batch axis.
+        Batches are taken apart later (:mod:`mpsearch.source.items`).
     names
         The model's argument names, in order.
     targets
@@ -134,6 +136,8 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
     """
     if isinstance(inputs, (Tensor, np.ndarray, tuple, Mapping)):
         items: Iterable[Any] = [inputs]
+    elif isinstance(inputs, Dataset):
+        items = DataLoader(inputs, batch_size=1)
     elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes)):
         items = inputs
     else:
@@ -392,3 +396,35 @@ def drawn(
                 sample[name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
         samples.append(sample)
     return Data(samples, noise=True)
+
+
+#: By how much redrawn inputs are moved, relative to each value: far below FP16's own rounding, or,
+#: for inputs in FP16, about as much.
+_MOVED, _MOVED_FP16 = 1e-5, 2.0**-10
+
+
+def redrawn(
+    samples: Sequence[dict[str, Any]], count: int, seed: int, fp16: bool = False
+) -> list[dict[str, Any]]:
+    """``count`` samples like those given, in turn, with every float moved by next to nothing.
+
+    Rounding errors of FP16 then fall otherwise, at the same sizes. ``fp16`` says whether inputs are
+    rounded to it on the way in. Inputs of two values at most, masks for instance, stay; without
+    others there are none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    movable = {
+        name
+        for name, value in samples[0].items()
+        if isinstance(value, Tensor) and value.is_floating_point() and len(value.unique()) > 2
+    }
+    out = []
+    for place in range(count if movable else 0):
+        sample = dict(samples[place % len(samples)])
+        for name in sorted(movable & sample.keys()):
+            value = sample[name]
+            size = _MOVED_FP16 if fp16 or value.dtype is torch.float16 else _MOVED
+            noise = torch.randn(value.shape, generator=generator)
+            sample[name] = (value.float() * (1 + size * noise)).to(value.dtype)
+        out.append(sample)
+    return out

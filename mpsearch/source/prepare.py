@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from ..options import Conversion
 from ..program.graph import Function
 from ..program.lowering import CandidateOp, lower_candidates
 from .conversion import convert
-from .data import Data, argument_names, collect, required_arguments
+from .data import Data, argument_names, collect, redrawn, required_arguments
+from .items import items
 from .loading import load_model
 from .mlpackage import from_package
 from .modules import TorchModel, unwrapped
@@ -49,6 +50,9 @@ class Prepared:
         The calibration samples as given.
     io_dtype
         The dtype of float inputs and outputs of the Core ML model.
+    redrawn, redrawn_references
+        Calibration samples again, in turn, each moved by less than FP16 can see: they round
+        otherwise, and are as likely to be met with as the samples themselves.
     source
         What the model is, for people.
     understood
@@ -73,6 +77,8 @@ class Prepared:
     source: str
     understood: str
     notes: tuple[str, ...] = ()
+    redrawn: Data = field(default_factory=lambda: Data([]))
+    redrawn_references: list[Outputs] = field(default_factory=list)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,6 +93,21 @@ class Prepared:
     ) -> Evaluator[Incremental]:
         """An evaluator over the calibration data."""
         return self._evaluator(self.calibration, self.references, device, cache_bytes, ending)
+
+    def pool(
+        self,
+        device: str = "cpu",
+        cache_bytes: int | None = None,
+        ending: Ending | None = None,
+        chance: float | None = None,
+    ) -> Evaluator[Incremental]:
+        """An evaluator over the calibration data, and after it what was redrawn.
+
+        ``chance`` is that of :class:`mpsearch.evaluation.evaluator.Evaluator`.
+        """
+        data = Data([*self.calibration.samples, *self.redrawn.samples], self.calibration.targets)
+        references = [*self.references, *self.redrawn_references]
+        return self._evaluator(data, references, device, cache_bytes, ending, chance)
 
     def heldout_evaluator(
         self,
@@ -106,11 +127,12 @@ class Prepared:
         device: str,
         cache_bytes: int | None,
         ending: Ending | None,
+        chance: float | None = None,
     ) -> Evaluator[Incremental]:
         engine = Incremental(
             self.lowered, len(self.ops), data.samples, self.profiles, device, cache_bytes, ending
         )
-        return Evaluator(engine, references, self.metric, data.targets)
+        return Evaluator(engine, references, self.metric, data.targets, chance)
 
 
 def prepare(
@@ -121,10 +143,13 @@ def prepare(
     conversion: Conversion = Conversion(),
     heldout: float = 0.0,
     targets: Any = None,
+    redraw: int = 0,
+    seed: int = 0,
 ) -> Prepared:
     """Load, convert up to the cast, and compute the references.
 
-    ``targets`` is as for :func:`mpsearch.source.data.collect`.
+    ``targets`` is as for :func:`mpsearch.source.data.collect`. With fewer than ``redraw``
+    calibration samples, redrawn ones are added until there are as many.
 
     Raises
     ------
@@ -136,6 +161,7 @@ def prepare(
     source = str(model) if isinstance(model, (str, Path)) else type(model).__name__
     model = open_source(model)
     torch_model, io = None, "fp32"
+    notes: list[str] = []
     if isinstance(model, ct.models.MLModel):
         precast = from_package(model)
         (function,) = precast.program.functions.values()
@@ -144,6 +170,9 @@ def prepare(
         data = as_data(inputs, argument_names(model), targets)
         torch_model = TorchModel(model, conversion.states)
         torch_model.settle(data.samples[0])
+        if conversion.batches == "apart" and not conversion.states:
+            batches, data = data, items(data, torch_model)
+            notes += _taken_apart(batches, data)
         half = torch_model.io_half and conversion.target != "iOS15"
         io = conversion.io_dtype or ("fp16" if half else "fp32")
         precast = convert(torch_model, data.samples, conversion.target, io)
@@ -156,14 +185,17 @@ def prepare(
     renamed = Data([s for s, _ in bound], data.targets, data.noise)
     calibration, held = renamed.split(heldout)
     references = [r for _, r in bound]
-    notes = _check_references(references)
+    notes += _check_references(references)
     cut = len(calibration.samples)
+    measure = metrics.resolve(metric, bool(data.targets))
+    again = max(redraw - cut, 0) if measure.combine == "max" else 0
+    moved = [bind(s) for s in redrawn(data.samples[:cut], again, seed, io == "fp16")]
     first = data.samples[0].items()
     return Prepared(
         precast=precast,
         lowered=lowered,
         ops=ops,
-        metric=metrics.resolve(metric, bool(data.targets)),
+        metric=measure,
         profiles=profiles,
         calibration=calibration,
         heldout=held,
@@ -176,7 +208,18 @@ def prepare(
         source=source,
         understood=data.understood,
         notes=tuple(notes),
+        redrawn=Data([s for s, _ in moved]),
+        redrawn_references=[r for _, r in moved],
     )
+
+
+def _taken_apart(batches: Data, data: Data) -> list[str]:
+    if batches is data:
+        return []
+    return [
+        f"Batches were taken apart: {len(batches.samples)} made {len(data.samples)} samples, and "
+        "the package takes one at a time. To keep them whole: --batches whole."
+    ]
 
 
 def _check_references(references: list[Outputs]) -> list[str]:

@@ -1,0 +1,168 @@
+"""Does a set hold on inputs that the search never saw, and what can be promised of that?
+
+The promise is tested along a path of sets that was laid before the held-out samples were looked
+at, from the safest down, each set within the one before; testing ends with the first that fails.
+That keeps the confidence as it is stated, though several sets are tested on the same samples
+(fixed-sequence testing; Angelopoulos et al., "Learn then Test", 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..evaluation import coverage
+from ..package import verification
+from ..package.verification import ReadBack
+from ..search.mending import enlarging
+from ..search.question import Kept
+from .job import Job
+
+#: By what shares of its size a set is enlarged for the path above it.
+_STEPS = (2.0, 0.5)
+#: A sample is lost where its loss is beyond so many times the limit (dB: so much above it).
+_LOST, _LOST_DB = 10.0, 20.0
+#: Bytes of results to remember where sets are tried on the held-out data.
+_CACHE = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What held-out samples say of a package.
+
+    Attributes
+    ----------
+    losses
+        Of the held-out samples looked at; of all together, for metrics that have no others.
+    holds
+        Whether so few break the budget that the coverage can be promised.
+    coverage
+        What can be promised; None where nothing can be.
+    offenders
+        Held-out samples to search on as well, by index: one on which the package fails for
+        overflow, or altogether, or all that break the budget where no safer set is known to hold.
+    """
+
+    losses: tuple[float, ...]
+    holds: bool
+    coverage: float | None = None
+    offenders: tuple[int, ...] = ()
+
+    @property
+    def worst(self) -> float:
+        """The largest loss; minus infinity without any."""
+        return max(self.losses, default=-math.inf)
+
+
+class Certifier:
+    """Tests sets on held-out samples, each of which is used up once a choice rests on it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._prepared, self._problem = job, job.prepared, job.problem
+        self._fresh = list(range(len(job.prepared.heldout.samples)))
+        self._seen = job.prepared.heldout_evaluator(cache_bytes=_CACHE, ending=job.problem.ending)
+
+    def test(self, package: ReadBack, kept: Kept, patient: bool) -> Tested:
+        """Run a package on the held-out samples that no choice rests on.
+
+        Where not ``patient``, until one of them is lost, so that those after it stay fresh.
+        """
+        prepared, limit = self._prepared, self._problem.limit
+        if not self._fresh:
+            return Tested((), True)
+        if not self._problem.evaluator.by_sample:
+            data, references = prepared.heldout, prepared.heldout_references
+            loss = verification.loss(package, data, references, prepared.metric, prepared.profiles)
+            return Tested((loss,), loss <= limit)
+        found: list[float] = []
+        for sample in self._fresh:
+            found += verification.losses(
+                package,
+                prepared.heldout.samples[sample : sample + 1],
+                prepared.heldout_references[sample : sample + 1],
+                prepared.metric,
+                prepared.profiles,
+            )
+            if not patient and found[-1] > limit and self._beyond_rounding(sample, kept, found[-1]):
+                return Tested(tuple(found), False, offenders=(sample,))
+        few, held = self._few(found), self._holding(kept)
+        holds = few and len(held) == len(self._path(kept))
+        offenders: tuple[int, ...] = ()
+        if not (holds or held or patient):
+            broken = zip(self._fresh, found, strict=True)
+            offenders = tuple(sample for sample, loss in broken if loss > limit)
+        return Tested(tuple(found), holds, self._coverage, offenders)
+
+    def _beyond_rounding(self, sample: int, kept: Kept, loss: float) -> bool:
+        """Whether a held-out sample fails for overflow, or altogether."""
+        limit, question = self._problem.limit, self._problem.question
+        if loss > (limit * _LOST if limit > 0 else limit + _LOST_DB):
+            return True
+        if self._seen is None or question.harmless is None:
+            return False
+        engine = self._seen.backend
+        engine.mark = True
+        engine.outputs(question.precision(kept), sample, remember=False)
+        return any(node.name not in question.harmless for node in engine.lost)
+
+    def safer(self, kept: Kept) -> Kept | None:
+        """The smallest set of the path around one that holds; None where only all units do."""
+        held = self._holding(kept)
+        return held[-1] if held else None
+
+    def use_up(self, samples: Sequence[int], kept: Kept) -> list[str]:
+        """Search on held-out samples as well, from now on; what to say of that.
+
+        Those that were looked at before them are used up too.
+        """
+        problem, prepared = self._problem, self._prepared
+        question, engine = problem.question, problem.engine
+        self._fresh = [sample for sample in self._fresh if sample > max(samples)]
+        said, places, refused = [], [], set()
+        for sample in samples:
+            given, reference = prepared.heldout.samples[sample], prepared.heldout_references[sample]
+            places.append(problem.evaluator.add(given, reference))
+            engine.outputs(question.precision(kept), places[-1])
+            lost = [n for n in engine.lost if n.name not in (question.harmless or ())]
+            what = "broke the budget"
+            if lost:
+                where = f" in {lost[0].layer}" if lost[0].layer else ""
+                what = f"overflowed at {lost[0].name}{where}"
+            refused = self._job.range.take_in(places[-1])
+            number = len(prepared.calibration.samples) + sample
+            said.append(f"Sample {number}, held out, {what}; it is now among those searched.")
+        problem.require(u for u, unit in enumerate(question.units) if refused & {*unit.ops})
+        problem.widen(places)
+        return said
+
+    @property
+    def _coverage(self) -> float:
+        wanted = self._job.request.constraints
+        return coverage.promised(len(self._fresh), wanted.coverage, wanted.confidence)
+
+    def _few(self, losses: Iterable[float]) -> bool:
+        failures = sum(loss > self._problem.limit for loss in losses)
+        confidence = self._job.request.constraints.confidence
+        return failures <= coverage.allowed(len(self._fresh), self._coverage, confidence)
+
+    def _path(self, kept: Kept) -> list[Kept]:
+        """Sets around one, the safest first; all units together, which always hold, left out."""
+        order = enlarging(self._problem, kept)
+        sizes = [math.ceil(step * max(len(kept), 2)) for step in _STEPS]
+        return [kept.union(order[:size]) for size in sizes if size < len(order)]
+
+    def _holding(self, kept: Kept) -> list[Kept]:
+        """The sets of the path around one, up to the first that fails."""
+        held = []
+        for larger in self._path(kept) if self._seen is not None else ():
+            assert self._seen is not None
+            precision = self._problem.question.precision(larger)
+            if self._seen.by_sample:
+                holds = self._few(self._seen.losses(precision, self._fresh).values())
+            else:
+                holds = self._seen.evaluate(precision).worst <= self._problem.limit
+            if not holds:
+                break
+            held.append(larger)
+        return held

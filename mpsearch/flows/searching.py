@@ -1,0 +1,82 @@
+"""Searching on a few samples, and on until what was found holds on all that were given."""
+
+from __future__ import annotations
+
+import math
+
+from ..ending import Stage, Stop
+from ..search.mending import mend
+from ..search.problem import Problem
+from ..search.question import Kept
+from ..search.record import Trial
+from ..search.registry import run
+from .job import Job
+
+#: How much below the budget to search once a package has broken what its search met.
+_MARGIN = 0.9
+#: How often a set is mended at most.
+_ROUNDS = 12
+
+
+def search(job: Job) -> bool:
+    """Find the smallest set for the samples given; False where the run was cut short."""
+    problem = job.problem
+    finished = problem.admit_fp16() or run(job.request.search, problem)
+    return _confirmed(problem) and finished
+
+
+def mended(job: Job, trial: Trial) -> bool:
+    """Search on from a set that no longer meets the limit; False where the run was cut short."""
+    return _mended(job.problem, trial.kept) and _confirmed(job.problem)
+
+
+def again(job: Job, trial: Trial, loss: float) -> bool:
+    """Search on where the package of a set has another loss than the set; False if cut short."""
+    problem = job.problem
+    problem.reject(trial.kept)
+    problem.tighten(_tighter(problem, min(problem.question.limit, trial.loss), loss))
+    return mended(job, trial)
+
+
+def _confirmed(problem: Problem) -> bool:
+    """Mend the best set until it holds on the samples that were not searched on as well."""
+    for _ in range(_ROUNDS):
+        best = problem.best
+        if best is None or best.kept == problem.everything:
+            return True
+        problem.ending.stage = Stage.SEARCH
+        try:
+            found = problem.confirm(best)
+        except Stop:
+            return False
+        if not found.offenders and found.expected <= problem.limit:
+            return True
+        if found.offenders:
+            problem.widen(found.offenders)
+        else:
+            problem.tighten(_tighter(problem, problem.question.limit, found.expected, 1.0))
+        if not _mended(problem, best.kept):
+            return False
+    return True
+
+
+def _mended(problem: Problem, kept: Kept) -> bool:
+    problem.ending.stage = Stage.SEARCH
+    try:
+        mend(problem, kept.union(problem.question.forced))
+    except Stop:
+        return not problem.ending.over
+    return True
+
+
+def _tighter(problem: Problem, least: float, loss: float, margin: float = _MARGIN) -> float:
+    """A limit that leaves room for what ``loss`` is beyond the budget, and some.
+
+    Losses in dB are negative, so the room is a difference there and a factor elsewhere.
+    """
+    limit, floor = problem.limit, problem.ends()[0]
+    if limit > 0:
+        found = least * margin * (limit / loss if math.isfinite(loss) else 1.0)
+    else:
+        found = least - (loss - limit if math.isfinite(loss) else 0.0) - (1 - margin) * abs(limit)
+    return max(found, floor)
