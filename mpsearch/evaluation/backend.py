@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..program.precision import Precision
@@ -33,6 +33,20 @@ class Backend(Protocol):
         """The outputs for one sample, by name, on the CPU.
 
         ``remember`` says whether results on the way are worth keeping for the next precision.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        ...
+
+    def several(
+        self, precision: Precision, samples: Sequence[int], profile: int = 0
+    ) -> Iterator[Outputs]:
+        """The outputs for several samples in turn, at once where that is faster.
+
+        Nothing on the way is remembered.
 
         Raises
         ------

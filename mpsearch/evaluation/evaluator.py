@@ -110,14 +110,11 @@ class Evaluator(Generic[B]):
         assert self.metric.parts is not None
         found: dict[int, float] = {}
         profiles = self.backend.profiles if len(precision) < precision.count else 1
-        for sample in samples:
-            found[sample] = max(
-                self.metric.parts(
-                    self.references[sample],
-                    self.backend.outputs(precision, sample, profile, remember=False),
-                )[0]
-                for profile in range(profiles)
-            )
+        wanted = list(samples)
+        runs = [self.backend.several(precision, wanted, profile) for profile in range(profiles)]
+        for sample, outputs in zip(wanted, zip(*runs, strict=True), strict=True):
+            reference = self.references[sample]
+            found[sample] = max(self.metric.parts(reference, out)[0] for out in outputs)
             if enough is not None and enough(list(found.values())):
                 break
         return found

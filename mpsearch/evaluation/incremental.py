@@ -26,11 +26,13 @@ from ..ending import Ending
 from ..errors import InputError
 from ..executor.loop import Schedule, Step
 from ..executor.runtime import Runtime, tensor_bytes
+from ..executor.together import Look, Together
 from ..memory import give_back
 from ..numerics.profiles import Profile, carries_rounding
 from ..program.graph import Function, Node, Ref, walk
 from ..program.precision import Precision
 from .identities import Identities, Key, Results, Where
+from .metrics import Outputs
 
 #: Ops whose results cost more to make than to keep.
 _DEAR = frozenset(
@@ -49,10 +51,6 @@ _DEAR = frozenset(
 )
 #: Results of so many bytes and fewer are kept whatever made them.
 _SMALL = 32 << 10
-
-
-#: Shown every step that is run, with what it reads, by slot, and its results.
-Watch = Callable[[Step, Mapping[int, Any], Results], None]
 
 
 class _Cell(NamedTuple):
@@ -100,11 +98,11 @@ class Incremental:
 
     Attributes
     ----------
-    watch
-        Shown every step that is run, if there is one.
     lost
         Nodes whose results were infinite or NaN in FP16 in the last call of :meth:`outputs`; empty
         unless ``mark`` is set.
+    seen
+        What :meth:`several` was asked to look at, a dict for each sample so far.
     mark
         Whether to look for such results. Those that are only passed on are not looked at.
 
@@ -128,7 +126,6 @@ class Incremental:
         self.candidates = candidates
         self.ending = ending or Ending()
         self.executions = 0
-        self.watch: Watch | None = None
         self.mark = False
         self.lost: list[Node] = []
         self._seconds = 0.0  # measured op time of what was executed
@@ -144,6 +141,8 @@ class Incremental:
         self._inside = [frozenset(step.candidates) for step in self._steps]
         self._times: dict[int, float] = {}  # step -> seconds of its first run
         self._given = [self._bind(i, sample) for i, sample in enumerate(samples)]
+        self._together = Together(function, self._schedule, self.ending.check)
+        self.seen: list[dict[Any, Tensor]] = []
 
     def add(self, sample: Mapping[str, Tensor]) -> int:
         """Take in one more sample; its index."""
@@ -181,6 +180,34 @@ class Incremental:
             cells = self._inputs(sample)
             self._schedule.run(cells, execute if self.mark else partial(self._cells, run=run))
             return self._outputs(cells)
+
+    def several(
+        self,
+        precision: Precision,
+        samples: Sequence[int],
+        profile: int = 0,
+        look: Look | None = None,
+    ) -> Iterator[Outputs]:
+        """The outputs for several samples in turn (see :class:`Backend`).
+
+        An op that runs on several at once counts as one execution. ``look`` is that of
+        :class:`mpsearch.executor.together.Together`, and gives numbers, each under a key; they go
+        to ``self.seen``, by sample.
+        """
+        runtime = self.runtimes[profile]
+        given = [self._given[sample] for sample in samples]
+        found = self._together.run(runtime, given, precision.fp32, look)
+        self.seen = []
+        while True:
+            before, started = runtime.executions, time.perf_counter()
+            with torch.inference_mode():
+                item = next(found, None)
+            self.executions += runtime.executions - before
+            self._seconds += time.perf_counter() - started
+            if item is None:
+                return
+            self.seen.append(item[1])
+            yield item[0]
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -248,8 +275,6 @@ class Incremental:
         results = runtime.run(step.node, env, key.fp32)
         seconds = time.perf_counter() - started
         self.executions += runtime.executions - before
-        if self.watch is not None:
-            self.watch(self._steps[key.step], env, results)
         # The first run of an op sets what it weighs ever after.
         self._seconds += self._times.setdefault(step.index, seconds)
         return results

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache, partial
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,13 +16,17 @@ from torch import Tensor
 from ..executor.loop import Step
 from ..executor.ops import OPS
 from ..executor.runtime import gather
+from ..numerics.profiles import Profile
 from ..program.graph import Node
 from ..program.precision import Precision
 from .incremental import Incremental
+from .metrics import Outputs
 
-#: What is taken for known of the spread of log magnitudes between samples before any was seen, and
-#: for how many samples it counts. In the models looked at the spread is 0.02 to 0.2.
+#: The spread of log magnitudes between samples where nothing is known of it, and at most; and for
+#: how many samples counts what other quantities of the model show of it.
 _PRIOR_SPREAD, _PRIOR_SAMPLES = 0.1, 3
+#: Spreads below are not believed, however many values show them.
+_LEAST_SPREAD = 0.02
 #: However few the samples, the next is not expected to reach beyond so many times the largest.
 _MOST = 4.0
 #: Magnitudes below are all the same here: no limit is near.
@@ -53,18 +57,29 @@ class Magnitude:
         self.mean += step / self.count
         self.squares += step * (log - self.mean)
 
-    def next(self, chance: float) -> float:
+    @property
+    def varies(self) -> bool:
+        """Whether it is seen to differ between samples."""
+        return self.count > 1 and self.squares > 1e-12 and math.isfinite(self.largest)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the logarithms."""
+        return math.sqrt(self.squares / (self.count - 1))
+
+    def next(self, chance: float, usual: float = _PRIOR_SPREAD) -> float:
         """What the next sample's is expected to exceed with no more than this chance.
 
+        ``usual`` is the spread that quantities of this model have; it counts for a few samples.
         What is the same in every sample (of two or more) does not depend on the input, and is
         expected to stay so.
         """
         if not self.count or not math.isfinite(self.largest):
             return self.largest
-        if self.count > 1 and self.squares < 1e-12:
+        if self.count > 1 and not self.varies:
             return self.largest
         freedom = self.count - 1 + _PRIOR_SAMPLES
-        spread = math.sqrt((self.squares + _PRIOR_SAMPLES * _PRIOR_SPREAD**2) / freedom)
+        spread = math.sqrt((self.squares + _PRIOR_SAMPLES * usual**2) / freedom)
         factor = _deviations(chance) * _student(chance, freedom) * math.sqrt(1 + 1 / self.count)
         reached = math.exp(min(self.mean + factor * spread, 700.0))
         return min(max(self.largest, reached), _MOST * self.largest)
@@ -80,9 +95,8 @@ def _student(chance: float, freedom: int) -> float:
     return float(special.stdtrit(freedom, 1 - chance) / special.ndtri(1 - chance))
 
 
-@dataclass(slots=True)
 class Reach:
-    """What the samples reached in FP32.
+    """What the samples reach in FP32.
 
     Attributes
     ----------
@@ -94,81 +108,84 @@ class Reach:
         Results that are not finite in FP32 itself, by slot.
     """
 
-    above: dict[int, Magnitude] = field(default_factory=dict)
-    below: dict[int, Magnitude] = field(default_factory=dict)
-    inner: dict[tuple[int, int], Magnitude] = field(default_factory=dict)
-    infinite: set[int] = field(default_factory=set)
+    def __init__(self, engine: Incremental) -> None:
+        self.above: dict[int, Magnitude] = {}
+        self.below: dict[int, Magnitude] = {}
+        self.inner: dict[tuple[int, int], Magnitude] = {}
+        self.infinite: set[int] = set()
+        self._engine = engine
+        self._function = engine.function
+        self._usual: float | None = None
 
-    def add(self, slot: int, value: Tensor) -> None:
-        """Take in a result on one sample."""
-        if not value.numel():
+    def run(self, samples: Sequence[int]) -> Iterator[Outputs]:
+        """The outputs of all-FP32 in turn, with what is reached on the way taken in."""
+        engine = self._engine
+        every = Precision.all_fp32(engine.candidates)
+        self._usual = None
+        for sample, outputs in zip(
+            samples, engine.several(every, samples, 0, self._look), strict=True
+        ):
+            slots = {**self._function.inputs, **self._function.states}
+            given = {slots[name]: value for name, value in engine.sample(sample).items()}
+            for slot, value in given.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    self._take(slot, _extremes(value))
+            for key, found in engine.seen[-1].items():
+                self._take(key, found)
+            yield outputs
+
+    def next(self, magnitude: Magnitude, chance: float) -> float:
+        """What the next sample's is expected to exceed with no more than this chance."""
+        if self._usual is None:
+            spreads = [
+                m.spread for side in (self.above, self.below) for m in side.values() if m.varies
+            ]
+            usual = statistics.median(spreads) if spreads else _PRIOR_SPREAD
+            self._usual = min(max(usual, _LEAST_SPREAD), _PRIOR_SPREAD)
+        return magnitude.next(chance, self._usual)
+
+    def _look(
+        self, step: Step, env: Mapping[int, Any], results: tuple[Any, ...]
+    ) -> dict[Any, Tensor]:
+        seen: dict[Any, Tensor] = {
+            slot: _extremes(value)
+            for slot, value in zip(step.node.outputs, results, strict=True)
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
+        }
+        node = step.node
+        if node.candidate is not None and not node.blocks:
+            for place, runtime in enumerate(self._engine.runtimes):
+                if runtime.profile.looks_inside(node.op_type):
+                    share = self._inside(node, runtime.profile, env)
+                    seen[node.candidate, place] = torch.tensor(share)
+        return seen
+
+    def _inside(self, node: Node, profile: Profile, env: Mapping[int, Any]) -> float:
+        runtime, op = self._engine.runtimes[0], OPS[node.op_type]
+        arguments = gather(
+            node.fp32,
+            op,
+            lambda _, source: runtime.source(source, env),
+            lambda _, source: runtime.value(source, env),
+        )
+        return profile.inner(node.op_type, op.function, arguments)
+
+    def _take(self, key: Any, found: Tensor) -> None:
+        if isinstance(key, tuple):
+            self.inner.setdefault(key, Magnitude()).add(float(found))
             return
-        low, high = (float(v) for v in torch.aminmax(value))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            self.infinite.add(slot)
-            value = value[torch.isfinite(value)]
-            low, high = (float(v) for v in torch.aminmax(value)) if value.numel() else (0.0, 0.0)
-        self.above.setdefault(slot, Magnitude()).add(max(high, 0.0))
-        self.below.setdefault(slot, Magnitude()).add(max(-low, 0.0))
+        low, high, finite = found.tolist()
+        if not finite:
+            self.infinite.add(key)
+        self.above.setdefault(key, Magnitude()).add(max(high, 0.0))
+        self.below.setdefault(key, Magnitude()).add(max(-low, 0.0))
 
 
-@contextmanager
-def watched(engine: Incremental) -> Iterator[Reach]:
-    """What every op of the outer block reaches while all-FP32 runs on all samples."""
-    reach = Reach()
-    for sample in range(engine.samples):
-        _take_inputs(engine, reach, sample)
-    engine.watch = partial(_see, engine, reach)
-    try:
-        yield reach
-    finally:
-        engine.watch = None
-
-
-def look_at(engine: Incremental, reach: Reach, sample: int) -> None:
-    """Take in what one more sample reaches."""
-    _take_inputs(engine, reach, sample)
-    engine.watch = partial(_see, engine, reach)
-    try:
-        engine.outputs(Precision.all_fp32(engine.candidates), sample)
-    finally:
-        engine.watch = None
-
-
-def _take_inputs(engine: Incremental, reach: Reach, sample: int) -> None:
-    slots = {**engine.function.inputs, **engine.function.states}
-    for name, value in engine.sample(sample).items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            reach.add(slots[name], value)
-
-
-def _see(
-    engine: Incremental,
-    reach: Reach,
-    step: Step,
-    env: Mapping[int, Any],
-    results: tuple[Any, ...],
-) -> None:
-    for slot, value in zip(step.node.outputs, results, strict=True):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            reach.add(slot, value)
-    if step.node.candidate is not None and not step.node.blocks:
-        _look_inside(engine, step.node, env, reach)
-
-
-def _look_inside(engine: Incremental, node: Node, env: Mapping[int, Any], reach: Reach) -> None:
-    arguments: dict[str, Any] | None = None
-    assert node.candidate is not None
-    for place, runtime in enumerate(engine.runtimes):
-        if not runtime.profile.looks_inside(node.op_type):
-            continue
-        op = OPS[node.op_type]
-        if arguments is None:
-            arguments = gather(
-                node.fp32,
-                op,
-                lambda _, source: engine.runtimes[0].source(source, env),
-                lambda _, source: engine.runtimes[0].value(source, env),
-            )
-        share = runtime.profile.inner(node.op_type, op.function, arguments)
-        reach.inner.setdefault((node.candidate, place), Magnitude()).add(share)
+def _extremes(value: Tensor) -> Tensor:
+    """The least and the largest finite value, and whether all are finite."""
+    low, high = torch.aminmax(value.float())
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    batched = torch._C._functorch.is_batchedtensor(finite)  # its values are not to be looked at
+    if batched or not finite:
+        low, high = torch.aminmax(torch.where(torch.isfinite(value), value, 0.0).float())
+    return torch.stack([low, high, finite.float()])

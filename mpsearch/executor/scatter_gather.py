@@ -19,8 +19,11 @@ def _resolve(indices: Tensor, size: int, validate: bool | None) -> tuple[Tensor,
     if validate is None:
         return torch.where(index < 0, index + size, index), None
     inside = (index >= 0) & (index < size)
-    if bool(inside.all()):
+    batched = torch._C._functorch.is_batchedtensor(inside)  # its values are not to be looked at
+    if not batched and bool(inside.all()):
         return index, None
+    if validate and batched:
+        raise NotImplementedError("indices are validated one sample after the other")
     if validate:
         raise IndexError(f"index out of range for an axis of size {size}")
     return index.clamp(0, max(size - 1, 0)), inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,13 @@ from ..ending import Ending
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator, Measured
 from ..evaluation.incremental import Incremental
-from ..evaluation.metrics import Metric, resolve
-from ..evaluation.reach import watched
+from ..evaluation.metrics import Metric, Outputs, resolve
+from ..evaluation.reach import Reach
 from ..explain.hazards import notes as hazard_notes
 from ..explain.hazards import struck
 from ..numerics.profiles import Numerics, chosen
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.lowering import CandidateOp
-from ..program.precision import Precision
 from ..search import pins
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
@@ -204,15 +204,25 @@ def measured(
 ) -> tuple[Measured, Range]:
     """What all-FP32 gives, and what it reaches; from then on a few samples are searched on.
 
-    The others, and those redrawn, are looked at where a set is about to be taken.
+    The others, and those redrawn, are looked at where a set is about to be taken. Where the time is
+    used up, on the samples that it was enough for, one at least.
     """
-    every, count = Precision.all_fp32(len(prepared.ops)), len(prepared.calibration.samples)
-    pool = evaluator.searched
-    evaluator.search_on(pool[:count])
-    with watched(evaluator.backend) as reach:
-        few = 0 if ending.limited else SEARCHED
-        floor = evaluator.evaluate(every, enough=lambda: ending.over, remember=few)
-    evaluator.search_on(pool[:SEARCHED] if evaluator.aims_beyond else pool)
+    started, executed = time.perf_counter(), evaluator.backend.executions
+    reach = Reach(evaluator.backend)
+    samples = range(len(prepared.calibration.samples))
+    outputs: list[Outputs] = []
+    for found in reach.run(samples):
+        outputs.append(found)
+        if ending.over:
+            break
+    seen = len(outputs)
+    targets = prepared.calibration.targets[:seen]
+    loss = prepared.metric.whole(prepared.references[:seen], outputs, targets)
+    ran = evaluator.backend.executions - executed
+    floor = Measured(loss, loss, seen == len(samples), ran, time.perf_counter() - started)
+    evaluator.evaluations += 1
+    if evaluator.aims_beyond:
+        evaluator.search_on(evaluator.searched[:SEARCHED])
     return floor, Range(evaluator.backend, reach)
 
 

@@ -47,8 +47,9 @@ def pareto(
 ) -> Front:
     """Trade FP32 ops for accuracy: what each number of them can buy.
 
-    Ops that overflow in FP16, or soon will, are FP32 in every point. One search runs through ``points`` budgets, from the loosest to the tightest; every evaluation
-    made for one serves the others. Parameters are those of :func:`mpsearch.optimize`.
+    Ops that overflow in FP16, or soon will, are FP32 in every point. One search runs through
+    ``points`` budgets, from the loosest to the tightest; every evaluation made for one serves the
+    others. Parameters are those of :func:`mpsearch.optimize`.
 
     Raises
     ------

@@ -18,14 +18,15 @@ from torch.overrides import TorchFunctionMode
 from .formats import widen
 
 
-def inner_peak(function: Callable[..., Any], arguments: dict[str, Any]) -> float:
-    """The largest magnitude among the inner steps of a composite op, computed in FP32."""
-    peak = 0.0
+def inner_peak(function: Callable[..., Any], arguments: dict[str, Any]) -> Tensor:
+    """The largest magnitude among the inner steps of a composite op, computed in FP32: a scalar."""
+    peak = torch.zeros(())
 
     def see(out: Any) -> Any:
         nonlocal peak
         if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
-            peak = max(peak, float(out.abs().max()))
+            with torch._C.DisableTorchFunction():
+                peak = torch.maximum(peak, out.abs().max().float().to(peak.device))
         return out
 
     with Replaced(STEPS, after=see):

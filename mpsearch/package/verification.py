@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from .._ct import quiet
 from ..evaluation.metrics import Metric, Outputs
 from ..executor.loop import Schedule
 from ..executor.runtime import Runtime
+from ..executor.together import Together
 from ..numerics.profiles import Profile
 from ..program import lowering as _program
 from ..program.graph import Function, walk
@@ -120,8 +120,11 @@ def _outputs(
     references: Sequence[Outputs],
     profile: Profile,
 ) -> list[dict[str, Tensor]]:
-    schedule, runtime = Schedule.of_function(package.function), Runtime(profile)
-    outputs = (_run(runtime, package.function, schedule, s) for s in samples)
+    function = package.function
+    together = Together(function, Schedule.of_function(function))
+    given = [_given(function, s) for s in samples]
+    with torch.inference_mode():
+        outputs = [out for out, _ in together.run(Runtime(profile), given)]
     return [_named(o, r) for o, r in zip(outputs, references, strict=True)]
 
 
@@ -132,18 +135,14 @@ def _named(outputs: dict[str, Tensor], reference: Outputs) -> dict[str, Tensor]:
     return dict(zip(reference, outputs.values(), strict=True))
 
 
-def _run(
-    runtime: Runtime, function: Function, schedule: Schedule, sample: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    env: dict[int, Any] = {}
+def _given(function: Function, sample: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """What a sample gives inputs and states, by slot; a package may have renamed its inputs."""
     given = list(sample.values())
-    for place, (name, slot) in enumerate(function.inputs.items()):
-        env[slot] = (sample[name] if name in sample else given[place]).to(runtime.device)
-    for name, slot in function.states.items():
-        env[slot] = sample[name].to(runtime.device)
-    with torch.inference_mode():
-        schedule.run(env, lambda step, values: runtime.run(step.node, values))
-        return {n: runtime.source(s, env).cpu() for n, s in function.outputs.items()}
+    env = {
+        slot: sample[name] if name in sample else given[place]
+        for place, (name, slot) in enumerate(function.inputs.items())
+    }
+    return env | {slot: sample[name] for name, slot in function.states.items()}
 
 
 #: What passes after the cast may make anew under names of their own: reduce_transposes,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.incremental import Incremental
-from ..evaluation.reach import Magnitude, Reach, look_at
+from ..evaluation.reach import Magnitude, Reach
 from ..numerics.formats import FP16
 from ..program.graph import Constant, Node, refs
 from ..program.infinity import Absorbed, Infinite, Infinities
@@ -78,7 +78,7 @@ class Range:
 
     def take_in(self, sample: int) -> set[int]:
         """Look at one more sample; the ops that cannot be left in FP16 by all that is known now."""
-        look_at(self._engine, self._reach, sample)
+        list(self._reach.run([sample]))
         self._conclude()
         return self.refused
 
@@ -120,7 +120,7 @@ def _risk(
     made = Infinite()
     for slot in node.outputs:
         made = made | _beyond(reach, slot, _ceiling(engine, node), chance)
-    deep = any(m.next(chance) >= 1 for m in _inner(engine, reach, node))
+    deep = any(reach.next(m, chance) >= 1 for m in _inner(engine, reach, node))
     absorbed = None if deep else infinities.absorbed(node, made)
     largest, expected = (max(column) for column in zip(*shares, strict=True))
     return Risk(node.candidate, 1 / largest, 1 / expected, absorbed)
@@ -145,19 +145,19 @@ def _shares(
     for source in node.fp16.inputs.values():
         limits |= {ref.slot: FP16.overflows for ref in refs(source) if ref.narrow}
     found = [
-        (side[slot].largest / limit, side[slot].next(chance) / limit)
+        (side[slot].largest / limit, reach.next(side[slot], chance) / limit)
         for slot, limit in limits.items()
         for side in (reach.above, reach.below)
         if slot in side
     ]
-    return found + [(m.largest, m.next(chance)) for m in _inner(engine, reach, node)]
+    return found + [(m.largest, reach.next(m, chance)) for m in _inner(engine, reach, node)]
 
 
 def _beyond(reach: Reach, slot: int, ceiling: float, chance: float) -> Infinite:
     nothing = Magnitude()
     return Infinite(
-        reach.above.get(slot, nothing).next(chance) >= ceiling,
-        reach.below.get(slot, nothing).next(chance) >= ceiling,
+        reach.next(reach.above.get(slot, nothing), chance) >= ceiling,
+        reach.next(reach.below.get(slot, nothing), chance) >= ceiling,
     )
 
 
