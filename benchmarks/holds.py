@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", help="another version to stand beside")
+    parser.add_argument("--only", help="of the two versions, run this alone")
     parser.add_argument("--json", type=Path, help="where to put what was measured, line by line")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -131,8 +132,8 @@ def main() -> None:
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     with tempfile.TemporaryDirectory() as folder:
         roots = trees(arguments.base or "HEAD", Path(folder))
-        if arguments.base is None:
-            roots = {"now": roots["now"]}
+        if arguments.base is None or arguments.only:
+            roots = {k: v for k, v in roots.items() if k == (arguments.only or "now")}
         try:
             for name in zoo.cases(arguments.cases):
                 for count in arguments.counts:

@@ -62,7 +62,7 @@ strategy = click.option(
     show_default=True,
 )
 heldout = click.option(
-    "--heldout", type=float, default=0.25, show_default=True, help="Share kept aside."
+    "--heldout", type=float, default=0.3, show_default=True, help="Share kept aside."
 )
 
 

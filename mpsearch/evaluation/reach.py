@@ -156,11 +156,10 @@ class Reach:
         if node.candidate is not None and not node.blocks:
             for place, runtime in enumerate(self._engine.runtimes):
                 if runtime.profile.looks_inside(node.op_type):
-                    share = self._inside(node, runtime.profile, env)
-                    seen[node.candidate, place] = torch.tensor(share)
+                    seen[node.candidate, place] = self._inside(node, runtime.profile, env)
         return seen
 
-    def _inside(self, node: Node, profile: Profile, env: Mapping[int, Any]) -> float:
+    def _inside(self, node: Node, profile: Profile, env: Mapping[int, Any]) -> Tensor:
         runtime, op = self._engine.runtimes[0], OPS[node.op_type]
         arguments = gather(
             node.fp32,

@@ -162,7 +162,7 @@ class Diagnosis:
         """What a profile does inside the op, beyond rounding what goes in and comes out."""
         arguments = self._arguments(node, self._engine.taken(sample, node), None)
         limit = FP16.largest / 2  # the Neural Engine's own
-        peak = inner_peak(OPS[node.op_type].function, arguments)
+        peak = float(inner_peak(OPS[node.op_type].function, arguments))
         results = self._exact_results(node, self._engine.taken(sample, node))
         peak = max([peak, *(_peak(r) for r in results if isinstance(r, Tensor))])
         return "overflow" if peak >= limit or not math.isfinite(peak) else "accumulation"

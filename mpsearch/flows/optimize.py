@@ -35,7 +35,7 @@ def optimize(
     metric: str | Callable[..., float] = "rel_l2",
     *,
     targets: Any = None,
-    heldout: float = 0.25,
+    heldout: float = 0.3,
     strategy: str | Strategy = "greedy-optuna",
     numerics: Numerics = "ieee",
     conversion: Conversion = Conversion(),

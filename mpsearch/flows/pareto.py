@@ -37,7 +37,7 @@ def pareto(
     metric: str | Callable[..., float] = "rel_l2",
     *,
     targets: Any = None,
-    heldout: float = 0.25,
+    heldout: float = 0.3,
     points: int = 8,
     strategy: str | Strategy = "greedy-optuna",
     numerics: Numerics = "ieee",

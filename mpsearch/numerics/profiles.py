@@ -159,9 +159,14 @@ class Profile:
         """Whether inner steps of an op can leave FP16's range though its result does not."""
         return False
 
-    def inner(self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]) -> float:
-        """The largest inner step of an op in FP32, as a share of what the profile can hold."""
-        return 0.0
+    def inner(
+        self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Tensor:
+        """The largest inner step of an op in FP32, as a share of what the profile can hold.
+
+        A scalar; several samples may be asked about at once (``torch.func.vmap``).
+        """
+        return torch.zeros(())
 
     def run(
         self,
@@ -266,8 +271,10 @@ class Ane(Profile):
     def looks_inside(self, op_type: str) -> bool:
         return op_type in self._UNSTABLE_OPS
 
-    def inner(self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]) -> float:
-        peak = 0.0
+    def inner(
+        self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Tensor:
+        peak = torch.zeros(())
 
         def see(x: Tensor, **given: Any) -> Tensor:
             nonlocal peak
@@ -275,7 +282,7 @@ class Ane(Profile):
             limit = _ANE_LIMIT
             if op_type == "reduce_log_sum_exp":
                 total, limit = torch.sum(total, given["dim"]), FP16.largest
-            peak = max(peak, float(total.max()) / limit) if total.numel() else peak
+            peak = torch.maximum(peak, total.max() / limit) if total.numel() else peak
             return x
 
         with Replaced(dict.fromkeys(self._UNSTABLE, see)):
@@ -336,7 +343,9 @@ class Strict(Profile):
     def looks_inside(self, op_type: str) -> bool:
         return bool(self.treats(op_type))
 
-    def inner(self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]) -> float:
+    def inner(
+        self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Tensor:
         return inner_peak(function, arguments) / FP16.overflows
 
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
