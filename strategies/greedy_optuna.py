@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from mpsearch.search.bound import lower_bound
 from mpsearch.search.problem import Problem
+from mpsearch.search.pruning import prune
 from mpsearch.search.question import Kept
 from mpsearch.search.sampler import ResponseSampler
 
@@ -68,11 +69,11 @@ class GreedyOptuna:
         ranking = problem.keep_order()
         # With little time the model's own boundary comes first, so that there is an answer early.
         cast = _foresee if problem.ending.limited else _cast
-        kept = _prune(problem, cast(problem, ranking))
+        kept = prune(problem, cast(problem, ranking))
         if self.refine is not None and not self._reached(problem, kept):
             self.refine(self, problem, kept)
         if self.last_prune and problem.best is not None:
-            _prune(problem, problem.best.kept, again=True)
+            prune(problem, problem.best.kept, again=True)
 
     def _reached(self, problem: Problem, kept: Kept) -> bool:
         """Whether the lower bound shows that there is nothing smaller to find."""
@@ -144,33 +145,6 @@ def _foresee(problem: Problem, ranking: Sequence[int]) -> Kept:
         else:
             broken = middle
     return frozenset(ranking[:head])
-
-
-def _prune(problem: Problem, kept: Kept, again: bool = False) -> Kept:
-    """Cast units, those of least predicted harm first, more at once while that goes well.
-
-    A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
-    that is known to be so.
-    """
-    question = problem.question
-    least = max(max(question.cost, default=0.0), 1.0) * 1e-9
-    changed = True
-    while changed:
-        changed = False
-        harm = {u: problem.harm(u, kept) / max(question.cost[u], least) for u in kept}
-        order = sorted(kept, key=lambda u: (harm[u], u))
-        place, step = 0, 1
-        while place < len(order):
-            smaller = kept.difference(order[place : place + step])
-            cheaper = question.rank(smaller) < question.rank(kept)
-            if cheaper and problem.try_(smaller, "prune").met:
-                kept, changed = smaller, again
-                place, step = place + step, 2 * step
-            elif step > 1:
-                step = 1
-            else:
-                place += 1
-    return kept
 
 
 search = GreedyOptuna(refine=refine)

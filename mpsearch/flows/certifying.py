@@ -20,7 +20,7 @@ from ..search.question import Kept
 from .job import Job
 
 #: By what shares of its size a set is enlarged for the path above it.
-_STEPS = (2.0, 0.5)
+_STEPS = (1.0, 0.5, 0.2, 0.1)
 #: A sample is lost where its loss is beyond so many times the limit (dB: so much above it).
 _LOST, _LOST_DB = 10.0, 20.0
 #: Bytes of results to remember where sets are tried on the held-out data.
@@ -149,7 +149,7 @@ class Certifier:
     def _path(self, kept: Kept) -> list[Kept]:
         """Sets around one, the safest first; all units together, which always hold, left out."""
         order = enlarging(self._problem, kept)
-        sizes = [math.ceil(step * max(len(kept), 2)) for step in _STEPS]
+        sizes = sorted({math.ceil(step * max(len(kept), 4)) for step in _STEPS}, reverse=True)
         return [kept.union(order[:size]) for size in sizes if size < len(order)]
 
     def _holding(self, kept: Kept) -> list[Kept]:

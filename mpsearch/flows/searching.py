@@ -15,7 +15,7 @@ from .job import Job
 #: How much below the budget to search once a package has broken what its search met.
 _MARGIN = 0.9
 #: How often a set is mended at most.
-_ROUNDS = 12
+_ROUNDS = 16
 
 
 def search(job: Job) -> bool:
@@ -51,10 +51,11 @@ def _confirmed(problem: Problem) -> bool:
             return False
         if not found.offenders and found.expected <= problem.limit:
             return True
+        problem.reject(best.kept)
         if found.offenders:
             problem.widen(found.offenders)
         else:
-            problem.tighten(_tighter(problem, problem.question.limit, found.expected, 1.0))
+            problem.tighten(_tighter(problem, best.loss, found.expected, 1.0))
         if not _mended(problem, best.kept):
             return False
     return True

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
+from ..ending import Stop
 from .problem import Problem
+from .pruning import prune
 from .question import Kept
 
-#: Evaluations that mending one set may take beyond those that the search was given.
-_TRIALS = 40
-#: Of the units that were in the set before, how many are looked at once more.
-_LOOKED_AT = 12
+#: Evaluations that mending one set may take beyond those that the search was given: so many, and
+#: one for each unit.
+_TRIALS = 24
 
 
 def mend(problem: Problem, kept: Kept) -> None:
@@ -25,18 +27,14 @@ def mend(problem: Problem, kept: Kept) -> None:
         If the run is to end.
     """
     problem.extend(max(problem.remaining, _TRIALS))
-    order = enlarging(problem, kept)
     if problem.try_(kept, "mend").met:
         return
-    size = _least(problem, kept, order)
-    mended = kept.union(order[:size])
-    doubtful = sorted(kept, key=lambda u: (problem.harm(u, mended), u))[:_LOOKED_AT]
-    for unit in [*reversed(order[:size]), *doubtful]:
-        if problem.remaining <= 0:
-            break
-        smaller = mended - {unit}
-        if problem.question.rank(smaller) < problem.question.rank(mended):
-            mended = smaller if problem.try_(smaller, "mend").met else mended
+    order = enlarging(problem, kept)
+    mended = kept.union(order[: _least(problem, kept, order)])
+    problem.extend(max(problem.remaining, _TRIALS + len(mended)))
+    with suppress(Stop):
+        prune(problem, mended, "mend")
+    problem.ending.check()
 
 
 def enlarging(problem: Problem, kept: Kept) -> list[int]:

@@ -1,0 +1,38 @@
+"""Casts units of a set while the limit is met."""
+
+from __future__ import annotations
+
+from .problem import Problem
+from .question import Kept
+
+
+def prune(problem: Problem, kept: Kept, by: str = "prune", again: bool = False) -> Kept:
+    """Cast units, those of least predicted harm first, more at once while that goes well.
+
+    A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
+    that is known to be so. ``by`` is the name of the pass.
+
+    Raises
+    ------
+    Stop
+        If trials or time are used up.
+    """
+    question = problem.question
+    least = max(max(question.cost, default=0.0), 1.0) * 1e-9
+    changed = True
+    while changed:
+        changed = False
+        harm = {u: problem.harm(u, kept) / max(question.cost[u], least) for u in kept}
+        order = sorted(kept, key=lambda u: (harm[u], u))
+        place, step = 0, 1
+        while place < len(order):
+            smaller = kept.difference(order[place : place + step])
+            cheaper = question.rank(smaller) < question.rank(kept)
+            if cheaper and problem.try_(smaller, by).met:
+                kept, changed = smaller, again
+                place, step = place + step, 2 * step
+            elif step > 1:
+                step = 1
+            else:
+                place += 1
+    return kept
