@@ -14,9 +14,19 @@ import warnings
 from collections.abc import Iterator
 
 
+_quiet = False
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the warnings, log lines and progress bars of coremltools and torch within the block."""
+    """Hide the warnings, log lines and progress bars of coremltools and torch within the block.
+
+    Within another such block it costs nothing: put one around a loop.
+    """
+    global _quiet
+    if _quiet:
+        yield
+        return
     loggers = [logging.getLogger(name) for name in ("coremltools", "torch")]
     levels = [logger.level for logger in loggers]
     try:
@@ -25,8 +35,10 @@ def quiet() -> Iterator[None]:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
             with _bars_off():
+                _quiet = True
                 yield
     finally:
+        _quiet = False
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -199,7 +199,7 @@ def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
         "islands": account.islands(job.prepared, precision, job.casts),
         "front": account.front(job.problem, job.prepared.metric),
         "absorbed_overflows": account.absorbed(job.range, job.prepared.ops, precision),
-        "at_risk": account.at_risk(job.range, job.prepared.ops, precision),
+        "headroom": account.headroom(job.range, job.prepared.ops),
     }
 
 
@@ -240,7 +240,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
             )
 
     def alone() -> None:
-        extras.kept = account.kept_ops(prepared, problem, precision)
+        extras.kept = account.kept_ops(prepared, problem, precision, job.range)
         if problem.question.harmless is None:
             overflowing = tuple(op.name for op in problem.overflows(found.trial.kept))
             extras.tolerated_overflows = overflowing

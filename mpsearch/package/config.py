@@ -23,8 +23,8 @@ class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.search.rounding`);
     None as well where there was no time to find out, which the result says.
     ``line`` is where it stands in Python, ``verdict`` why FP16 breaks it by itself
-    (:data:`mpsearch.explain.diagnosis.VERDICTS`), ``adds up`` where it does not; both empty where
-    unknown.
+    (:data:`mpsearch.explain.diagnosis.VERDICTS`); where it does not, ``overflows`` or ``may
+    overflow`` for what it reaches, or else ``adds up``; both empty where unknown.
     """
 
     name: str

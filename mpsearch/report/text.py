@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
         lines += [
             f"         this package  {value(result.error)}   ({printable(result.metric)}, "
             f"budget {result.budget:g})",
-            f"         held-out      {value(result.heldout_error)}",
+            f"         held-out      {value(result.heldout_error)}" + _promised(result),
             f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
             + _bound(result)
             + f", in {_count(package.islands, 'island')} with {result.casts} casts",
@@ -92,6 +93,15 @@ def _bound(result: Result) -> str:
     if result.proven:
         return " (proven least)"
     return f" (at least {result.lower_bound})" if result.lower_bound else ""
+
+
+def _promised(result: Result) -> str:
+    if result.coverage is None or result.confidence is None:
+        return ""
+    return (
+        f"   (holds for {math.floor(100 * result.coverage)}% of inputs or more, "
+        f"{100 * result.confidence:g}% sure)"
+    )
 
 
 def _stored(result: Result) -> str:
@@ -198,6 +208,13 @@ def check(report: CheckResult, paint: Paint) -> str:
             "good" if report.holds else "bad",
         )
     ]
+    if report.coverage is not None and report.confidence is not None:
+        lines += _wrap(
+            f"{report.broken or 'None'} of {report.samples} samples broke the budget: if the "
+            f"search has not seen them, at least {math.floor(100 * report.coverage)}% of inputs "
+            f"like these meet it ({100 * report.confidence:g}% confidence).",
+            _WIDTH,
+        )
     lines += [
         printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
         for op in report.unmatched

@@ -22,10 +22,12 @@ from ..search.risk import Range
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
 from .plain import number
-from .result import Absorption, AtRisk, OpRow, TrialRow
+from .result import Absorption, Headroom, OpRow, TrialRow
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
+#: Ops are listed that the next input may bring so near to FP16's range.
+_NEAR = 4.0
 #: The verdict on ops that break nothing alone: they are kept for what they add to others.
 ADDS_UP = "adds up"
 
@@ -35,7 +37,9 @@ def harmful(prepared: Prepared, problem: Problem) -> float:
     return problem.limit if prepared.metric.name == "rel_l2" else HARMFUL
 
 
-def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> tuple[KeptOp, ...]:
+def kept_ops(
+    prepared: Prepared, problem: Problem, precision: Precision, range_: Range
+) -> tuple[KeptOp, ...]:
     """The kept ops, each with the error of the program when it alone is FP16, and why."""
     kept = [op for op in prepared.ops if op.index in precision]
     measure = len(kept) <= _MEASURED_ALONE
@@ -54,7 +58,11 @@ def kept_ops(prepared: Prepared, problem: Problem, precision: Precision) -> tupl
             op.layer,
             number(prepared.metric.loss_of(losses[op.index])),
             op.line,
-            verdicts.get(op.index, "") if op.index in breaking else rest,
+            verdicts.get(op.index, "")
+            if op.index in breaking
+            else _rule(range_, op.index)
+            if op.index in range_.refused
+            else rest,
         )
         for op in kept
     )
@@ -173,10 +181,19 @@ def absorbed(
     )
 
 
-def at_risk(range_: Range, ops: Sequence[CandidateOp], precision: Precision) -> tuple[AtRisk, ...]:
-    """The ops kept for what the next input is expected to reach, not for what the samples did."""
+def headroom(range_: Range, ops: Sequence[CandidateOp]) -> tuple[Headroom, ...]:
+    """The ops that come near FP16's range, or leave it, the nearest first."""
+    near = [(i, *found) for i, found in range_.headroom.items() if found[1] < _NEAR]
     return tuple(
-        AtRisk(ops[i].name, risk.headroom, risk.expected)
-        for i, risk in sorted(range_.risks.items())
-        if risk.absorbed is None and not risk.seen and i in precision
+        Headroom(ops[i].name, samples, expected, _rule(range_, i))
+        for i, samples, expected in sorted(near, key=lambda row: (row[2], row[0]))
     )
+
+
+def _rule(range_: Range, op: int) -> str:
+    risk = range_.risks.get(op)
+    if risk is None:
+        return "fits"
+    if risk.absorbed is not None:
+        return "absorbed"
+    return "overflows" if risk.seen else "may overflow"

@@ -14,11 +14,18 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     Attributes
     ----------
     holds
-        Whether every op of the config was found and the budget is met.
+        Whether every op of the config was found, and either no sample breaks the budget, or so few
+        that the coverage which the config asks for is there with its confidence.
     error, error_fp16, error_fp32
         With the config, with no op and with every op in FP32.
     budget, metric
         The config's, or as given.
+    samples, broken
+        How many samples there were, and how many broke the budget; None for metrics of all samples
+        together.
+    coverage, confidence
+        At least this share of inputs like these meets the budget, with this confidence (Clopper and
+        Pearson, 1934), if the search has not seen them.
     unmatched
         Ops of the config that the model does not have (by name, type and layer).
     same_model
@@ -33,5 +40,9 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     error_fp32: float
     budget: float
     metric: str
+    samples: int
+    broken: int | None = None
+    coverage: float | None = None
+    confidence: float | None = None
     unmatched: tuple[KeptOp, ...] = ()
     same_model: bool = False

@@ -83,21 +83,26 @@ class Absorption(msgspec.Struct, frozen=True):
     absorbed_by: tuple[str, ...]
 
 
-class AtRisk(msgspec.Struct, frozen=True):
-    """An op kept in FP32 that did not overflow on the samples, and may on the next input.
+class Headroom(msgspec.Struct, frozen=True):
+    """How near an op comes to FP16's range.
 
     Attributes
     ----------
-    headroom
-        What FP16 holds, over the largest magnitude in the samples.
-    expected
+    samples
+        What FP16 holds, over the largest magnitude that the op rounds in the samples: below 1 where
+        it overflowed.
+    next
         The same over what the next input stays below with a chance of 0.999
         (:class:`mpsearch.evaluation.reach.Magnitude`).
+    rule
+        What follows from it: ``overflows`` and ``may overflow`` (FP32), ``absorbed`` (FP16 all the
+        same), ``fits``.
     """
 
     name: str
-    headroom: float
-    expected: float
+    samples: float
+    next: float
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +169,8 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         (:mod:`mpsearch.explain.hazards`).
     absorbed_overflows
         Ops left in FP16 that overflow on the samples, which the program absorbs for every input.
-    at_risk
-        Ops of ``fp32_ops`` kept for what the next input is expected to reach.
+    headroom
+        The ops that come near FP16's range, or leave it, the nearest first.
     tolerated_overflows
         With ``tolerate_overflow``: ops left in FP16 whose results overflow on the calibration data
         where FP32's are finite.
@@ -230,7 +235,7 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     pinned_by_hazard: tuple[str, ...] = ()
     tolerated_overflows: tuple[str, ...] = ()
     absorbed_overflows: tuple[Absorption, ...] = ()
-    at_risk: tuple[AtRisk, ...] = ()
+    headroom: tuple[Headroom, ...] = ()
     casts: int = 0
     remedies: tuple[Remedy, ...] = ()
     weights: Stored | None = None

@@ -19,8 +19,9 @@ from torch import Tensor
 from ..evaluation.incremental import Incremental
 from ..evaluation.reach import Magnitude, Reach
 from ..numerics.formats import FP16
+from ..program.absorption import Infinite
 from ..program.graph import Constant, Node, refs
-from ..program.infinity import Absorbed, Infinite, Infinities
+from ..program.infinity import Absorbed, Infinities
 
 #: How likely an op left in FP16 may be to overflow on the next input.
 CHANCE = 1e-3
@@ -61,7 +62,8 @@ class Range:
     risks
         The ops that overflow, or may on the next input, by candidate index.
     headroom
-        What FP16 holds over the largest magnitude that an op rounds, by candidate index.
+        What FP16 holds, over the largest magnitude that an op rounds in the samples, and over what
+        the next input is expected to stay below, by candidate index.
     """
 
     def __init__(self, engine: Incremental, reach: Reach) -> None:
@@ -98,7 +100,11 @@ def risks(engine: Incremental, reach: Reach, chance: float = CHANCE) -> dict[int
     """The candidate ops of the outer block that overflow or may, by index."""
     slots = {*reach.above, *reach.below}
     beyond = {slot: _beyond(reach, slot, FP16.overflows, chance) for slot in slots}
-    infinities = Infinities(engine.function, engine.nodes, _masks(engine), beyond)
+    sizes = {
+        slot: max(reach.next(side[slot], chance) for side in (reach.above, reach.below))
+        for slot in slots
+    }
+    infinities = Infinities(engine.function, engine.nodes, _masks(engine), beyond, sizes)
     found = {}
     for node in engine.nodes:
         if node.candidate is not None and node.fp16 is not None and not node.blocks:
@@ -123,17 +129,22 @@ def _risk(
     deep = any(reach.next(m, chance) >= 1 for m in _inner(engine, reach, node))
     absorbed = None if deep else infinities.absorbed(node, made)
     largest, expected = (max(column) for column in zip(*shares, strict=True))
-    return Risk(node.candidate, 1 / largest, 1 / expected, absorbed)
+    return Risk(node.candidate, _over(largest), _over(expected), absorbed)
 
 
-def headrooms(engine: Incremental, reach: Reach) -> dict[int, float]:
-    """What FP16 holds, over the largest magnitude that each op rounds, by candidate index."""
+def headrooms(engine: Incremental, reach: Reach) -> dict[int, tuple[float, float]]:
+    """What FP16 holds over what each op rounds, by candidate index (see :class:`Range`)."""
     found = {}
     for node in engine.nodes:
         if node.candidate is not None and node.fp16 is not None and not node.blocks:
-            largest = max((share for share, _ in _shares(engine, reach, node, CHANCE)), default=0.0)
-            found[node.candidate] = 1 / largest if largest else math.inf
+            shares = _shares(engine, reach, node, CHANCE) or [(0.0, 0.0)]
+            largest, expected = (max(column) for column in zip(*shares, strict=True))
+            found[node.candidate] = _over(largest), _over(expected)
     return found
+
+
+def _over(share: float) -> float:
+    return 1 / share if share else math.inf
 
 
 def _shares(
@@ -158,6 +169,7 @@ def _beyond(reach: Reach, slot: int, ceiling: float, chance: float) -> Infinite:
     return Infinite(
         reach.next(reach.above.get(slot, nothing), chance) >= ceiling,
         reach.next(reach.below.get(slot, nothing), chance) >= ceiling,
+        least=ceiling,
     )
 
 

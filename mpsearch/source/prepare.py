@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .._ct import ct
+from .._ct import ct, quiet
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation import metrics
@@ -181,7 +181,8 @@ def prepare(
         precast.program, function_name, precast.layer_of, precast.line_of
     )
     bind = _binder(precast, lowered, torch_model)
-    bound = [bind(s) for s in data.samples]
+    with quiet():
+        bound = [bind(s) for s in data.samples]
     renamed = Data([s for s, _ in bound], data.targets, data.noise)
     calibration, held = renamed.split(heldout)
     references = [r for _, r in bound]

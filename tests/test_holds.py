@@ -1,0 +1,353 @@
+"""Sets that hold on inputs that nobody has seen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+import mpsearch
+from benchmarks import zoo
+from mpsearch.evaluation import coverage
+from mpsearch.evaluation.reach import Magnitude
+from mpsearch.program.precision import Precision
+from mpsearch.source.prepare import prepare
+from tests.command import run
+from tests.models import batches, net
+from tests.planted import Planted, budget
+
+
+def normal(count, *shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, *shape, generator=generator) for _ in range(count)]
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+# --- overflows: absorbed for every input, or refused ------------------------------------------
+
+#: Each overflows in FP16 by the product with 40,000; the result is then of the size of x again.
+ABSORBING = {
+    "tanh": lambda x: torch.tanh(x * 4e4) + x,
+    "sigmoid": lambda x: torch.sigmoid(x * 4e4) + x,
+    "erf": lambda x: torch.erf(x * 4e4) + x,
+    "clamp": lambda x: torch.clamp(x * 4e4, -2, 2) + x,
+    "relu6": lambda x: F.relu6(x * 4e4) + x,
+    "relu of minus infinity": lambda x: F.relu(x.abs() * -4e4) + x,
+    "exp of minus infinity": lambda x: torch.exp(x.abs() * -4e4) + x,
+    "minimum": lambda x: torch.minimum(x.abs() * 4e4, x),
+    "maximum after a reshape": lambda x: torch.maximum((x.abs() * -4e4).reshape(1, 4, 8), x),
+    "greater": lambda x: torch.where(x * 4e4 > 1.0, x, -x),
+    "through a sum": lambda x: torch.tanh(x * 4e4 + x),
+    "through a root": lambda x: torch.tanh(torch.sqrt(x.abs() * 4e4)) + x,
+    "scaled and clipped": lambda x: torch.clamp(x * 4e4 * 0.5, 0, 1) + x,
+}
+REFUSED = {
+    "over infinity": lambda x: 1.0 / (x.abs() * 4e4 + 1.0) + x,
+    "scaled back": lambda x: (x * 4e4) / 4e4,
+    "infinity less infinity": lambda x: torch.tanh(x * 4e4 - x * 3e4) + x,
+    "scaled down first": lambda x: torch.tanh((x * 4e4) * 1e-6) + x,
+    "brought back by a sum": lambda x: torch.clamp(x * 4e4 - x * 6e4, -2e4, 2e4) * 1e-4 + x,
+    "clipped further out": lambda x: torch.clamp(x * 4e4 * 0.25, -3e4, 3e4) * 1e-4 + x,
+    "compared with more": lambda x: torch.where((x * 4e4) * 1e-3 > 100.0, x, -x),
+    "root": lambda x: torch.sqrt(x.abs() * 4e4) * 1e-2 + x,
+    "relu of infinity": lambda x: F.relu(x * 4e4) * 2.5e-5 + x,
+    "softmax of infinity": lambda x: torch.softmax(x * 4e4, -1) + x,
+    "times zero": lambda x: torch.tanh((x * 4e4) * F.relu(x)) + x,
+    "beyond the range all the same": lambda x: torch.clamp(x * 4e4, -1e5, 1e5) * 1e-5 + x,
+    "unmasked softmax": lambda x: torch.softmax(-(x.abs() * 4e4), -1) + x,
+}
+
+
+@pytest.mark.parametrize("name", ABSORBING)
+def test_what_the_graph_absorbs_stays_in_fp16(name):
+    model, data = Function(ABSORBING[name]), normal(6, 4, 8)
+    result = mpsearch.optimize(model, data, 2e-3, heldout=0.0)
+    assert result.fp32_ops == [] and result.error_fp16 <= 2e-3
+    assert result.absorbed_overflows
+    # For every input, not for these: PyTorch is asked about others.
+    executor = mpsearch.Executor(result.mlmodel)
+    for x in normal(50, 4, 8, seed=1):
+        (got,) = executor.predict({next(iter(executor.input_ranks())): x.numpy()}).values()
+        wanted = model(x).numpy()
+        assert np.linalg.norm(got - wanted) <= 2e-3 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_overflows_are_refused_whatever_the_error(name):
+    """The product with 40,000 overflows, and is FP32 though the budget allows any error."""
+    model, data = Function(REFUSED[name]), normal(6, 4, 8)
+    result = mpsearch.optimize(model, data, 1e9, heldout=0.0)
+    assert result.met
+    overflowing = {row.name for row in result.headroom if row.rule == "overflows"}
+    assert overflowing and overflowing <= set(result.fp32_ops)
+    executor = mpsearch.Executor(result.mlmodel)
+    for x in normal(50, 4, 8, seed=1):
+        (got,) = executor.predict({next(iter(executor.input_ranks())): x.numpy()}).values()
+        wanted = model(x).numpy()
+        assert np.linalg.norm(got - wanted) <= 1e-2 * np.linalg.norm(wanted)
+
+
+def masked_softmax(x, keep):
+    return torch.softmax(x + (1.0 - keep.float()[:, None]) * -1e5, -1)
+
+
+def test_masked_softmax_absorbs_minus_infinity():
+    keep = torch.tensor([[1, 1, 1, 0, 0, 0, 0, 1]])
+    data = [(x, keep) for x in normal(6, 4, 8)]
+    result = mpsearch.optimize(Function(masked_softmax), data, 2e-3)
+    assert result.fp32_ops == [] and result.absorbed_overflows
+    assert {row.rule for row in result.headroom} == {"absorbed"}
+
+
+# --- ranges have a margin ----------------------------------------------------------------------
+
+
+def test_the_margin_covers_maxima_that_were_not_seen():
+    """Against maxima of 1,000 normal values, of which 4 to 64 are seen: the next 500 of each."""
+    random = np.random.default_rng(0)
+    for seen, models in ((4, 200), (16, 200), (64, 200)):
+        beyond = 0
+        for _ in range(models):
+            size = 10 ** random.uniform(0, 4)
+            maxima = size * np.abs(random.standard_normal((seen + 500, 200))).max(1)
+            magnitude = Magnitude()
+            for value in maxima[:seen]:
+                magnitude.add(value)
+            bound = magnitude.next(1e-3)
+            beyond += int((maxima[seen:] > bound).sum())
+            assert bound <= 4 * maxima[:seen].max()
+        assert beyond <= 3 * 1e-3 * models * 500
+
+
+def test_what_does_not_depend_on_the_input_needs_no_margin():
+    magnitude = Magnitude()
+    for _ in range(4):
+        magnitude.add(60000.0)
+    assert magnitude.next(1e-3) == 60000.0
+
+
+def test_a_range_just_under_the_limit_is_kept_in_fp32():
+    """The largest square in these samples fits; one input in some hundred reaches 65,520."""
+
+    def near(x):
+        return ((x * 60.0) ** 2).mean(-1) / 3600.0
+
+    data = normal(8, 4, 64)
+    largest = max(float(((x * 60.0) ** 2).max()) for x in data)
+    assert 30000 < largest < 65000
+    assert any(float(((x * 60.0) ** 2).max()) > 65520 for x in normal(300, 4, 64, seed=1))
+    result = mpsearch.optimize(Function(near), data, 1e-2)
+    near_it = [row for row in result.headroom if row.rule == "may overflow"]
+    assert result.error_fp16 <= 1e-2 and {row.name for row in near_it} <= set(result.fp32_ops)
+    assert near_it[0].samples == pytest.approx(65520 / largest, rel=0.3) and near_it[0].next < 1
+
+
+# --- coverage ----------------------------------------------------------------------------------
+
+
+def test_coverage_is_clopper_and_pearsons():
+    for failures, samples, confidence in ((0, 59, 0.95), (3, 100, 0.9), (10, 20, 0.99)):
+        exact = stats.binomtest(samples - failures, samples).proportion_ci(
+            2 * confidence - 1, method="exact"
+        )
+        found = coverage.lower_bound(failures, samples, confidence)
+        assert found == pytest.approx(exact.low, abs=1e-9)
+    assert coverage.lower_bound(5, 5, 0.95) == 0.0
+    assert coverage.needed(0.95, 0.95) == 59 and coverage.needed(0.99, 0.95) == 299
+    assert coverage.allowed(59, 0.95, 0.95) == 0 and coverage.allowed(93, 0.95, 0.95) == 1
+    assert coverage.promised(4, 0.95, 0.95) == pytest.approx(0.05 ** (1 / 4))
+
+
+def test_the_promise_is_true_on_planted_models():
+    """Each promise may fail with a chance of 5%; of 24, 5 or more do with one of 0.6%."""
+    untrue = 0
+    for seed in range(24):
+        result = mpsearch.optimize(Planted(seed), normal(40, 6, seed=seed), budget(seed))
+        assert result.met
+        if result.coverage is None:
+            continue
+        unseen = normal(1000, 6, seed=1000 + seed)
+        prepared = prepare(Planted(seed), unseen)
+        kept = [op.index for op in prepared.ops if op.name in result.fp32_ops]
+        precision = Precision.of(kept, len(prepared.ops))
+        losses = prepared.evaluator(cache_bytes=0).losses(precision, range(len(unseen)))
+        untrue += np.mean([loss <= budget(seed) for loss in losses.values()]) < result.coverage
+    assert untrue <= 4
+
+
+def test_few_samples_promise_little_and_say_what_would_do():
+    result = mpsearch.optimize(net(), batches(), 1e-2)
+    assert result.heldout_samples == 1 and result.coverage == pytest.approx(0.05)
+    assert "at least 5% of inputs like these" in result.explanation
+    assert "197 samples, 59 of them held out, would allow 95%" in result.explanation
+    none = mpsearch.optimize(net(), batches(), 1e-2, heldout=0.0)
+    assert none.coverage is None and "nothing is promised" in none.explanation
+
+
+def test_check_counts_the_samples_that_break_the_budget():
+    result = mpsearch.optimize(net(), batches(), 1e-2)
+    held = mpsearch.check(result.config, net(), batches())
+    assert held.holds and (held.broken, held.samples) == (0, 4)
+    assert held.coverage == pytest.approx(0.05 ** (1 / 4)) and held.confidence == 0.95
+    larger = [100 * x for x in batches()]
+    broken = mpsearch.check(result.config, net(), [*batches(), *larger])
+    assert not broken.holds and broken.broken == 4
+
+
+# --- counterexamples ---------------------------------------------------------------------------
+
+
+def spread(x):
+    """Squares that leave FP16's range on large inputs only, and a mean that brings them back."""
+    return torch.sqrt(((x * 10.0) ** 2).mean(-1, keepdim=True)) + x
+
+
+def test_a_heldout_overflow_becomes_a_sample_and_not_a_tighter_budget():
+    data = [0.5 * x for x in normal(7, 4, 8)] + [200 * x for x in normal(1, 4, 8, seed=1)]
+    result = mpsearch.optimize(Function(spread), data, 1e-3)
+    (note,) = [note for note in result.notes if "held out" in note]
+    assert note.startswith("Sample 7, held out, overflowed at ")
+    assert len(result.fp32_ops) <= 4 and result.coverage is None
+    seen_from_the_start = mpsearch.optimize(Function(spread), data, 1e-3, heldout=0.0)
+    assert set(result.fp32_ops) >= set(seen_from_the_start.fp32_ops)
+
+
+def test_a_sample_that_was_not_searched_on_is_found_to_break_the_set():
+    data = [0.5 * x for x in normal(29, 4, 8)]
+    data.insert(20, 20 * normal(1, 4, 8, seed=1)[0])
+    tolerant = mpsearch.Constraints(tolerate_overflow=True)  # so that ranges say nothing
+    result = mpsearch.optimize(Function(spread), data, 1e-3, heldout=0.0, constraints=tolerant)
+    prepared = prepare(Function(spread), data)
+    kept = [op.index for op in prepared.ops if op.name in result.fp32_ops]
+    losses = prepared.evaluator().losses(Precision.of(kept, len(prepared.ops)), range(30))
+    assert max(losses.values()) <= 1e-3 and result.error <= 1e-3
+
+
+def test_calibration_alone_is_there_for_those_who_have_all_their_inputs():
+    data = normal(6, 16, 16)
+    model = Function(lambda x: torch.matmul(x, x) + torch.matmul(x, x.abs()) * 3.0)
+    prepared = prepare(model, data)
+    count = len(prepared.ops)
+    worst = prepared.evaluator().evaluate(Precision.all_fp16(count)).worst
+    limit = 1.05 * worst
+    alone = mpsearch.Constraints(objective="calibration")
+    calibrated = mpsearch.optimize(model, data, limit, heldout=0.0, constraints=alone)
+    unseen = mpsearch.optimize(model, data, limit, heldout=0.0)
+    assert calibrated.status == "fp16_suffices" and len(unseen.fp32_ops) > 0
+    assert unseen.expected_error <= limit
+
+
+# --- samples are items -------------------------------------------------------------------------
+
+
+def test_batches_and_their_rows_are_the_same_samples():
+    rows = torch.cat(batches())
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows), batch_size=3)
+    found = [
+        mpsearch.optimize(net(), given, 1e-2)
+        for given in (batches(), rows, loader, torch.utils.data.TensorDataset(rows), [rows])
+    ]
+    assert len({tuple(r.fp32_ops) for r in found}) == 1
+    assert len({r.error for r in found}) == 1
+    assert all("4 samples of" in r.understood for r in found)
+    assert any("taken apart" in note for note in found[1].notes)
+    (size,) = {tuple(r.config.inputs[0].shape) for r in found}
+    assert size == (1, 4, 8)
+
+
+def test_one_bad_item_of_a_batch_is_not_averaged_away():
+    batch = torch.cat([0.5 * x for x in normal(31, 4, 8)] + [20 * normal(1, 4, 8, seed=1)[0]])
+    tolerant = mpsearch.Constraints(tolerate_overflow=True)
+    result = mpsearch.optimize(Function(spread), batch, 1e-3, heldout=0.0, constraints=tolerant)
+    assert result.fp32_ops
+    executor = mpsearch.Executor(result.mlmodel)
+    got = executor.predict({next(iter(executor.input_ranks())): batch[31:].numpy()})
+    wanted = spread(batch[31:]).numpy()
+    assert np.linalg.norm(next(iter(got.values())) - wanted) <= 1e-3 * np.linalg.norm(wanted)
+
+
+def test_rows_that_see_each_other_stay_together():
+    def attention(x):
+        return torch.softmax(x @ x.transpose(-1, -2), -1) @ x
+
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    result = mpsearch.optimize(Function(attention), [x, x + 1.0], 1e-2)
+    assert result.config.inputs[0].shape == (6, 8)
+
+
+def test_batches_stay_whole_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--budget", "1e-2", "--batches", "whole", "-o", "out", "--json"]
+    torch.save({"x": torch.cat(batches())}, "x.pt")
+    run("optimize", "tests.models:net", "--inputs", "x.pt", *arguments)
+    rows = torch.cat(batches())
+    whole = mpsearch.Conversion(batches="whole")
+    result = mpsearch.optimize(net(), [rows, 2 * rows], 1e-2, conversion=whole)
+    assert result.config.inputs[0].shape == (4, 4, 8)
+
+
+# --- many samples are cheap --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t5_residual", "mask_1e9", "rt_detr", "rmsnorm_outlier"])
+def test_samples_run_together_give_what_they_give_alone(name):
+    case = zoo.cases([name])[name]
+    model, data = zoo.drawn(case, 0, 9)
+    prepared = prepare(model, data, "rel_l2", zoo.numerics(case))
+    evaluator = prepared.evaluator(cache_bytes=0)
+    engine, count = evaluator.backend, len(prepared.ops)
+    precision = Precision.of(range(0, count, 2), count)
+    together = list(engine.several(precision, range(9)))
+    executions = engine.executions
+    for sample, outputs in enumerate(together):
+        alone = engine.outputs(precision, sample, remember=False)
+        for key, value in alone.items():
+            torch.testing.assert_close(outputs[key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert executions < (engine.executions - executions) / 3
+
+
+def test_samples_of_other_shapes_and_random_ops_run_one_by_one():
+    data = [torch.randn(1, n, 8, generator=torch.Generator().manual_seed(n)) for n in (2, 4, 4, 3)]
+    prepared = prepare(net(), data)
+    evaluator = prepared.evaluator()
+    precision = Precision.all_fp32(len(prepared.ops))
+    losses = evaluator.losses(precision, range(4))
+    assert list(losses) == [0, 1, 2, 3] and max(losses.values()) < 1e-5
+
+
+def test_redrawn_samples_need_floats_that_can_be_moved():
+    moved = prepare(net(), batches(), redraw=10)
+    assert len(moved.redrawn.samples) == 6
+    again = prepare(net(), batches(), redraw=10)
+    for one, other in zip(moved.redrawn.samples, again.redrawn.samples, strict=True):
+        assert all(torch.equal(one[k], other[k]) for k in one)
+    first = moved.redrawn.samples[0]["x"] / moved.calibration.samples[0]["x"] - 1
+    assert 0 < float(first.abs().max()) < 1e-4
+    embedding = torch.nn.Embedding(8, 4)
+    tokens = [torch.tensor([[1, 2, 3]]), torch.tensor([[4, 5, 6]])]
+    assert prepare(embedding, tokens, redraw=10).redrawn.samples == []
+
+
+def test_expected_is_a_quantile_of_what_comes():
+    """Of log-normal losses: no more than the chance allows, and not far less."""
+    random = np.random.default_rng(0)
+    beyond = 0
+    for _ in range(400):
+        losses = np.exp(0.3 * random.standard_normal(16))
+        bound = coverage.expected(list(losses), 0.05, student=True)
+        beyond += np.mean(np.exp(0.3 * random.standard_normal(500)) > bound)
+    assert 0.02 < beyond / 400 < 0.06
+    assert coverage.expected([1.0, math.inf], 0.05) == math.inf
+    assert coverage.expected([-60.0, -58.0, -61.0], 0.05) > -58.0  # dB
