@@ -33,8 +33,9 @@ from ..source.prepare import Prepared, check_device
 DEFAULT_TRIALS = 300
 #: How many samples a set is searched on, before it is looked at on the others.
 SEARCHED = 8
-#: With fewer calibration samples, redrawn ones are added until there are as many.
-REDRAWN = 16
+#: With fewer calibration samples, redrawn ones are added until there are as many: the least, the
+#: most, and the floating-point operations that forwards of all of them may take.
+_REDRAWN, _MOST_REDRAWN, _REDRAWN_FLOPS = 16, 128, 2e9
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
 _RESERVE = 0.3
 
@@ -99,6 +100,15 @@ class Request:
         """The strategy, for people and configs."""
         given = self.strategy
         return given if isinstance(given, str) else getattr(given, "__name__", "custom")
+
+
+def redrawn(flops: float) -> int:
+    """How many calibration samples a search is to have at least, redrawn ones among them.
+
+    ``flops`` is the cost of a forward pass. Where that is little, many show what few inputs do not:
+    an index that flips on one input in twenty, for instance.
+    """
+    return int(min(max(_REDRAWN_FLOPS / max(flops, 1.0), _REDRAWN), _MOST_REDRAWN))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..search.problem import Strategy
 from ..search.proof import prove
 from ..source.prepare import prepare
 from .certifying import Certifier
-from .job import REDRAWN, Job, Request, pose
+from .job import Job, Request, pose, redrawn
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
 from .searching import again, mended, search
@@ -139,7 +139,7 @@ def answer(
             request.conversion,
             request.heldout,
             request.targets,
-            0 if request.chance is None else REDRAWN,
+            None if request.chance is None else redrawn,
             request.execution.seed,
         )
         ending.start()

@@ -398,19 +398,16 @@ def drawn(
     return Data(samples, noise=True)
 
 
-#: By how much redrawn inputs are moved, relative to each value: far below FP16's own rounding, or,
-#: for inputs in FP16, about as much.
-_MOVED, _MOVED_FP16 = 1e-5, 2.0**-10
+#: By how much redrawn inputs are moved, relative to each value: so little that they are inputs like
+#: the samples, and enough to come to other roundings and to the other side of near decisions.
+_MOVED = 1e-2
 
 
-def redrawn(
-    samples: Sequence[dict[str, Any]], count: int, seed: int, fp16: bool = False
-) -> list[dict[str, Any]]:
-    """``count`` samples like those given, in turn, with every float moved by next to nothing.
+def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """``count`` samples like those given, in turn, with every float moved by a hundredth of itself.
 
-    Rounding errors of FP16 then fall otherwise, at the same sizes. ``fp16`` says whether inputs are
-    rounded to it on the way in. Inputs of two values at most, masks for instance, stay; without
-    others there are none.
+    Rounding errors of FP16 then fall otherwise, at the same sizes. Inputs of two values at most,
+    masks for instance, stay; without others there are none.
     """
     generator = torch.Generator().manual_seed(seed)
     movable = {
@@ -423,8 +420,7 @@ def redrawn(
         sample = dict(samples[place % len(samples)])
         for name in sorted(movable & sample.keys()):
             value = sample[name]
-            size = _MOVED_FP16 if fp16 or value.dtype is torch.float16 else _MOVED
             noise = torch.randn(value.shape, generator=generator)
-            sample[name] = (value.float() * (1 + size * noise)).to(value.dtype)
+            sample[name] = (value.float() * (1 + _MOVED * noise)).to(value.dtype)
         out.append(sample)
     return out

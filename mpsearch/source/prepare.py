@@ -143,13 +143,14 @@ def prepare(
     conversion: Conversion = Conversion(),
     heldout: float = 0.0,
     targets: Any = None,
-    redraw: int = 0,
+    redraw: Callable[[float], int] | None = None,
     seed: int = 0,
 ) -> Prepared:
     """Load, convert up to the cast, and compute the references.
 
-    ``targets`` is as for :func:`mpsearch.source.data.collect`. With fewer than ``redraw``
-    calibration samples, redrawn ones are added until there are as many.
+    ``targets`` is as for :func:`mpsearch.source.data.collect`. ``redraw`` says, given the number
+    of floating-point operations of a forward pass, how many calibration samples there are to be;
+    where there are fewer, redrawn ones are added.
 
     Raises
     ------
@@ -189,8 +190,11 @@ def prepare(
     notes += _check_references(references)
     cut = len(calibration.samples)
     measure = metrics.resolve(metric, bool(data.targets))
-    again = max(redraw - cut, 0) if measure.combine == "max" else 0
-    moved = [bind(s) for s in redrawn(data.samples[:cut], again, seed, io == "fp16")]
+    again = 0
+    if redraw is not None and measure.combine == "max":
+        again = max(redraw(sum(op.flops for op in ops)) - cut, 0)
+    with quiet():
+        moved = [bind(s) for s in redrawn(data.samples[:cut], again, seed)]
     first = data.samples[0].items()
     return Prepared(
         precast=precast,
