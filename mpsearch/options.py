@@ -293,7 +293,8 @@ class Limits(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes
     ----------
     trials
-        Evaluations; None: 300, and 600 for a front.
+        Evaluations; None: 300, and 600 for a front. To mend a set that breaks the budget on a
+        sample that was not searched on takes some more.
     timeout
         Seconds for the search, from when the model has been converted. When they are over, the
         best set so far is written; what only the report needs is left out.

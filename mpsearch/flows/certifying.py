@@ -61,12 +61,15 @@ class Certifier:
     def __init__(self, job: Job) -> None:
         self._job, self._prepared, self._problem = job, job.prepared, job.problem
         self._fresh = list(range(len(job.prepared.heldout.samples)))
+        self._held: set[Kept] = set()  # sets of a path that were found to hold
+        self._failed = False  # some set was tested on the fresh samples, and failed
         self._seen = job.prepared.heldout_evaluator(cache_bytes=_CACHE, ending=job.problem.ending)
 
-    def test(self, package: ReadBack, kept: Kept, patient: bool) -> Tested:
+    def test(self, package: ReadBack, kept: Kept, hasty: bool) -> Tested:
         """Run a package on the held-out samples that no choice rests on.
 
-        Where not ``patient``, until one of them is lost, so that those after it stay fresh.
+        Until one of them is lost, so that those after it stay fresh. Where the test is ``hasty``,
+        all of them, and no path: the set is then taken or given up.
         """
         prepared, limit = self._prepared, self._problem.limit
         if not self._fresh:
@@ -76,23 +79,31 @@ class Certifier:
             loss = verification.loss(package, data, references, prepared.metric, prepared.profiles)
             return Tested((loss,), loss <= limit)
         found: list[float] = []
-        for sample in self._fresh:
-            found += verification.losses(
-                package,
-                prepared.heldout.samples[sample : sample + 1],
-                prepared.heldout_references[sample : sample + 1],
-                prepared.metric,
-                prepared.profiles,
-            )
-            if not patient and found[-1] > limit and self._beyond_rounding(sample, kept, found[-1]):
+        losses = verification.losses(
+            package,
+            [prepared.heldout.samples[sample] for sample in self._fresh],
+            [prepared.heldout_references[sample] for sample in self._fresh],
+            prepared.metric,
+            prepared.profiles,
+        )
+        for sample, loss in zip(self._fresh, losses, strict=True):
+            found.append(loss)
+            if not hasty and loss > limit and self._beyond_rounding(sample, kept, loss):
                 return Tested(tuple(found), False, offenders=(sample,))
-        few, held = self._few(found), self._holding(kept)
-        holds = few and len(held) == len(self._path(kept))
-        offenders: tuple[int, ...] = ()
-        if not (holds or held or patient):
-            broken = zip(self._fresh, found, strict=True)
-            offenders = tuple(sample for sample, loss in broken if loss > limit)
-        return Tested(tuple(found), holds, self._coverage, offenders)
+        few = self._few(found)
+        # All units together stand at the top of every path.
+        promised = None if hasty and self._failed and kept != self._problem.everything else few
+        coverage_ = self._coverage if promised else None
+        if hasty or kept in self._held:
+            self._failed |= not few
+            return Tested(tuple(found), few, coverage_)
+        held = self._holding(kept)
+        if few and len(held) == len(self._path(kept)):
+            return Tested(tuple(found), True, coverage_)
+        self._failed = True
+        broken = zip(self._fresh, found, strict=True)
+        offenders = tuple(sample for sample, loss in broken if loss > limit)
+        return Tested(tuple(found), False, None, () if held else offenders)
 
     def _beyond_rounding(self, sample: int, kept: Kept, loss: float) -> bool:
         """Whether a held-out sample fails for overflow, or altogether."""
@@ -107,9 +118,16 @@ class Certifier:
         return any(node.name not in question.harmless for node in engine.lost)
 
     def safer(self, kept: Kept) -> Kept | None:
-        """The smallest set of the path around one that holds; None where only all units do."""
-        held = self._holding(kept)
-        return held[-1] if held else None
+        """The smallest set of the path around one that holds; None where only all units do.
+
+        Where the run is to end, the safest of the path, untested, and after that all units.
+        """
+        over = self._problem.ending.over
+        held = self._path(kept)[:1] if over else self._holding(kept)
+        if not held or (over and self._held):
+            return None
+        self._held.add(held[-1])
+        return held[-1]
 
     def use_up(self, samples: Sequence[int], kept: Kept) -> list[str]:
         """Search on held-out samples as well, from now on; what to say of that.
@@ -119,6 +137,7 @@ class Certifier:
         problem, prepared = self._problem, self._prepared
         question, engine = problem.question, problem.engine
         self._fresh = [sample for sample in self._fresh if sample > max(samples)]
+        self._failed, self._held = False, set()
         said, places, refused = [], [], set()
         for sample in samples:
             given, reference = prepared.heldout.samples[sample], prepared.heldout_references[sample]

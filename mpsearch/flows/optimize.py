@@ -186,7 +186,7 @@ def _until_it_holds(job: Job, bar: Progress) -> Result:
             best, proven = problem.best or problem.admit(problem.everything), False
             continue
         bar.stage("testing on held-out data")
-        tested = certifier.test(written.package, best.kept, patient=ending.over or last)
+        tested = certifier.test(written.package, best.kept, hasty=ending.over or last)
         if tested.holds:
             break
         if last:

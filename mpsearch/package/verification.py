@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,9 @@ def loss(
     if not data.samples:
         return -math.inf
     return max(
-        metric.whole(list(references), _outputs(package, data.samples, references, p), data.targets)
+        metric.whole(
+            list(references), list(_outputs(package, data.samples, references, p)), data.targets
+        )
         for p in profiles
     )
 
@@ -104,14 +106,11 @@ def losses(
     references: Sequence[Outputs],
     metric: Metric,
     profiles: Sequence[Profile],
-) -> list[float]:
-    """The loss of a package as read back on each sample, the worst over the profiles."""
-    worst = [-math.inf] * len(samples)
-    for profile in profiles:
-        outputs = _outputs(package, samples, references, profile)
-        for place, (reference, output) in enumerate(zip(references, outputs, strict=True)):
-            worst[place] = max(worst[place], metric.whole([reference], [output], []))
-    return worst
+) -> Iterator[float]:
+    """The loss of a package as read back on each sample in turn, the worst over the profiles."""
+    runs = [_outputs(package, samples, references, profile) for profile in profiles]
+    for reference, outputs in zip(references, zip(*runs, strict=True), strict=True):
+        yield max(metric.whole([reference], [out], []) for out in outputs)
 
 
 def _outputs(
@@ -119,13 +118,15 @@ def _outputs(
     samples: Sequence[Mapping[str, Tensor]],
     references: Sequence[Outputs],
     profile: Profile,
-) -> list[dict[str, Tensor]]:
+) -> Iterator[dict[str, Tensor]]:
     function = package.function
-    together = Together(function, Schedule.of_function(function))
-    given = [_given(function, s) for s in samples]
-    with torch.inference_mode():
-        outputs = [out for out, _ in together.run(Runtime(profile), given)]
-    return [_named(o, r) for o, r in zip(outputs, references, strict=True)]
+    found = Together(function, Schedule.of_function(function)).run(
+        Runtime(profile), [_given(function, s) for s in samples]
+    )
+    for reference in references:
+        with torch.inference_mode():
+            outputs, _ = next(found)
+        yield _named(outputs, reference)
 
 
 def _named(outputs: dict[str, Tensor], reference: Outputs) -> dict[str, Tensor]:
