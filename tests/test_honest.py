@@ -180,7 +180,7 @@ def test_the_front_holds_the_true_error_of_every_set():
         front = mpsearch.pareto(
             model, data, points=4, numerics=numerics, limits=mpsearch.Limits(trials=60)
         )
-        prepared = prepare(model, data, numerics=numerics, heldout=0.25)
+        prepared = prepare(model, data, numerics=numerics, heldout=0.3)
         evaluator = prepared.evaluator()
         names = [op.name for op in prepared.ops]
         for point in front.points:

@@ -135,7 +135,7 @@ def _front(prepared: Prepared, problem: Problem, execution: Execution) -> Front:
         points.append(
             Point(
                 tuple(prepared.ops[i].name for i in precision),
-                metric.loss_of(trial.loss),
+                metric.loss_of(trial.seen),
                 None if held is None else metric.loss_of(held.evaluate(precision).loss),
                 problem.question.rank(trial.kept)[2],
             )

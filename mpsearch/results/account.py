@@ -147,7 +147,7 @@ def islands(
 def front(problem: Problem, metric: Metric) -> tuple[tuple[int, float | None], ...]:
     """FP32 ops and error of the trials that no other beats in both; infinite errors are None."""
     return tuple(
-        (int(problem.question.rank(t.kept)[1]), number(metric.loss_of(t.loss)))
+        (int(problem.question.rank(t.kept)[1]), number(metric.loss_of(t.seen)))
         for t in problem.record.undominated(problem.question)
     )
 
@@ -155,7 +155,7 @@ def front(problem: Problem, metric: Metric) -> tuple[tuple[int, float | None], .
 def rows(problem: Problem, metric: Metric) -> tuple[TrialRow, ...]:
     """The trials so far."""
     return tuple(
-        TrialRow(t.asked_by, t.fp32_ops, number(metric.loss_of(t.loss)), t.met, t.exact)
+        TrialRow(t.asked_by, t.fp32_ops, number(metric.loss_of(t.seen)), t.met, t.exact)
         for t in problem.record.trials
     )
 

@@ -237,7 +237,7 @@ class Problem:
         nothing = Precision.all_fp16(len(self.question.ops))
         if self.question.precision(()) == nothing:
             found = self.admit(())
-            return found.loss if found.worst is None else found.worst
+            return found.seen
         return self.evaluate_ops(nothing, "ends")
 
     def floor(self) -> float:
@@ -245,7 +245,7 @@ class Problem:
         every = Precision.all_fp32(len(self.question.ops))
         if self._floor is None and self.question.precision(self.everything) == every:
             found = self.admit(self.everything)
-            return found.loss if found.worst is None else found.worst
+            return found.seen
         if self._floor is None:  # some op may not be FP32
             self._floor = self._noted(every, "ends")
         return self._floor.worst

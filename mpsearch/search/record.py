@@ -81,6 +81,11 @@ class Trial:
     executions: int = 0
     seconds: float = 0.0
 
+    @property
+    def seen(self) -> float:
+        """The loss of the worst sample."""
+        return self.loss if self.worst is None else self.worst
+
 
 class Record:
     """Every evaluation, in order, each a trial of an Optuna study.
@@ -217,11 +222,11 @@ class Record:
         best = math.inf
         out: list[Trial] = []
         for trial in sorted(
-            exact, key=lambda t: (question.rank(t.kept)[1], t.loss, sorted(t.kept))
+            exact, key=lambda t: (question.rank(t.kept)[1], t.seen, sorted(t.kept))
         ):
-            if trial.loss < best or not out:
+            if trial.seen < best or not out:
                 out.append(trial)
-                best = trial.loss
+                best = trial.seen
         return out
 
 
