@@ -398,13 +398,13 @@ def drawn(
     return Data(samples, noise=True)
 
 
-#: By how much redrawn inputs are moved, relative to each value: so little that they are inputs like
-#: the samples, and enough to come to other roundings and to the other side of near decisions.
-_MOVED = 1e-2
+#: By how much redrawn inputs are moved, relative to each value, in turn: so little that they are
+#: inputs like the samples, and enough to come to other roundings and to other near decisions.
+_MOVED = (0.01, 0.1)
 
 
 def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` samples like those given, in turn, with every float moved by a hundredth of itself.
+    """``count`` samples like those given, in turn, with every float moved by 1% or 10% of itself.
 
     Rounding errors of FP16 then fall otherwise, at the same sizes. Inputs of two values at most,
     masks for instance, stay; without others there are none.
@@ -421,6 +421,7 @@ def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[di
         for name in sorted(movable & sample.keys()):
             value = sample[name]
             noise = torch.randn(value.shape, generator=generator)
-            sample[name] = (value.float() * (1 + _MOVED * noise)).to(value.dtype)
+            size = _MOVED[place // len(samples) % len(_MOVED)]
+            sample[name] = (value.float() * (1 + size * noise)).to(value.dtype)
         out.append(sample)
     return out
