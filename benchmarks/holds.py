@@ -110,6 +110,43 @@ def shown(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def tables(paths: list[Path]) -> str:
+    """What was measured of two versions, one table for each number of samples."""
+    rows: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            rows.setdefault((row["samples"], row["case"]), {})[row["version"]] = row
+    base = next((v for found in rows.values() for v in found if v != "now"), "-")
+    header = ["case", "ops", "FP32 ops", "over", "lost", "worst/budget", "op executions"]
+    out = []
+    for count in sorted({count for count, _ in rows}):
+        title = " | ".join([*header, "stated"])
+        out += [f"{count} samples, {base} : now", "", f"| {title} |", "|---" * 8 + "|"]
+        for (samples, case), found in sorted(rows.items()):
+            if samples != count or "now" not in found:
+                continue
+            pair = [found.get(base), found["now"]]
+            shown_ = [
+                " : ".join("-" if row is None else form(row[key]) for row in pair)
+                for key, form in FORMS.items()
+            ]
+            now = found["now"]
+            stated = "-" if now["coverage"] is None else f"{math.floor(100 * now['coverage'])}%"
+            out.append(f"| {case} | {now['of']} | {' | '.join(shown_)} | {stated} |")
+        out.append("")
+    return "\n".join(out)
+
+
+FORMS: dict[str, Any] = {
+    "kept": str,
+    "over": "{:.1%}".format,
+    "lost": "{:.1%}".format,
+    "worst": "{:.2g}".format,
+    "executions": "{:,}".format,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*")
@@ -119,9 +156,13 @@ def main() -> None:
     parser.add_argument("--base", help="another version to stand beside")
     parser.add_argument("--only", help="of the two versions, run this alone")
     parser.add_argument("--json", type=Path, help="where to put what was measured, line by line")
+    parser.add_argument("--tables", type=Path, nargs="*", help="show what such files hold")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.tables:
+        print(tables(arguments.tables))
+        return
     if arguments.one:
         print(json.dumps(searched(*json.loads(arguments.one))))
         return

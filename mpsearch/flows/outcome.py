@@ -99,8 +99,12 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         "tolerated_overflows": extras.tolerated_overflows,
         "remedies": extras.remedies,
         "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
-        "notes": (*wording.notes(job, found.notes), *extras.notes),
     }
+    facts["notes"] = (
+        *wording.notes(job, found.notes),
+        *wording.absorbed_note(facts["absorbed_overflows"]),
+        *extras.notes,
+    )
     facts["explanation"] = f"{wording.explain(facts)} {wording.promise(job, found.tested)}"
     return _built(job, facts, found.room, written.stored_names)
 

@@ -15,6 +15,7 @@ from ..explain.parting import parting
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import account
+from ..results.result import Absorption
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.prepare import Prepared
@@ -23,11 +24,26 @@ from .job import Job
 
 
 def overflow_note(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return (
-        f"Left in FP16 although they overflow on the calibration data, within the budget: {shown}. "
+        "Left in FP16 although they overflow on the calibration data, within the budget: "
+        f"{_some(names)}. "
         "They may do harm on other inputs; without --tolerate-overflow they would be FP32."
     )
+
+
+def absorbed_note(found: Sequence[Absorption]) -> list[str]:
+    """What is left in FP16 although it overflows, and does no harm."""
+    if not found:
+        return []
+    by = sorted({name for row in found for name in row.absorbed_by})
+    return [
+        f"Left in FP16 although they overflow: {_some([row.name for row in found])}; for every "
+        f"input, {_some(by)} give{'s' if len(by) == 1 else ''} the same for infinity."
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def promise(job: Job, tested: Tested) -> str:
