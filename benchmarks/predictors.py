@@ -3,9 +3,10 @@
 python -m benchmarks.predictors [--seeds 0 1]
 
 Sets that two searches keep (``objective="calibration"``, which looks for luck, and ``unseen``) on
-small transformers at budgets where rounding alone decides. From the eight samples given each predictor
-estimates the error that 95% of inputs stay below; 200 fresh inputs say what it is. The first number
-is the mean of the logarithm of their ratio (below 0: too low), the second its mean magnitude.
+small transformers at budgets where rounding alone decides. From the eight samples given each
+predictor estimates the error that 95% of inputs stay below; 200 fresh inputs say what it is. The
+first number is the mean of the logarithm of their ratio (below 0: too low), the second its mean
+magnitude.
 """
 
 from __future__ import annotations

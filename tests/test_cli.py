@@ -334,7 +334,9 @@ def test_exported_program_with_code_in_it_is_refused(here):
 def test_pareto_and_analyze_take_the_same_model_and_data(here):
     front = json.loads(run("pareto", NET, "--inputs", DATA, "--points", "3", "--json").stdout)
     errors = [point["error"] for point in front["points"]]
-    assert errors == sorted(errors, reverse=True) and len(front["points"][0]["fp32_ops"]) == 0
+    assert errors == sorted(errors, reverse=True)
+    counts = [len(point["fp32_ops"]) for point in front["points"]]
+    assert counts == sorted(counts) and counts[0] > 0  # what overflows is FP32 in all of them
     found = json.loads(run("analyze", NET, "--inputs", DATA, "--json").stdout)
     assert len(found["ops"]) == front["candidate_ops"]
     assert found["is_precision"] and found["parts_at"] is None

@@ -28,7 +28,7 @@ class Mixed(torch.nn.Module):
 
 def _search(keep_fp32=(), **conversion):
     torch.manual_seed(0)
-    data = [torch.randn(2, 64) * 3 for _ in range(6)]
+    data = [torch.randn(1, 64) * 3 for _ in range(12)]
     model = Mixed().eval()
     result = mpsearch.optimize(
         model,
@@ -92,7 +92,7 @@ def test_fp16_weights_of_fp16_ops_are_left_alone():
 
 def test_only_what_the_budget_allows_is_stored(tmp_path):
     torch.manual_seed(0)
-    data = [torch.randn(2, 64) * 3 for _ in range(6)]
+    data = [torch.randn(1, 64) * 3 for _ in range(12)]
     model = Mixed().eval()
     free = mpsearch.optimize(
         model,
