@@ -81,7 +81,7 @@ def test_the_package_read_back_is_smaller_and_within_the_budget(tmp_path, storag
     assert saved > 2 * 6144 * {"fp16": 2, "int8": 3}[storage] * 0.9
     out = result.save(tmp_path / "out")
     assert _stored(out) == [(op_type, "fp32")] * 2
-    assert _error(out, model, data) == pytest.approx(max(result.error, result.heldout_error), 1e-5)
+    assert _error(out, model, data) == pytest.approx(max(result.error, result.heldout_error), 1e-3)
     assert max(result.error, result.heldout_error) <= 2e-2
 
 
