@@ -231,8 +231,9 @@ def measured(
     ran = evaluator.backend.executions - executed
     floor = Measured(loss, loss, seen == len(samples), ran, time.perf_counter() - started)
     evaluator.evaluations += 1
-    if evaluator.aims_beyond:
-        evaluator.search_on(evaluator.searched[:SEARCHED])
+    if evaluator.aims_beyond:  # with little time, redrawn samples are looked at last alone
+        few = min(SEARCHED, len(samples)) if ending.limited else SEARCHED
+        evaluator.search_on(evaluator.searched[:few])
     return floor, Range(evaluator.backend, reach)
 
 
