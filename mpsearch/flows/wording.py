@@ -51,9 +51,14 @@ def promise(job: Job, tested: Tested) -> str:
     wanted, count = job.request.constraints, len(tested.losses)
     if not job.problem.evaluator.by_sample:
         return ""
-    if tested.coverage is None:
+    if not tested.losses:
         return "No sample is left that the search has not seen, so nothing is promised of others."
     broken = sum(loss > job.problem.limit for loss in tested.losses)
+    if tested.coverage is None:
+        return (
+            f"{broken or 'None'} of {count} samples that the search never saw broke the budget; "
+            "another set did on them, so nothing is promised of other inputs."
+        )
     said = (
         f"{broken or 'None'} of {count} samples that the search never saw broke the budget: at "
         f"least {math.floor(100 * tested.coverage)}% of inputs like these meet it "
