@@ -186,7 +186,7 @@ def test_the_front_holds_the_true_error_of_every_set():
         for point in front.points:
             kept = {i for i, name in enumerate(names) if name in point.fp32_ops}
             loss = evaluator.evaluate(Precision.of(kept, len(names))).loss
-            assert point.error == pytest.approx(loss, rel=1e-6)
+            assert point.error == pytest.approx(loss, rel=1e-6, abs=1e-6)
 
 
 def _einsum(dtype):

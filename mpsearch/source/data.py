@@ -398,8 +398,9 @@ def drawn(
     return Data(samples, noise=True)
 
 
-#: By how much redrawn inputs are moved, relative to each value, in turn: so little that they are
-#: inputs like the samples, and enough to come to other roundings and to other near decisions.
+#: By how much redrawn inputs are moved, in turn, relative to each value, or to how much the values
+#: of an input differ where that is less: so little that they are inputs like the samples, and enough
+#: to come to other roundings and to other near decisions.
 _MOVED = (0.01, 0.1)
 
 
@@ -422,6 +423,8 @@ def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[di
             value = sample[name]
             noise = torch.randn(value.shape, generator=generator)
             size = _MOVED[place // len(samples) % len(_MOVED)]
-            sample[name] = (value.float() * (1 + size * noise)).to(value.dtype)
+            wide = value.float()
+            scale = torch.minimum(wide.abs(), wide.std())
+            sample[name] = (wide + size * scale * noise).to(value.dtype)
         out.append(sample)
     return out
