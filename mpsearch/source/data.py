@@ -399,8 +399,8 @@ def drawn(
 
 
 #: By how much redrawn inputs are moved, in turn, relative to each value, or to how much the values
-#: of an input differ where that is less: so little that they are inputs like the samples, and enough
-#: to come to other roundings and to other near decisions.
+#: of an input differ where that is less: so little that they are inputs like the samples, and
+#: enough to come to other roundings and to other near decisions.
 _MOVED = (0.01, 0.1)
 
 
