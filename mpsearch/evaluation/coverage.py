@@ -46,6 +46,12 @@ def needed(coverage: float, confidence: float) -> int:
     return math.ceil(round(math.log(1 - confidence) / math.log(coverage), 9))
 
 
+def words(coverage: float, confidence: float) -> str:
+    """What a lower bound of the coverage says of the budget."""
+    share = math.floor(100 * coverage)
+    return f"at least {share}% of inputs like these meet it ({100 * confidence:g}% confidence)"
+
+
 def expected(losses: Sequence[float], chance: float, student: bool = False) -> float:
     """What the next input's loss is expected to exceed with no more than this chance.
 

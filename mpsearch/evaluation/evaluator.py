@@ -85,7 +85,8 @@ class Evaluator(Generic[B]):
     @property
     def rest(self) -> list[int]:
         """The samples that are not searched on."""
-        return [s for s in range(self.backend.samples) if s not in set(self.searched)]
+        searched = set(self.searched)
+        return [s for s in range(self.backend.samples) if s not in searched]
 
     def search_on(self, samples: Iterable[int]) -> None:
         """Evaluate on these samples from now on, where each has a loss of its own."""

@@ -101,10 +101,10 @@ class Incremental:
     lost
         Nodes whose results were infinite or NaN in FP16 in the last call of :meth:`outputs`; empty
         unless ``mark`` is set.
-    seen
-        What :meth:`several` was asked to look at, a dict for each sample so far.
     mark
         Whether to look for such results. Those that are only passed on are not looked at.
+    seen
+        What :meth:`several` was asked to look at, a dict for each sample so far.
 
     Raises
     ------

@@ -42,12 +42,16 @@ class Tested:
     offenders
         Held-out samples to search on as well, by index: one on which the package fails for
         overflow, or altogether, or all that break the budget where no safer set is known to hold.
+    safer
+        Where the package fails and no sample is to be searched on: the smallest set of the path
+        that holds, the safest of it where no time is left to try them. None: all units.
     """
 
     losses: tuple[float, ...]
     holds: bool
     coverage: float | None = None
     offenders: tuple[int, ...] = ()
+    safer: Kept | None = None
 
     @property
     def worst(self) -> float:
@@ -64,6 +68,8 @@ class Certifier:
         self._held: set[Kept] = set()  # sets of a path that were found to hold
         self._failed = False  # some set was tested on the fresh samples, and failed
         self._seen = job.prepared.heldout_evaluator(cache_bytes=_CACHE, ending=job.problem.ending)
+        if self._seen is not None:
+            self._seen.backend.mark = job.problem.question.harmless is not None
 
     def test(self, package: ReadBack, kept: Kept, hasty: bool) -> Tested:
         """Run a package on the held-out samples that no choice rests on.
@@ -77,7 +83,7 @@ class Certifier:
         if not self._problem.evaluator.by_sample:
             data, references = prepared.heldout, prepared.heldout_references
             loss = verification.loss(package, data, references, prepared.metric, prepared.profiles)
-            return Tested((loss,), loss <= limit)
+            return Tested((loss,), loss <= limit, safer=self._safer(kept, loss <= limit))
         found: list[float] = []
         losses = verification.losses(
             package,
@@ -91,20 +97,23 @@ class Certifier:
             if not hasty and loss > limit and self._beyond_rounding(sample, kept, loss):
                 return Tested(tuple(found), False, offenders=(sample,))
         few = self._few(found)
-        # All units together stand at the top of every path.
-        promised = None if hasty and self._failed and kept != self._problem.everything else few
-        coverage_ = self._coverage if promised else None
         if hasty or kept in self._held:
+            # All units together stand at the top of every path.
+            late = hasty and self._failed and kept != self._problem.everything
             self._failed |= not few
-            return Tested(tuple(found), few, coverage_)
+            coverage_ = self._coverage if few and not late else None
+            return Tested(tuple(found), few, coverage_, safer=self._safer(kept, few))
         held = self._holding(kept)
         if few:  # nothing is promised of a set that holds where one with more FP32 ops does not
             whole = len(held) == len(self._path(kept))
-            return Tested(tuple(found), True, coverage_ if whole else None)
+            return Tested(tuple(found), True, self._coverage if whole else None)
         self._failed = True
+        if held:
+            self._held.add(held[-1])
+            return Tested(tuple(found), False, safer=held[-1])
         broken = zip(self._fresh, found, strict=True)
         offenders = tuple(sample for sample, loss in broken if loss > limit)
-        return Tested(tuple(found), False, None, () if held else offenders)
+        return Tested(tuple(found), False, offenders=offenders)
 
     def _beyond_rounding(self, sample: int, kept: Kept, loss: float) -> bool:
         """Whether a held-out sample fails for overflow, or altogether."""
@@ -114,21 +123,22 @@ class Certifier:
         if self._seen is None or question.harmless is None:
             return False
         engine = self._seen.backend
-        engine.mark = True
         engine.outputs(question.precision(kept), sample, remember=False)
-        return any(node.name not in question.harmless for node in engine.lost)
+        return bool(question.harmful(engine.lost))
 
-    def safer(self, kept: Kept) -> Kept | None:
-        """The smallest set of the path around one that holds; None where only all units do.
+    def _safer(self, kept: Kept, holds: bool) -> Kept | None:
+        """What to take instead of a set that does not hold.
 
         Where the run is to end, the safest of the path, untested, and after that all units.
         """
-        over = self._problem.ending.over
-        held = self._path(kept)[:1] if over else self._holding(kept)
-        if not held or (over and self._held):
+        if holds:
             return None
-        self._held.add(held[-1])
-        return held[-1]
+        if self._problem.ending.over:
+            held = [] if self._held else self._path(kept)[:1]
+        else:
+            held = self._holding(kept)
+        self._held.update(held[-1:])
+        return held[-1] if held else None
 
     def use_up(self, samples: Sequence[int], kept: Kept) -> list[str]:
         """Search on held-out samples as well, from now on; what to say of that.
@@ -139,19 +149,19 @@ class Certifier:
         question, engine = problem.question, problem.engine
         self._fresh = [sample for sample in self._fresh if sample > max(samples)]
         self._failed, self._held = False, set()
-        said, places, refused = [], [], set()
+        said, places = [], []
         for sample in samples:
             given, reference = prepared.heldout.samples[sample], prepared.heldout_references[sample]
             places.append(problem.evaluator.add(given, reference))
             engine.outputs(question.precision(kept), places[-1])
-            lost = [n for n in engine.lost if n.name not in (question.harmless or ())]
+            lost = question.harmful(engine.lost)
             what = "broke the budget"
             if lost:
                 where = f" in {lost[0].layer}" if lost[0].layer else ""
                 what = f"overflowed at {lost[0].name}{where}"
-            refused = self._job.range.take_in(places[-1])
             number = len(prepared.calibration.samples) + sample
             said.append(f"Sample {number}, held out, {what}; it is now among those searched.")
+        refused = self._job.range.take_in(places)
         problem.require(u for u, unit in enumerate(question.units) if refused & {*unit.ops})
         problem.widen(places)
         return said

@@ -79,7 +79,7 @@ def check(
     if evaluator.by_sample:
         losses = evaluator.losses(precision, range(samples)).values()
         loss = max(losses)
-        broken = sum(found > bound for found in losses)
+        broken = sum(one > bound for one in losses)
         covered = coverage.lower_bound(broken, samples, wanted.confidence)
     else:
         loss = evaluator.evaluate(precision).loss

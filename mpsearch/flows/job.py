@@ -102,7 +102,7 @@ class Request:
         return given if isinstance(given, str) else getattr(given, "__name__", "custom")
 
 
-def redrawn(flops: float) -> int:
+def pool_size(flops: float) -> int:
     """How many calibration samples a search is to have at least, redrawn ones among them.
 
     ``flops`` is the cost of a forward pass. Where that is little, many show what few inputs do not:
@@ -231,7 +231,7 @@ def measured(
     ran = evaluator.backend.executions - executed
     floor = Measured(loss, loss, seen == len(samples), ran, time.perf_counter() - started)
     evaluator.evaluations += 1
-    if evaluator.aims_beyond:  # with little time, redrawn samples are looked at last alone
+    if evaluator.aims_beyond:  # with little time, redrawn samples are only confirmed on
         few = min(SEARCHED, len(samples)) if ending.limited else SEARCHED
         evaluator.search_on(evaluator.searched[:few])
     return floor, Range(evaluator.backend, reach)

@@ -19,7 +19,7 @@ from ..search.problem import Strategy
 from ..search.proof import prove
 from ..source.prepare import prepare
 from .certifying import Certifier
-from .job import Job, Request, pose, redrawn
+from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
 from .searching import again, mended, search
@@ -139,7 +139,7 @@ def answer(
             request.conversion,
             request.heldout,
             request.targets,
-            None if request.chance is None else redrawn,
+            None if request.chance is None else pool_size,
             request.execution.seed,
         )
         ending.start()
@@ -197,8 +197,7 @@ def _until_it_holds(job: Job, bar: Progress) -> Result:
             finished &= mended(job, best)
             best = problem.best or problem.admit(problem.everything)
         else:
-            safer = certifier.safer(best.kept)
-            best = problem.admit(problem.everything if safer is None else safer)
+            best = problem.admit(problem.everything if tested.safer is None else tested.safer)
     dtype = job.request.conversion.weight_dtype
     if dtype is not None and written.stored is None:
         notes.append(f"Weights are stored as typed: no time was left for {dtype}.")

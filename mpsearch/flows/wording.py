@@ -60,9 +60,8 @@ def promise(job: Job, tested: Tested) -> str:
             "another set did on them, so nothing is promised of other inputs."
         )
     said = (
-        f"{broken or 'None'} of {count} samples that the search never saw broke the budget: at "
-        f"least {math.floor(100 * tested.coverage)}% of inputs like these meet it "
-        f"({100 * wanted.confidence:g}% confidence)."
+        f"{broken or 'None'} of {count} samples that the search never saw broke the budget: "
+        f"{coverage.words(tested.coverage, wanted.confidence)}."
     )
     if tested.coverage < wanted.coverage:
         least = coverage.needed(wanted.coverage, wanted.confidence)

@@ -148,11 +148,8 @@ class Profile:
         """What this profile does differently from ``ieee`` for an op, empty where nothing."""
         return ""
 
-    def ceiling(self, op_type: str, taps: int) -> float:
-        """The magnitude from which on a result is infinite.
-
-        ``taps`` is how many elements of each channel a convolution's kernel has; 1 elsewhere.
-        """
+    def ceiling(self, op_type: str, weight: Tensor | None) -> float:
+        """The magnitude from which on a result of an op with this weight is infinite."""
         return FP16.overflows
 
     def looks_inside(self, op_type: str) -> bool:
@@ -207,7 +204,7 @@ class Wide(Profile):
 
     name = "wide"
 
-    def ceiling(self, op_type: str, taps: int) -> float:
+    def ceiling(self, op_type: str, weight: Tensor | None) -> float:
         return math.inf
 
     def run(
@@ -264,9 +261,11 @@ class Ane(Profile):
             return "0 where exp(x) is 32768 or more"
         return ""
 
-    def ceiling(self, op_type: str, taps: int) -> float:
-        product = op_type in self._PRODUCTS and (taps > 1 or not op_type.startswith("conv"))
-        return _ANE_LIMIT if product else FP16.overflows
+    def ceiling(self, op_type: str, weight: Tensor | None) -> float:
+        taps = 2
+        if op_type.startswith("conv") and weight is not None:
+            taps = weight[0, 0].numel()
+        return _ANE_LIMIT if op_type in self._PRODUCTS and taps > 1 else FP16.overflows
 
     def looks_inside(self, op_type: str) -> bool:
         return op_type in self._UNSTABLE_OPS
@@ -308,16 +307,9 @@ class Ane(Profile):
                 out = function(**clean)
         else:
             out = function(**clean)
-        if op_type in self._PRODUCTS and self._taps(op_type, clean) > 1:
+        if self.ceiling(op_type, clean.get("weight")) == _ANE_LIMIT:
             out = _ane_saturate(out)
         return tuple(map(self._no_nan, out)) if isinstance(out, tuple) else self._no_nan(out)
-
-    @staticmethod
-    def _taps(op_type: str, arguments: dict[str, Any]) -> int:
-        if not op_type.startswith("conv"):
-            return 2
-        weight: Tensor = arguments["weight"]
-        return weight[0, 0].numel()
 
     @staticmethod
     def _no_nan(x: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation import coverage
 from ..explain.remedies import Remedy
 from ..files import printable
 from .html import share, size
@@ -211,8 +212,7 @@ def check(report: CheckResult, paint: Paint) -> str:
     if report.coverage is not None and report.confidence is not None:
         lines += _wrap(
             f"{report.broken or 'None'} of {report.samples} samples broke the budget: if the "
-            f"search has not seen them, at least {math.floor(100 * report.coverage)}% of inputs "
-            f"like these meet it ({100 * report.confidence:g}% confidence).",
+            f"search has not seen them, {coverage.words(report.coverage, report.confidence)}.",
             _WIDTH,
         )
     lines += [

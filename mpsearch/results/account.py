@@ -18,7 +18,7 @@ from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from ..search.cost import Casts, Cost, cost
 from ..search.problem import Problem
-from ..search.risk import Range
+from ..search.risk import Range, Risk
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
 from .plain import number
@@ -60,7 +60,7 @@ def kept_ops(
             op.line,
             verdicts.get(op.index, "")
             if op.index in breaking
-            else _rule(range_, op.index)
+            else _rule(range_.risks[op.index])
             if op.index in range_.refused
             else rest,
         )
@@ -183,16 +183,15 @@ def absorbed(
 
 def headroom(range_: Range, ops: Sequence[CandidateOp]) -> tuple[Headroom, ...]:
     """The ops that come near FP16's range, or leave it, the nearest first."""
-    near = [(i, *found) for i, found in range_.headroom.items() if found[1] < _NEAR]
+    near = [(risk.expected, i, risk) for i, risk in range_.risks.items() if risk.expected < _NEAR]
     return tuple(
-        Headroom(ops[i].name, samples, expected, _rule(range_, i))
-        for i, samples, expected in sorted(near, key=lambda row: (row[2], row[0]))
+        Headroom(ops[i].name, risk.headroom, expected, _rule(risk))
+        for expected, i, risk in sorted(near, key=lambda row: row[:2])
     )
 
 
-def _rule(range_: Range, op: int) -> str:
-    risk = range_.risks.get(op)
-    if risk is None:
+def _rule(risk: Risk) -> str:
+    if not risk.overflows:
         return "fits"
     if risk.absorbed is not None:
         return "absorbed"

@@ -236,16 +236,14 @@ class Problem:
     def _all_fp16(self) -> float:
         nothing = Precision.all_fp16(len(self.question.ops))
         if self.question.precision(()) == nothing:
-            found = self.admit(())
-            return found.seen
+            return self.admit(()).seen
         return self.evaluate_ops(nothing, "ends")
 
     def floor(self) -> float:
         """The loss of all-FP32, of the samples that the time is enough for, one at least."""
         every = Precision.all_fp32(len(self.question.ops))
         if self._floor is None and self.question.precision(self.everything) == every:
-            found = self.admit(self.everything)
-            return found.seen
+            return self.admit(self.everything).seen
         if self._floor is None:  # some op may not be FP32
             self._floor = self._noted(every, "ends")
         return self._floor.worst
@@ -303,7 +301,7 @@ class Problem:
 
         def see(sample: int, profile: int, outputs: Outputs) -> None:
             watching(sample, profile, outputs)
-            overflows.extend(self._harmful())
+            overflows.extend(node.name for node in question.harmful(self.engine.lost))
 
         limit = math.inf if exact else question.limit
         measured = self.evaluator.evaluate(precision, limit, see, enough, remember)
@@ -353,13 +351,6 @@ class Problem:
         self.record.note(self.question, precision, measured, by)
         return measured
 
-    def _harmful(self) -> list[str]:
-        """Ops that were infinite or NaN in the last run, and do harm by that."""
-        harmless = self.question.harmless
-        if harmless is None:
-            return []
-        return [node.name for node in self.engine.lost if node.name not in harmless]
-
     def overflows(self, kept: Iterable[int]) -> list[CandidateOp]:
         """Ops left in FP16 that overflow where they would be finite in FP32."""
         found = self.engine.overflows(self.question.precision(kept))
@@ -387,10 +378,8 @@ class Problem:
         """
         self.question = replace(self.question, limit=limit)
         self._reserve //= 2
-        self.best = None
         self.record.judge(self.question)
-        for trial in self.record.trials:
-            self._consider(trial)
+        self._choose()
 
     def widen(self, samples: Sequence[int]) -> None:
         """Search on these samples as well, the first to be looked at from now on.
@@ -399,10 +388,8 @@ class Problem:
         """
         self.evaluator.search_on([*samples, *self.evaluator.searched])
         self._reserve //= 2
-        self.best = None
         self.record.doubt(self.everything)
-        for trial in self.record.trials:
-            self._consider(trial)
+        self._choose()
 
     def confirm(self, trial: Trial) -> Confirmed:
         """How a set does on the samples that are not searched on.
@@ -434,13 +421,17 @@ class Problem:
         """Take no set from now on that lacks one of these units."""
         forced = self.question.forced.union(units)
         self.question = replace(self.question, forced=forced)
-        self.best = None
-        for trial in self.record.trials:
-            self._consider(trial)
+        self._choose()
 
     def reject(self, kept: Iterable[int]) -> None:
         """Never take this set as the best, whatever its loss."""
         self.record.reject(kept)
+
+    def _choose(self) -> None:
+        """Find the best of all trials anew."""
+        self.best = None
+        for trial in self.record.trials:
+            self._consider(trial)
 
     def _consider(self, trial: Trial) -> None:
         refused = not self.question.forced <= trial.kept or self.record.rejected(trial.kept)

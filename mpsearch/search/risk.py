@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,29 +28,32 @@ CHANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """An op that overflows in FP16, or is near it.
+    """How near an op comes to overflowing in FP16.
 
     Attributes
     ----------
-    op
-        The candidate's index.
     headroom
-        What FP16 holds, over the largest magnitude in the samples; below 1 where it overflowed.
+        What FP16 holds, over the largest magnitude that the op rounds in the samples; below 1 where
+        it overflowed.
     expected
         The same over what the next input is expected to stay below.
     absorbed
-        What absorbs the overflow for every input; None where something does not.
+        What absorbs the overflow for every input; None where something does not, or there is none.
     """
 
-    op: int
     headroom: float
     expected: float
-    absorbed: Absorbed | None
+    absorbed: Absorbed | None = None
 
     @property
     def seen(self) -> bool:
         """Whether it overflowed in the samples."""
         return self.headroom <= 1
+
+    @property
+    def overflows(self) -> bool:
+        """Whether it overflowed, or may on the next input."""
+        return self.expected <= 1
 
 
 class Range:
@@ -60,133 +62,96 @@ class Range:
     Attributes
     ----------
     risks
-        The ops that overflow, or may on the next input, by candidate index.
-    headroom
-        What FP16 holds, over the largest magnitude that an op rounds in the samples, and over what
-        the next input is expected to stay below, by candidate index.
+        Of the candidate ops of the outer block, by index.
     """
 
     def __init__(self, engine: Incremental, reach: Reach) -> None:
         self._engine, self._reach = engine, reach
-        self._conclude()
+        self.risks = _risks(engine, reach)
 
-    def _conclude(self) -> None:
-        engine, reach = self._engine, self._reach
-        self.risks = risks(engine, reach)
-        self.headroom = headrooms(engine, reach)
-        self._lost = {
-            node.name for node in engine.nodes if not reach.infinite.isdisjoint(node.outputs)
-        }
-
-    def take_in(self, sample: int) -> set[int]:
-        """Look at one more sample; the ops that cannot be left in FP16 by all that is known now."""
-        list(self._reach.run([sample]))
-        self._conclude()
+    def take_in(self, samples: Sequence[int]) -> set[int]:
+        """Look at more samples; the ops that cannot be left in FP16 by all that is known now."""
+        for _ in self._reach.run(samples):
+            pass
+        self.risks = _risks(self._engine, self._reach)
         return self.refused
 
     @property
     def refused(self) -> set[int]:
         """The ops that cannot be left in FP16."""
-        return {op for op, risk in self.risks.items() if risk.absorbed is None}
+        return {op for op, risk in self.risks.items() if risk.overflows and risk.absorbed is None}
 
     @property
     def harmless(self) -> frozenset[str]:
         """Names of the ops that may be infinite or NaN: in FP32 as well, or absorbed."""
-        through = (r.absorbed.through for r in self.risks.values() if r.absorbed is not None)
-        return frozenset(self._lost.union(node.name for nodes in through for node in nodes))
+        absorbed = (risk.absorbed for risk in self.risks.values() if risk.absorbed is not None)
+        through = {node.name for found in absorbed for node in found.through}
+        infinite = self._reach.infinite
+        lost = (n.name for n in self._engine.nodes if not infinite.isdisjoint(n.outputs))
+        return frozenset(through.union(lost))
 
 
-def risks(engine: Incremental, reach: Reach, chance: float = CHANCE) -> dict[int, Risk]:
-    """The candidate ops of the outer block that overflow or may, by index."""
+def _risks(engine: Incremental, reach: Reach) -> dict[int, Risk]:
     slots = {*reach.above, *reach.below}
-    beyond = {slot: _beyond(reach, slot, FP16.overflows, chance) for slot in slots}
+    beyond = {slot: _beyond(reach, slot, FP16.overflows) for slot in slots}
     sizes = {
-        slot: max(reach.next(side[slot], chance) for side in (reach.above, reach.below))
+        slot: max(reach.next(side[slot], CHANCE) for side in (reach.above, reach.below))
         for slot in slots
     }
     infinities = Infinities(engine.function, engine.nodes, _masks(engine), beyond, sizes)
-    found = {}
-    for node in engine.nodes:
-        if node.candidate is not None and node.fp16 is not None and not node.blocks:
-            shares = _shares(engine, reach, node, chance)
-            if shares and max(expected for _, expected in shares) >= 1:
-                found[node.candidate] = _risk(engine, reach, infinities, node, shares, chance)
-    return found
+    return {
+        node.candidate: _risk(engine, reach, infinities, node)
+        for node in engine.nodes
+        if node.candidate is not None and node.fp16 is not None and not node.blocks
+    }
 
 
-def _risk(
-    engine: Incremental,
-    reach: Reach,
-    infinities: Infinities,
-    node: Node,
-    shares: Sequence[tuple[float, float]],
-    chance: float,
-) -> Risk:
-    assert node.candidate is not None
+def _risk(engine: Incremental, reach: Reach, infinities: Infinities, node: Node) -> Risk:
+    assert node.fp16 is not None
+    ceiling = _ceiling(engine, node)
+    limits = dict.fromkeys(node.outputs, ceiling)
+    for source in node.fp16.inputs.values():
+        limits |= {ref.slot: FP16.overflows for ref in refs(source) if ref.narrow}
+    # What the op rounds, as shares of what FP16 holds: in the samples, and in the next one.
+    shares = [
+        (side[slot].largest / limit, reach.next(side[slot], CHANCE) / limit)
+        for slot, limit in limits.items()
+        for side in (reach.above, reach.below)
+        if slot in side
+    ]
+    inner = [(m.largest, reach.next(m, CHANCE)) for m in _inner(engine, reach, node)]
+    largest, expected = (max(c) for c in zip((0.0, 0.0), *shares, *inner, strict=True))
+    risk = Risk(_over(largest), _over(expected))
+    if not risk.overflows or any(share >= 1 for _, share in inner):
+        return risk
     made = Infinite()
     for slot in node.outputs:
-        made = made | _beyond(reach, slot, _ceiling(engine, node), chance)
-    deep = any(reach.next(m, chance) >= 1 for m in _inner(engine, reach, node))
-    absorbed = None if deep else infinities.absorbed(node, made)
-    largest, expected = (max(column) for column in zip(*shares, strict=True))
-    return Risk(node.candidate, _over(largest), _over(expected), absorbed)
-
-
-def headrooms(engine: Incremental, reach: Reach) -> dict[int, tuple[float, float]]:
-    """What FP16 holds over what each op rounds, by candidate index (see :class:`Range`)."""
-    found = {}
-    for node in engine.nodes:
-        if node.candidate is not None and node.fp16 is not None and not node.blocks:
-            shares = _shares(engine, reach, node, CHANCE) or [(0.0, 0.0)]
-            largest, expected = (max(column) for column in zip(*shares, strict=True))
-            found[node.candidate] = _over(largest), _over(expected)
-    return found
+        made = made | _beyond(reach, slot, ceiling)
+    return replace(risk, absorbed=infinities.absorbed(node, made))
 
 
 def _over(share: float) -> float:
     return 1 / share if share else math.inf
 
 
-def _shares(
-    engine: Incremental, reach: Reach, node: Node, chance: float
-) -> list[tuple[float, float]]:
-    """What an op computes, as shares of what FP16 holds: in the samples, and in the next one."""
-    assert node.fp16 is not None
-    limits = dict.fromkeys(node.outputs, _ceiling(engine, node))
-    for source in node.fp16.inputs.values():
-        limits |= {ref.slot: FP16.overflows for ref in refs(source) if ref.narrow}
-    found = [
-        (side[slot].largest / limit, reach.next(side[slot], chance) / limit)
-        for slot, limit in limits.items()
-        for side in (reach.above, reach.below)
-        if slot in side
-    ]
-    return found + [(m.largest, reach.next(m, chance)) for m in _inner(engine, reach, node)]
-
-
-def _beyond(reach: Reach, slot: int, ceiling: float, chance: float) -> Infinite:
+def _beyond(reach: Reach, slot: int, ceiling: float) -> Infinite:
     nothing = Magnitude()
     return Infinite(
-        reach.next(reach.above.get(slot, nothing), chance) >= ceiling,
-        reach.next(reach.below.get(slot, nothing), chance) >= ceiling,
+        reach.next(reach.above.get(slot, nothing), CHANCE) >= ceiling,
+        reach.next(reach.below.get(slot, nothing), CHANCE) >= ceiling,
         least=ceiling,
     )
 
 
 def _ceiling(engine: Incremental, node: Node) -> float:
-    return min(r.profile.ceiling(node.op_type, _taps(node)) for r in engine.runtimes)
+    source = node.fp32.inputs.get("weight")
+    weight = engine.runtimes[0].source(source, {}) if isinstance(source, Constant) else None
+    return min(r.profile.ceiling(node.op_type, weight) for r in engine.runtimes)
 
 
 def _inner(engine: Incremental, reach: Reach, node: Node) -> list[Magnitude]:
-    keys = [(node.candidate or 0, place) for place in range(engine.profiles)]
+    keys = [(node.candidate, place) for place in range(engine.profiles)]
     return [reach.inner[key] for key in keys if key in reach.inner]
-
-
-def _taps(node: Node) -> int:
-    weight = node.fp32.inputs.get("weight")
-    if not node.op_type.startswith("conv") or not isinstance(weight, Constant):
-        return 2
-    return int(np.prod(np.shape(weight.load())[2:], dtype=int))
 
 
 def _masks(engine: Incremental) -> set[int]:

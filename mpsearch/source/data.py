@@ -405,10 +405,11 @@ _MOVED = (0.01, 0.1)
 
 
 def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` samples like those given, in turn, with every float moved by 1% or 10% of itself.
+    """``count`` samples like those given, in turn, with every float moved by some 1% or 10%.
 
-    Rounding errors of FP16 then fall otherwise, at the same sizes. Inputs of two values at most,
-    masks for instance, stay; without others there are none.
+    Of itself, or of how much the values of its input differ where that is less. Rounding errors of
+    FP16 then fall otherwise, at the same sizes. Inputs of two values at most, masks for instance,
+    stay; without others there are none.
     """
     generator = torch.Generator().manual_seed(seed)
     movable = {

@@ -51,8 +51,8 @@ class Prepared:
     io_dtype
         The dtype of float inputs and outputs of the Core ML model.
     redrawn, redrawn_references
-        Calibration samples again, in turn, each moved by less than FP16 can see: they round
-        otherwise, and are as likely to be met with as the samples themselves.
+        Calibration samples again, in turn, moved a little (:func:`mpsearch.source.data.redrawn`):
+        they round otherwise, and are as likely to be met with as the samples themselves.
     source
         What the model is, for people.
     understood
