@@ -35,7 +35,7 @@ DEFAULT_TRIALS = 300
 SEARCHED = 8
 #: With fewer calibration samples, redrawn ones are added until there are as many: the least, the
 #: most, and the floating-point operations that forwards of all of them may take.
-_REDRAWN, _MOST_REDRAWN, _REDRAWN_FLOPS = 16, 128, 2e9
+_REDRAWN, _MOST_REDRAWN, _REDRAWN_FLOPS = 16, 512, 2e10
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
 _RESERVE = 0.3
 
