@@ -178,6 +178,9 @@ IO_DTYPES = ("fp16", "fp32")
 BATCHES = ("apart", "whole")
 #: How weights can be stored other than as their ops are typed.
 WEIGHT_DTYPES = ("fp16", "int8")
+#: Whether tensors are scaled by powers of two: not at all, where constants take it up, or also by
+#: multiplications that are inserted.
+RESCALED = ("off", "fold", "insert")
 #: What is decided as a whole.
 GRANULARITIES = ("op", "layer")
 #: What can be minimized. ``casts`` counts FP32 ops as well: with every op in FP32 there are none.
@@ -206,6 +209,11 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weight_dtype
         How weights are stored where the budget allows it: ``fp16`` also for FP32 ops, or ``int8``
         (:mod:`mpsearch.package.weights`); None: as their ops are typed.
+    rescale
+        Scale tensors that FP16 cannot hold by powers of two, where that leaves fewer ops in FP32:
+        ``fold`` where it costs no op, since constants take it up or ops do not depend on it;
+        ``insert`` also with multiplications between ops; ``off``
+        (:mod:`mpsearch.scaling.exponents`).
 
     Raises
     ------
@@ -218,10 +226,12 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batches: str = "apart"
     states: tuple[str, ...] = ()
     weight_dtype: str | None = None
+    rescale: str = "off"
 
     def __post_init__(self) -> None:
         choice(self.target, "target", TARGETS)
         choice(self.batches, "batches", BATCHES)
+        choice(self.rescale, "rescale", RESCALED)
         if self.io_dtype is not None:
             choice(self.io_dtype, "io_dtype", IO_DTYPES)
         if self.weight_dtype is not None:

@@ -14,6 +14,7 @@ from mpsearch.package.emission import convert, selector
 from mpsearch.program.precision import Precision
 from mpsearch.source import modules
 from mpsearch.source.prepare import prepare
+from tests import scalable
 from tests.models import Activations, Many, Mixed, TwinBlocks, batches, net
 
 
@@ -128,6 +129,16 @@ def test_layers_tell_twin_modules_apart():
     prepared = prepare(TwinBlocks(), [torch.randn(1, 4)])
     layers = [op.layer for op in prepared.ops if op.type == "linear"]
     assert layers == ["encoder.0", "encoder.1", "decoder.0", "decoder.1"]
+
+
+def test_ops_have_the_same_names_whatever_was_converted_before():
+    """coremltools numbers ops without a name on from those that it built last."""
+    torch.manual_seed(0)
+    model, data = TwinBlocks().eval(), [torch.randn(1, 4)]
+    before = [op.name for op in prepare(model, data).ops]
+    for seed in range(8):
+        scalable.program(seed, 8)
+    assert [op.name for op in prepare(model, data).ops] == before
 
 
 @pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])

@@ -67,6 +67,13 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     help="How weights are stored where the budget allows (default: as their ops are typed).",
 )
 @click.option(
+    "--rescale",
+    type=click.Choice(choices.RESCALED),
+    default="off",
+    show_default=True,
+    help="Scale tensors by powers of two instead of FP32: in constants, or also by inserted ops.",
+)
+@click.option(
     "--keep-fp32", multiple=True, metavar="PIN", help="type:softmax, layer:enc.3.*, op:x*"
 )
 @click.option("--keep-fp16", multiple=True, metavar="PIN", help="The same, to stay FP16.")

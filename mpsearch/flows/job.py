@@ -20,6 +20,7 @@ from ..explain.hazards import struck
 from ..numerics.profiles import Numerics, chosen
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.lowering import CandidateOp
+from ..scaling.exponents import UNSCALED, Plan
 from ..search import pins
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
@@ -129,6 +130,8 @@ class Job:
         What the result is to say beside its numbers.
     started
         When the call came, in seconds of ``time.perf_counter``.
+    plan
+        The exponents of the program's tensors.
     """
 
     request: Request
@@ -140,6 +143,12 @@ class Job:
     pinned_by_hazard: tuple[str, ...]
     notes: tuple[str, ...]
     started: float
+    plan: Plan = UNSCALED
+
+    @property
+    def fits(self) -> bool:
+        """Whether no op leaves FP16's range."""
+        return not self.range.refused
 
 
 def pose(
@@ -149,6 +158,7 @@ def pose(
     name: str | None,
     started: float,
     watch: Callable[[Trial, Problem], None],
+    plan: Plan = UNSCALED,
 ) -> Job:
     """The question that a request asks of a model: what is free, what is pinned, what it costs.
 
@@ -206,6 +216,7 @@ def pose(
         _names(prepared, always - fp32),
         tuple(notes),
         started,
+        plan,
     )
 
 

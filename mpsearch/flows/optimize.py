@@ -22,6 +22,7 @@ from .certifying import Certifier
 from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
+from .rescaling import rescaled
 from .searching import again, mended, search
 from .surroundings import undisturbed
 from .writing import Written, store, write
@@ -150,7 +151,19 @@ def answer(
             return infeasible(job)
         ending.stage = Stage.SEARCH
         problem.ends()
+        return _best(job, bar)
+
+
+def _best(job: Job, bar: Progress) -> Result:
+    """The result of a scaled program where one is asked for and keeps fewer ops in FP32."""
+    scaled = rescaled(job, bar)
+    if scaled is None:
         return _until_it_holds(job, bar)
+    found = _until_it_holds(scaled, bar)
+    if found.met and (not found.kept or job.problem.ending.over):
+        return found
+    plain = _until_it_holds(job, bar)
+    return plain if not found.met or len(plain.kept) <= len(found.kept) else found
 
 
 def _until_it_holds(job: Job, bar: Progress) -> Result:

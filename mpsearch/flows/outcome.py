@@ -28,6 +28,7 @@ from . import wording
 from .certifying import Tested
 from .job import Job
 from .progress import Progress
+from .rescaling import hint
 from .writing import Written
 
 
@@ -69,6 +70,7 @@ class _Extras:
     lower_bound: int | None = None
     tolerated_overflows: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
+    hint: str = ""
     not_measured: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -98,6 +100,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         "lower_bound": extras.lower_bound,
         "tolerated_overflows": extras.tolerated_overflows,
         "remedies": extras.remedies,
+        "rescale_hint": extras.hint,
         "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
     }
     facts["notes"] = (
@@ -118,7 +121,7 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
         f"The package could not be written ({reason(error)}); the choice is in op_selector.py and "
         "precision.json. Make room, then run mpsearch apply."
     )
-    missing = ("alone", "sensitivity", "lower_bound", "remedies")
+    missing = ("alone", "sensitivity", "lower_bound", "rescale", "remedies")
     facts = _common(job, precision, casts) | _counted(job)
     facts |= {
         "status": "unwritten",
@@ -161,7 +164,10 @@ def _built(
     job.problem.ending.stage = Stage.WRITE
     config = _config(job, facts, stored_names)
     source = emission.selector_source(
-        job.prepared.precast, [op.name for op in facts["kept"]], _facts(job, facts)
+        job.prepared.precast,
+        [op.name for op in facts["kept"]],
+        _facts(job, facts),
+        bool(job.plan.scales),
     )
     result = Result(**facts, seconds=_seconds(job))
     return result.with_files(Files(config, source, room), job.problem.record.study)
@@ -204,6 +210,7 @@ def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
         "front": account.front(job.problem, job.prepared.metric),
         "absorbed_overflows": account.absorbed(job.range, job.prepared.ops, precision),
         "headroom": account.headroom(job.range, job.prepared.ops),
+        "rescaling": account.rescaling(job.request.conversion.rescale, job.plan),
     }
 
 
@@ -258,6 +265,9 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         name = prepared.metric.name
         extras.ops = tuple(account.as_measured(row, known.get(row.name), name) for row in rows)
 
+    def rescale() -> None:
+        extras.hint = hint(job, len(extras.kept))
+
     def remedies() -> None:
         extras.remedies = account.remedies(prepared, problem, extras.kept)
 
@@ -265,6 +275,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         "lower_bound": (bound, "bounding"),
         "alone": (alone, "measuring the kept ops alone"),
         "sensitivity": (sensitivity, "predicting the sensitivity of every op"),
+        "rescale": (rescale, "looking for exponents"),
         "remedies": (remedies, "looking for remedies"),
     }
     problem.ending.stage = Stage.EXTRAS
@@ -332,6 +343,7 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
         ),
         fp32_ops=facts["kept"],
         weights=msgspec.convert(stored, StoredWeights) if stored_names else None,
+        scales=job.plan.scales,
     )
 
 

@@ -10,6 +10,7 @@ import msgspec
 from ..errors import InputError
 from ..files import read_json
 from ..options import Constraints, Conversion, Execution, Limits
+from ..scaling.exponents import Scale
 
 VERSION = 2
 
@@ -87,6 +88,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         The ops kept in FP32.
     weights
         How weights are stored; None as typed.
+    scales
+        What ops take times a power of two.
     """
 
     source: str
@@ -106,6 +109,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     strategy: str
     weights: StoredWeights | None = None
     custom_metric: bool = False
+    scales: tuple[Scale, ...] = ()
     version: Literal[2] = 2
 
     def as_dict(self) -> dict[str, Any]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._ct import ct, quiet
 from ..errors import InputError
 from ..program.lowering import copy_program
 from ..program.packages import open_package
+from ..scaling import mil
+from ..scaling.exponents import Scale
 from ..source import flat
 from ..source.nohalf import NoHalf
 from ..source.precast import Precast, passes_from_cast
 from . import weights
+
+if TYPE_CHECKING:
+    import jinja2
 
 with quiet():
     from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
@@ -82,7 +88,9 @@ def package_bytes(path: Path) -> int:
 # --- op_selector.py --------------------------------------------------------------------------
 
 
-def selector_source(precast: Precast, fp32_ops: list[str], facts: Mapping[str, Any]) -> str:
+def selector_source(
+    precast: Precast, fp32_ops: list[str], facts: Mapping[str, Any], scaled: bool = False
+) -> str:
     """The source of ``op_selector.py``: standalone, with the conversion it belongs to.
 
     Parameters
@@ -90,22 +98,14 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: Mapping[str, A
     facts
         What it was made from and for, shown at its top as data: names of files and models must
         not become code.
+    scaled
+        Whether ``rescale.py`` stands beside it.
     """
-    # Here, so that what only searches need not load it.
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mpsearch.package", "."),
-        autoescape=False,  # it is Python: names go through repr
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["literal"] = _literal
     wrapper, kind = precast.wrapper, precast.kind
     imports = ["import coremltools as ct"]
     imports += ["import numpy as np"] * (kind != "mlpackage")
     imports += ["import torch"] * (kind == "torchscript")
+    imports += ["from coremltools.converters.mil.mil import Builder"] * (kind != "mlpackage")
     traced_half = precast.half and kind == "torchscript"
     imports += ["from torch.overrides import TorchFunctionMode"] * traced_half
     if wrapper is not None:
@@ -123,14 +123,15 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: Mapping[str, A
         "exported": ("exported", "exported.run_decompositions({})"),
         "torchscript": ("traced", "traced"),
     }[kind]
-    return environment.get_template("op_selector.py.j2").render(
+    return _template("op_selector.py.j2").render(
         kind=kind,
         target=precast.target,
         usage=_usage(precast),
         imports="\n".join(imports),
         facts={key: str(value) for key, value in facts.items()},
         fp32_ops=fp32_ops,
-        passes=passes_from_cast(),
+        passes=["rescale::powers_of_two"] * scaled + passes_from_cast(),
+        scaled=scaled,
         given=given,
         source=source,
         inputs=[port.declaration() for port in precast.inputs],
@@ -140,6 +141,28 @@ def selector_source(precast: Precast, fp32_ops: list[str], facts: Mapping[str, A
         wrapped=wrapped,
         half=precast.half,
     )
+
+
+def rescale_source(scales: Sequence[Scale]) -> str:
+    """The source of ``rescale.py``: standalone, a pass that scales a program as it was here."""
+    body = inspect.getsource(mil)
+    copied = re.sub(r"  # type: ignore\S*", "", body[body.index("def rescale") :].rstrip())
+    return _template("rescale.py.j2").render(scales=scales, copied=copied)
+
+
+def _template(name: str) -> jinja2.Template:
+    # Here, so that what only searches need not load it.
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mpsearch.package", "."),
+        autoescape=False,  # it is Python: names go through repr
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["literal"] = _literal
+    return environment.get_template(name)
 
 
 def _literal(value: Any) -> str:

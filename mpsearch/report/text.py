@@ -79,6 +79,8 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
             for op in result.kept
         ]
         lines += ["", *_columns(rows, (18, 14, 22, 13, 7))]
+    if result.rescale_hint:
+        lines += ["", *_wrap(f"or: {result.rescale_hint}", _WIDTH)]
     places = Counter((remedy.title, remedy.kind) for remedy in result.remedies)
     for (title, kind), count in places.items():
         where = f"{kind}, {count} places" if count > 1 else kind

@@ -16,13 +16,14 @@ from ..package.config import KeptOp
 from ..program.graph import Node
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
+from ..scaling.exponents import Plan
 from ..search.cost import Casts, Cost, cost
 from ..search.problem import Problem
 from ..search.risk import Range, Risk
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
 from .plain import number
-from .result import Absorption, Headroom, OpRow, TrialRow
+from .result import Absorption, Headroom, OpRow, Rescaling, TrialRow
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
@@ -188,6 +189,13 @@ def headroom(range_: Range, ops: Sequence[CandidateOp]) -> tuple[Headroom, ...]:
         Headroom(ops[i].name, risk.headroom, expected, _rule(risk))
         for expected, i, risk in sorted(near, key=lambda row: row[:2])
     )
+
+
+def rescaling(mode: str, plan: Plan) -> Rescaling | None:
+    """How the program is scaled; None where it is not."""
+    if not plan.scales:
+        return None
+    return Rescaling(mode, plan.scales, plan.tensors, plan.folded, plan.inserted, plan.words)
 
 
 def _rule(risk: Risk) -> str:

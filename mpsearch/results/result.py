@@ -18,6 +18,7 @@ from ..package import emission
 from ..package.config import Config, KeptOp
 from ..package.weights import Stored
 from ..report import html
+from ..scaling.exponents import Scale, ScaledTensor
 from ..search.cost import Cost
 from .answer import Answer
 
@@ -105,6 +106,31 @@ class Headroom(msgspec.Struct, frozen=True):
     rule: str
 
 
+class Rescaling(msgspec.Struct, frozen=True):
+    """How a program is scaled by powers of two (:mod:`mpsearch.scaling.exponents`).
+
+    Attributes
+    ----------
+    mode
+        ``fold`` or ``insert``.
+    scales
+        What ops take times a power of two.
+    tensors
+        What is computed otherwise.
+    folded, inserted
+        How many constants are scaled, and multiplications inserted.
+    words
+        The same as a sentence.
+    """
+
+    mode: str
+    scales: tuple[Scale, ...]
+    tensors: tuple[ScaledTensor, ...]
+    folded: int
+    inserted: int
+    words: str
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """What a result is written from.
@@ -186,13 +212,18 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         FP32 ops and error of the trials that no other beats in both.
     remedies
         Changes to the PyTorch model that would cost less (:mod:`mpsearch.explain.remedies`).
+    rescaling
+        How the program is scaled; None where it is not.
+    rescale_hint
+        What ``--rescale`` would give where it is off; empty where that is not better.
     weights
         What came of storing weights otherwise; None where that was not asked for.
     package_bytes
         The package on disk.
     not_measured
         What the end of the time left no room for: ``error_fp16``, ``alone`` (errors and verdicts of
-        the kept ops), ``sensitivity`` (of all ops), ``lower_bound``, ``remedies``.
+        the kept ops), ``sensitivity`` (of all ops), ``lower_bound``, ``rescale``
+        (the hint), ``remedies``.
     understood
         What the data was taken for: how many samples, of which inputs.
     explanation
@@ -238,6 +269,8 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     headroom: tuple[Headroom, ...] = ()
     casts: int = 0
     remedies: tuple[Remedy, ...] = ()
+    rescaling: Rescaling | None = None
+    rescale_hint: str = ""
     weights: Stored | None = None
     package_bytes: int = 0
     not_measured: tuple[str, ...] = ()
@@ -335,6 +368,9 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
             if source.room is not None:
                 shutil.copytree(self._package(), out / PACKAGE)
             (out / "op_selector.py").write_text(source.selector_source, encoding="utf-8")
+            if source.config.scales:
+                rescale = emission.rescale_source(source.config.scales)
+                (out / "rescale.py").write_text(rescale, encoding="utf-8")
             source.config.write(out / "precision.json")
             content = self.as_dict()
             (out / "result.json").write_bytes(

@@ -61,20 +61,27 @@ class Range:
 
     Attributes
     ----------
+    reach
+        What the samples reach.
     risks
         Of the candidate ops of the outer block, by index.
     """
 
     def __init__(self, engine: Incremental, reach: Reach) -> None:
-        self._engine, self._reach = engine, reach
+        self._engine, self.reach = engine, reach
         self.risks = _risks(engine, reach)
 
     def take_in(self, samples: Sequence[int]) -> set[int]:
         """Look at more samples; the ops that cannot be left in FP16 by all that is known now."""
-        for _ in self._reach.run(samples):
+        for _ in self.reach.run(samples):
             pass
-        self.risks = _risks(self._engine, self._reach)
+        self.risks = _risks(self._engine, self.reach)
         return self.refused
+
+    def inner(self, node: Node) -> float:
+        """What an op's largest inner step is expected to be of what FP16 holds; 0 if not known."""
+        found = _inner(self._engine, self.reach, node)
+        return max((self.reach.next(m, CHANCE) for m in found), default=0.0)
 
     @property
     def refused(self) -> set[int]:
@@ -86,7 +93,7 @@ class Range:
         """Names of the ops that may be infinite or NaN: in FP32 as well, or absorbed."""
         absorbed = (risk.absorbed for risk in self.risks.values() if risk.absorbed is not None)
         through = {node.name for found in absorbed for node in found.through}
-        infinite = self._reach.infinite
+        infinite = self.reach.infinite
         lost = (n.name for n in self._engine.nodes if not infinite.isdisjoint(n.outputs))
         return frozenset(through.union(lost))
 
@@ -108,8 +115,8 @@ def _risks(engine: Incremental, reach: Reach) -> dict[int, Risk]:
 
 def _risk(engine: Incremental, reach: Reach, infinities: Infinities, node: Node) -> Risk:
     assert node.fp16 is not None
-    ceiling = _ceiling(engine, node)
-    limits = dict.fromkeys(node.outputs, ceiling)
+    most = ceiling(engine, node)
+    limits = dict.fromkeys(node.outputs, most)
     for source in node.fp16.inputs.values():
         limits |= {ref.slot: FP16.overflows for ref in refs(source) if ref.narrow}
     # What the op rounds, as shares of what FP16 holds: in the samples, and in the next one.
@@ -126,7 +133,7 @@ def _risk(engine: Incremental, reach: Reach, infinities: Infinities, node: Node)
         return risk
     made = Infinite()
     for slot in node.outputs:
-        made = made | _beyond(reach, slot, ceiling)
+        made = made | _beyond(reach, slot, most)
     return replace(risk, absorbed=infinities.absorbed(node, made))
 
 
@@ -143,7 +150,8 @@ def _beyond(reach: Reach, slot: int, ceiling: float) -> Infinite:
     )
 
 
-def _ceiling(engine: Incremental, node: Node) -> float:
+def ceiling(engine: Incremental, node: Node) -> float:
+    """The magnitude from which on an op's result is infinite in FP16, in the worst profile."""
     source = node.fp32.inputs.get("weight")
     weight = engine.runtimes[0].source(source, {}) if isinstance(source, Constant) else None
     return min(r.profile.ceiling(node.op_type, weight) for r in engine.runtimes)

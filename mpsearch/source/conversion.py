@@ -19,7 +19,7 @@ from .provenance import line_of
 from .routes import Routed, direct, export, trace
 
 with quiet():
-    from coremltools.converters.mil.mil import Program
+    from coremltools.converters.mil.mil import Builder, Program
     from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
 
 
@@ -98,6 +98,9 @@ def _converted(
             given["outputs"] = [p.tensor_type(output=True) for p in outputs]
             if model.states:
                 given["states"] = _states(model, routed.wrapper)
+            # Ops without a name are numbered on from whatever coremltools built before, a
+            # conversion that failed included; names must be those of a process of its own.
+            Builder.name_count.clear()
             return ct.convert(routed.source, **given), routed
         except Exception as error:
             failures.append(reason(error))

@@ -57,6 +57,8 @@ class Prepared:
         What the model is, for people.
     understood
         What the samples were taken for, in words.
+    plain
+        The program as it was converted, where this one is scaled (:mod:`mpsearch.scaling`).
     notes
         What the result is to say beside its numbers.
     """
@@ -79,11 +81,12 @@ class Prepared:
     notes: tuple[str, ...] = ()
     redrawn: Data = field(default_factory=lambda: Data([]))
     redrawn_references: list[Outputs] = field(default_factory=list)
+    plain: Precast | None = None
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the program and its weights, to tell models apart."""
-        return fingerprint(self.precast)
+        """SHA-256 of the program and its weights, as converted, to tell models apart."""
+        return fingerprint(self.plain or self.precast)
 
     def evaluator(
         self,

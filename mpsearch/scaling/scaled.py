@@ -1,0 +1,62 @@
+"""A prepared model with its tensors scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from ..errors import InputError
+from ..evaluation.incremental import Incremental
+from ..program.lowering import copy_program, lower_candidates
+from ..search.risk import Range
+from ..source.precast import Precast
+from ..source.prepare import Prepared
+from .exponents import Plan, Scale, plan
+from .magnitudes import magnitudes
+from .mil import rescale
+
+
+def planned(
+    prepared: Prepared, engine: Incremental, range_: Range, insert: bool, seconds: float
+) -> Plan:
+    """The exponents for what calibration samples reach; see :mod:`mpsearch.scaling.exponents`."""
+    (function,) = prepared.precast.program.functions.values()
+    shapes = {op.name: _shape(op.outputs[0]) for op in function.operations if op.outputs}
+    shapes |= {var.name: _shape(var) for var in function.outputs}
+    constants = [op.outputs[0].name for op in function.operations if op.op_type == "const"]
+    sizes = magnitudes(engine, range_, range(len(prepared.calibration.samples)))
+    inner = {
+        node.name: share for node in prepared.lowered.nodes if (share := range_.inner(node)) >= 1
+    }
+    return plan(prepared.lowered, sizes, inner, shapes, constants, insert, seconds)
+
+
+def scaled(precast: Precast, scales: Sequence[Scale]) -> Precast:
+    """A program with inputs of ops multiplied by powers of two; the given one stays as it is.
+
+    Raises
+    ------
+    InputError
+        If it lacks an op that is to be scaled.
+    """
+    program = copy_program(precast.program)
+    try:
+        rescale(program, [msgspec.to_builtins(scale) for scale in scales])
+    except ValueError as error:
+        raise InputError(f"the exponents do not fit the model: {error}; run optimize") from error
+    return replace(precast, program=program)
+
+
+def with_scales(prepared: Prepared, scales: Sequence[Scale]) -> Prepared:
+    """What is known before a search, of the scaled program."""
+    precast = scaled(prepared.precast, scales)
+    (name,) = precast.program.functions
+    lowered, ops = lower_candidates(precast.program, name, precast.layer_of, precast.line_of)
+    return replace(prepared, precast=precast, lowered=lowered, ops=ops, plain=prepared.precast)
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(int(s) if not hasattr(s, "free_symbols") else -1 for s in var.shape or ())

@@ -1,0 +1,234 @@
+"""Powers of two instead of FP32: exact, chosen with the fewest ops, written, and read back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mpsearch
+from benchmarks import zoo
+from mpsearch.executor.predict import Executor
+from mpsearch.program.lowering import copy_program, lower
+from mpsearch.scaling.exponents import plan
+from mpsearch.scaling.mil import rescale
+from tests import scalable
+
+NORM = "rmsnorm_outlier"  # an outlier channel, whose square FP16 cannot hold
+DIVISION = "complex_division"  # a quotient that needs multiplications
+
+
+def case(name, count=12):
+    found = zoo.cases([name])[name]
+    model, samples = zoo.drawn(found, 0, count)
+    return model, samples, found.BUDGET
+
+
+def search(name, mode, **options):
+    model, samples, budget = case(name)
+    conversion = mpsearch.Conversion(rescale=mode)
+    return mpsearch.optimize(model, samples, budget, conversion=conversion, **options)
+
+
+@pytest.fixture(scope="module")
+def folded():
+    return search(NORM, "fold")
+
+
+@pytest.fixture(scope="module")
+def inserted():
+    return search(DIVISION, "insert")
+
+
+def as_dicts(scales):
+    return [
+        {"op": s.op, "type": s.type, "shape": s.shape, "inputs": dict(s.inputs)} for s in scales
+    ]
+
+
+def planned(made, seed, most, insert=True):
+    function = lower(made)
+    slots = scalable.floats(made, function)
+    sizes = scalable.magnitudes(seed, slots, list(function.inputs.values()), most)
+    operations = made.functions["main"].operations
+    shapes = {op.name: tuple(op.outputs[0].shape) for op in operations}
+    shapes |= {var.name: tuple(var.shape) for var in made.functions["main"].outputs}
+    constants = [op.outputs[0].name for op in operations if op.op_type == "const"]
+    return function, sizes, plan(function, sizes, {}, shapes, constants, insert, 20.0)
+
+
+# -- exact ----------------------------------------------------------------------------------------
+
+
+def scaled_equals_plain(seed, ops, insert=True):
+    """Whether a random program was scaled; that it gives the same is asserted."""
+    made = scalable.program(seed, ops)
+    _, _, found = planned(made, seed, 4, insert)
+    if not found.scales:
+        return False
+    other = copy_program(made)
+    rescale(other, as_dicts(found.scales))
+    x = np.random.default_rng(seed).normal(0, 1, scalable.SHAPE).astype(np.float32)
+    plain, scaled = Executor(made).predict({"x": x}), Executor(other).predict({"x": x})
+    assert plain.keys() == scaled.keys()
+    for name, value in plain.items():
+        assert np.array_equal(value, scaled[name], equal_nan=True), (seed, name)
+    count = {len(p.functions["main"].find_ops(op_type="mul")) for p in (made, other)}
+    assert max(count) - min(count) == found.inserted
+    return True
+
+
+def test_random_programs_give_the_same_to_the_bit():
+    assert sum(scaled_equals_plain(seed, 8) for seed in range(120)) > 90
+
+
+def test_folding_inserts_nothing():
+    for seed in range(40):
+        made = scalable.program(seed, 6)
+        _, _, found = planned(made, seed, 4, insert=False)
+        assert found.inserted == 0 and all(
+            set(scale.inputs) == set(scale.folded) for scale in found.scales
+        )
+
+
+def test_an_exponent_that_is_wrong_shows():
+    """The comparison above can fail."""
+    made = scalable.program(1, 8)
+    _, _, found = planned(made, 1, 4)
+    other, scales = copy_program(made), as_dicts(found.scales)
+    port = next(iter(scales[0]["inputs"]))
+    scales[0]["inputs"][port] += 1
+    rescale(other, scales)
+    x = np.ones(scalable.SHAPE, np.float32)
+    plain, scaled = Executor(made).predict({"x": x}), Executor(other).predict({"x": x})
+    assert any(not np.array_equal(plain[k], scaled[k]) for k in plain)
+
+
+# -- the fewest -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_as_few_multiplications_as_brute_force_over_exponents(seed):
+    made = scalable.program(seed, 3, few=True)
+    function, sizes, found = planned(made, seed, 2)
+    span = 4
+    best = scalable.cheapest(function, sizes, span, beyond=16)
+    cost = found.inserted + 16 * found.left
+    within = all(abs(tensor.exponent) <= span for tensor in found.tensors)
+    assert cost == best if within else cost <= best
+
+
+# -- with the search ------------------------------------------------------------------------------
+
+
+def test_what_only_its_range_kept_in_fp32_is_fp16(folded):
+    assert folded.met and not folded.kept
+    assert folded.rescaling.inserted == 0 and folded.rescaling.folded > 0
+    assert folded.error_fp16 <= folded.budget
+
+
+def test_where_nothing_can_take_it_up_multiplications_are_inserted(inserted):
+    assert inserted.met and not inserted.kept and inserted.rescaling.inserted > 0
+    model, samples, budget = case(DIVISION)
+    fold = mpsearch.optimize(model, samples, budget, conversion=mpsearch.Conversion(rescale="fold"))
+    assert fold.met and (fold.rescaling is None or fold.rescaling.inserted == 0)
+
+
+def test_fresh_inputs_keep_the_margins(folded, tmp_path):
+    model, _, _ = case(NORM)
+    _, fresh = zoo.drawn(zoo.cases([NORM])[NORM], 7, 40)
+    folded.save(tmp_path / "out")
+    checked = mpsearch.check(tmp_path / "out", model, fresh)
+    assert checked.holds and checked.broken == 0 and checked.same_model
+
+
+def test_without_rescaling_the_result_says_what_it_would_give():
+    found = search(NORM, "off")
+    assert found.kept and found.rescaling is None
+    assert "--rescale fold keeps none of 18 ops in FP32" in found.rescale_hint
+
+
+def test_a_model_that_fits_is_left_alone():
+    found = search("resnet18", "insert")
+    assert found.met and found.rescaling is None and found.rescale_hint == ""
+
+
+def test_digits_are_not_cured_by_powers_of_two():
+    plain, scaled = search("rope_positions", "off"), search("rope_positions", "insert")
+    assert plain.fp32_ops == scaled.fp32_ops and scaled.rescaling is None
+
+
+# -- what is written ------------------------------------------------------------------------------
+
+CONVERTED = """
+import sys
+import torch
+import coremltools as ct
+sys.path.insert(0, {out!r})
+from op_selector import convert, trace
+assert not any(name.partition(".")[0] == "mpsearch" for name in sys.modules)
+model, inputs = torch.load({model!r}, weights_only=False)
+convert(trace(model, inputs)).save({package!r})
+"""
+
+
+@pytest.mark.parametrize("which", ["folded", "inserted"])
+def test_the_written_files_alone_give_the_same_package(which, request, tmp_path):
+    result = request.getfixturevalue(which)
+    out = tmp_path / "out"
+    result.save(out)
+    model, samples, _ = case(NORM if which == "folded" else DIVISION, 1)
+    inputs = tuple(samples[0].values()) if isinstance(samples[0], dict) else samples[0]
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    torch.save((model, inputs), tmp_path / "model.pt")
+    package = tmp_path / "alone.mlpackage"
+    script = CONVERTED.format(out=str(out), model=str(tmp_path / "model.pt"), package=str(package))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert _ops(package) == _ops(out / "model.mlpackage")
+
+
+def _ops(path):
+    from mpsearch.program.lowering import all_ops, load_program
+    from mpsearch.program.packages import open_package
+
+    model = open_package(path)
+    program = load_program(model.get_spec(), model.weights_dir)
+    found = []
+    for op in all_ops(program.functions["main"]):
+        value = op.outputs[0].val if op.op_type == "const" else None
+        data = None if value is None else np.asarray(getattr(value, "ls", value)).tobytes()
+        found.append((op.op_type, op.outputs[0].dtype, tuple(op.outputs[0].shape or ()), data))
+    return found
+
+
+def test_a_stored_config_scales_again(folded, tmp_path):
+    folded.save(tmp_path / "out")
+    model, samples, _ = case(NORM)
+    package = mpsearch.apply(tmp_path / "out", model, samples[:1])
+    package.save(str(tmp_path / "again.mlpackage"))
+    assert _ops(tmp_path / "again.mlpackage") == _ops(tmp_path / "out" / "model.mlpackage")
+
+
+def test_a_config_whose_ops_are_others_is_refused(folded, tmp_path):
+    folded.save(tmp_path / "out")
+    file = tmp_path / "out" / "precision.json"
+    config = json.loads(file.read_text())
+    config["scales"][0]["op"] = "nowhere"
+    file.write_text(json.dumps(config))
+    model, samples, _ = case(NORM)
+    for call in (mpsearch.apply, mpsearch.check):
+        with pytest.raises(mpsearch.InputError, match=r"'nowhere'.*run optimize"):
+            call(tmp_path / "out", model, samples[:2])
