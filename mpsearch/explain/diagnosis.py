@@ -75,20 +75,24 @@ class Diagnosis:
         Over the samples to look at.
     harmful
         The relative L2 error of the outputs, against all-FP32, from which an op counts as harmful.
+    samples
+        Those of the engine's to look at; default: all.
     """
 
-    def __init__(self, engine: Incremental, harmful: float) -> None:
+    def __init__(
+        self, engine: Incremental, harmful: float, samples: Sequence[int] | None = None
+    ) -> None:
         self._engine = engine
+        self._samples = range(engine.samples) if samples is None else sorted(samples)
         self._harmful = harmful
         every = Precision.all_fp32(engine.candidates)
-        self._exact = [engine.outputs(every, s) for s in range(engine.samples)]
+        self._exact = {s: engine.outputs(every, s) for s in self._samples}
         self._makers = {slot: n for n in engine.nodes for slot in n.outputs}
 
     def verdict(self, node: Node) -> tuple[str, float]:
         """The verdict on an op, and its error alone in FP16 (the worst sample and profile)."""
-        samples = range(self._engine.samples)
         profiles = range(self._engine.profiles)
-        errors = {(s, p): self._native(node, s, p) for s in samples for p in profiles}
+        errors = {(s, p): self._native(node, s, p) for s in self._samples for p in profiles}
         worst = max(errors.values())
         if worst <= self._harmful or node.candidate is None:
             return "fine", worst

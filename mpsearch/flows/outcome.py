@@ -269,7 +269,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         extras.hint = hint(job, len(extras.kept))
 
     def remedies() -> None:
-        extras.remedies = account.remedies(prepared, problem, extras.kept)
+        extras.remedies = account.remedies(prepared, job.range, extras.kept)
 
     stages: dict[str, tuple[Callable[[], None], str]] = {
         "lower_bound": (bound, "bounding"),

@@ -50,6 +50,7 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         islands=_islands(result),
         more_islands=max(len(result["islands"]) - _ISLANDS, 0),
         layers=_layers(result),
+        scales=_scales(result),
     )
 
 
@@ -87,6 +88,36 @@ def _layers(result: Mapping[str, Any]) -> list[dict[str, Any]]:
             row["line"] = row["line"] or op["line"]
     rows = [{"layer": layer, **row} for layer, row in found.items() if row["fp32"]]
     return sorted(rows, key=lambda row: -row["fp32"])
+
+
+#: Inputs of ops that are parameters of PyTorch modules by the same name.
+_PARAMETERS = {
+    **dict.fromkeys(["linear", "conv", "conv_transpose"], ("weight", "bias")),
+    "gather": ("x",),
+}
+
+
+def _scales(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ops take times a power of two, an input a row, and what that is in PyTorch."""
+    rows = []
+    for scale in (result["rescaling"] or {"scales": []})["scales"]:
+        for name, exponent in scale["inputs"].items():
+            folded, torch = name in scale["folded"], ""
+            if folded and scale["layer"] and name in _PARAMETERS.get(scale["type"], ()):
+                parameter = "weight" if name == "x" else name
+                by = f"{'multiply' if exponent > 0 else 'divide'}"
+                torch = f"{by} {scale['layer']}.{parameter} by {2 ** abs(exponent)}"
+            rows.append(
+                {
+                    "op": scale["op"],
+                    "type": scale["type"],
+                    "input": name,
+                    "exponent": exponent,
+                    "how": "in the constant" if folded else "one more op",
+                    "torch": torch,
+                }
+            )
+    return rows
 
 
 def _islands(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ import msgspec
 from ..evaluation.metrics import Metric
 from ..explain import remedies as _remedies
 from ..explain.diagnosis import HARMFUL, Diagnosis
-from ..explain.ranges import ranges
 from ..explain.remedies import Remedy
 from ..package.config import KeptOp
 from ..program.graph import Node
@@ -80,7 +79,8 @@ def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict
     """Why FP16 breaks each op by itself, where that is known; not for ops in loops and branches."""
     if not kept:
         return {}
-    diagnosis = Diagnosis(problem.engine, harmful(prepared, problem))
+    samples = problem.evaluator.searched  # on which the ops were found to break the budget
+    diagnosis = Diagnosis(problem.engine, harmful(prepared, problem), samples)
     nodes = _nodes(problem)
     found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
     return {i: verdict for i, verdict in found.items() if verdict != "fine"}
@@ -161,14 +161,13 @@ def rows(problem: Problem, metric: Metric) -> tuple[TrialRow, ...]:
     )
 
 
-def remedies(prepared: Prepared, problem: Problem, kept: Sequence[KeptOp]) -> tuple[Remedy, ...]:
+def remedies(prepared: Prepared, range_: Range, kept: Sequence[KeptOp]) -> tuple[Remedy, ...]:
     """Changes to the model that would cost less than these ops in FP32."""
     index = {op.name: op.index for op in prepared.ops}
     verdicts = {index[op.name]: op.verdict for op in kept if op.verdict not in ("", ADDS_UP)}
     if not verdicts:
         return ()
-    largest = {i: found.largest for i, found in ranges(problem.engine).items()}
-    return tuple(_remedies.remedies(prepared.lowered, prepared.ops, verdicts, largest))
+    return tuple(_remedies.remedies(prepared.lowered, prepared.ops, verdicts, range_.largest))
 
 
 def absorbed(

@@ -22,7 +22,7 @@ from ..program.graph import Constant, Function, Node, Ref, slots_read
 from .laws import MOVES, NORMS, divides, equations, ports, scales_products
 
 #: The largest exponent, in magnitude.
-_MOST = 24
+_MOST = 40
 #: What it costs to leave a tensor beyond FP16's range, where a multiplication costs 1: an op in
 #: FP32 has casts around it, and leaves the Neural Engine.
 _BEYOND = 16.0

@@ -78,6 +78,18 @@ class Range:
         self.risks = _risks(self._engine, self.reach)
         return self.refused
 
+    @property
+    def largest(self) -> dict[int, float]:
+        """The largest magnitude that each candidate op of the outer block computes, by index."""
+        sides = self.reach.above, self.reach.below
+        return {
+            node.candidate: max(
+                (side[s].largest for s in node.outputs for side in sides if s in side), default=0.0
+            )
+            for node in self._engine.nodes
+            if node.candidate is not None
+        }
+
     def inner(self, node: Node) -> float:
         """What an op's largest inner step is expected to be of what FP16 holds; 0 if not known."""
         found = _inner(self._engine, self.reach, node)

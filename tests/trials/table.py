@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "--by": (("optimize", "analyze"), ["", "block", "OP"]),
     "--minimize": (("optimize",), ["", "watts", "op"]),
     "--weight-dtype": (("optimize",), ["", "fp32", "int4"]),
+    "--rescale": (("optimize",), ["", "on", "FOLD", "1"]),
     "--hazards": (("optimize",), ["", "maybe", "on"]),
     "--weights": (
         ("optimize", "analyze", "pareto", "check", "apply"),
