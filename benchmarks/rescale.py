@@ -5,8 +5,8 @@ python -m benchmarks.rescale equal [--count 2000]
 python -m benchmarks.rescale optimal [--count 200]
 python -m benchmarks.rescale real
 
-``zoo``: every case with ``--rescale off``, ``fold`` and ``insert``, and how each result does on 100
-fresh inputs. ``equal``: random programs, scaled as random magnitudes ask for, beside themselves in
+``zoo``: every case with ``--rescale off``, ``fold``, ``insert``, and ``insert --rewrite``, and how each
+result does on 100 fresh inputs. ``equal``: random programs, scaled as random magnitudes ask for, beside themselves in
 FP32. ``optimal``: the multiplications inserted beside brute force over exponents. ``real``:
 architectures of transformers and diffusers with random weights, scaled until they overflow as
 reported; how long it takes to choose exponents, and all-FP16 before and after.
@@ -28,13 +28,13 @@ GIVEN, FRESH = 16, 100
 
 def zoo_rows(names: list[str]) -> None:
     from mpsearch.program.precision import Precision
-    from mpsearch.scaling.scaled import with_scales
+    from mpsearch.scaling.scaled import with_changes
     from mpsearch.source.prepare import prepare
 
-    modes = ("off", "fold", "insert")
-    print("off : fold : insert\n")
+    modes = [("off", False), ("fold", False), ("insert", False), ("insert", True)]
+    print("off : fold : insert : insert and --rewrite\n")
     print(
-        "| case | ops | FP32 ops | constants scaled, multiplications inserted | casts "
+        "| case | ops | FP32 ops | constants scaled, multiplications inserted, ops rewritten | casts "
         "| error/budget | held-out/budget | fresh inputs over |\n" + "|---" * 8 + "|"
     )
     for name, case in zoo.cases(names).items():
@@ -42,15 +42,15 @@ def zoo_rows(names: list[str]) -> None:
         given, fresh = drawn[:GIVEN], drawn[GIVEN:]
         cells: dict[str, list[str]] = {}
         counts: list[int] = []
-        for mode in modes:
-            conversion = mpsearch.Conversion(rescale=mode)
+        for mode, spelled in modes:
+            conversion = mpsearch.Conversion(rescale=mode, rewrite=spelled)
             found = mpsearch.optimize(
                 model, given, case.BUDGET, numerics=zoo.numerics(case), conversion=conversion
             )
             assert found.config is not None
             prepared = prepare(model, fresh, "rel_l2", zoo.numerics(case))
-            if found.config.scales:
-                prepared = with_scales(prepared, found.config.scales)
+            config = found.config
+            prepared = with_changes(prepared, config.rewrites, config.scales)
             kept = {op.index for op in prepared.ops if op.name in set(found.fp32_ops)}
             evaluator = prepared.evaluator(cache_bytes=0)
             precision = Precision.of(kept, len(prepared.ops))
@@ -58,7 +58,10 @@ def zoo_rows(names: list[str]) -> None:
             scaled = found.rescaling
             row = {
                 "kept": str(len(found.kept)),
-                "scaled": "-" if scaled is None else f"{scaled.folded}, {scaled.inserted}",
+                "scaled": (
+                    f"{scaled.folded if scaled else 0}, {scaled.inserted if scaled else 0}, "
+                    f"{len(found.rewrites)}"
+                ),
                 "casts": str(found.casts),
                 "error": f"{found.error / case.BUDGET:.2g}",
                 "held": f"{(found.heldout_error or 0.0) / case.BUDGET:.2g}",

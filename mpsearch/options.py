@@ -214,6 +214,9 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ``fold`` where it costs no op, since constants take it up or ops do not depend on it;
         ``insert`` also with multiplications between ops; ``off``
         (:mod:`mpsearch.scaling.exponents`).
+    rewrite
+        Spell softplus, logsumexp, log of softmax and masks otherwise where FP16 breaks them
+        (:mod:`mpsearch.scaling.stable`).
 
     Raises
     ------
@@ -227,6 +230,7 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     states: tuple[str, ...] = ()
     weight_dtype: str | None = None
     rescale: str = "off"
+    rewrite: bool = False
 
     def __post_init__(self) -> None:
         choice(self.target, "target", TARGETS)

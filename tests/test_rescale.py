@@ -16,8 +16,12 @@ import mpsearch
 from benchmarks import zoo
 from mpsearch.executor.predict import Executor
 from mpsearch.program.lowering import copy_program, lower
+from mpsearch.program.precision import Precision
 from mpsearch.scaling.exponents import plan
 from mpsearch.scaling.mil import rescale
+from mpsearch.scaling.patterns import rewrites
+from mpsearch.scaling.scaled import with_changes
+from mpsearch.source.prepare import prepare
 from tests import scalable
 
 NORM = "rmsnorm_outlier"  # an outlier channel, whose square FP16 cannot hold
@@ -178,17 +182,13 @@ convert(trace(model, inputs)).save({package!r})
 """
 
 
-@pytest.mark.parametrize("which", ["folded", "inserted"])
-def test_the_written_files_alone_give_the_same_package(which, request, tmp_path):
-    result = request.getfixturevalue(which)
-    out = tmp_path / "out"
-    result.save(out)
-    model, samples, _ = case(NORM if which == "folded" else DIVISION, 1)
-    inputs = tuple(samples[0].values()) if isinstance(samples[0], dict) else samples[0]
+def alone(out, model, sample, folder):
+    """The package that the written files make in a process without mpsearch."""
+    inputs = tuple(sample.values()) if isinstance(sample, dict) else sample
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    torch.save((model, inputs), tmp_path / "model.pt")
-    package = tmp_path / "alone.mlpackage"
-    script = CONVERTED.format(out=str(out), model=str(tmp_path / "model.pt"), package=str(package))
+    torch.save((model, inputs), folder / "model.pt")
+    package = folder / "alone.mlpackage"
+    script = CONVERTED.format(out=str(out), model=str(folder / "model.pt"), package=str(package))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
         capture_output=True,
@@ -197,6 +197,16 @@ def test_the_written_files_alone_give_the_same_package(which, request, tmp_path)
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return package
+
+
+@pytest.mark.parametrize("which", ["folded", "inserted"])
+def test_the_written_files_alone_give_the_same_package(which, request, tmp_path):
+    result = request.getfixturevalue(which)
+    out = tmp_path / "out"
+    result.save(out)
+    model, samples, _ = case(NORM if which == "folded" else DIVISION, 1)
+    package = alone(out, model, samples[0], tmp_path)
     assert _ops(package) == _ops(out / "model.mlpackage")
 
 
@@ -232,3 +242,82 @@ def test_a_config_whose_ops_are_others_is_refused(folded, tmp_path):
     for call in (mpsearch.apply, mpsearch.check):
         with pytest.raises(mpsearch.InputError, match=r"'nowhere'.*run optimize"):
             call(tmp_path / "out", model, samples[:2])
+
+
+# -- spelled otherwise ----------------------------------------------------------------------------
+
+
+class Spelled(torch.nn.Module):
+    """One of the spellings that FP16 breaks, of inputs of any size."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def masked(x):
+    kept = x[:, :, :1] < x.abs().amax()
+    kept = torch.cat([kept, torch.ones_like(kept[:, :, :0])], -1)
+    mask = (1.0 - kept.float()) * torch.finfo(torch.float32).min
+    return torch.softmax(x + mask.transpose(1, 2), -1)
+
+
+SPELLINGS = {
+    "softplus": (torch.nn.functional.softplus, 40.0),
+    "mish": (torch.nn.functional.mish, 40.0),
+    "logsumexp": (lambda x: torch.logsumexp(x, -1), 40.0),
+    "logsumexp of two axes": (lambda x: torch.logsumexp(x, (1, 2), keepdim=True), 40.0),
+    "log of softmax": (lambda x: torch.log(torch.softmax(x, 1)), 8.0),
+    "log_softmax": (lambda x: torch.log_softmax(x, -1), 8.0),
+    "mask": (masked, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_other_spellings_are_equal_in_fp32(name):
+    """On values that FP16 holds at every step of neither spelling."""
+    function, size = SPELLINGS[name]
+    draw = torch.Generator().manual_seed(0)
+    data = [size * torch.randn(1, 6, 6, generator=draw) for _ in range(50)]
+    prepared = prepare(Spelled(function), data)
+    found = rewrites(prepared.precast.program)
+    assert found, [op.type for op in prepared.ops]
+    other = with_changes(prepared, found, ())
+    every = Precision.all_fp32(len(other.ops))
+    for sample, reference in enumerate(other.references):
+        (given,) = other.evaluator().backend.outputs(every, sample).values()
+        (wanted,) = reference.values()
+        assert torch.allclose(given, wanted, rtol=2e-6, atol=2e-6), (given - wanted).abs().max()
+
+
+@pytest.mark.parametrize("name", ["logsumexp", "softplus", "log_softmax"])
+def test_what_is_spelled_otherwise_needs_no_fp32(name):
+    model, samples, budget = case(name)
+    numerics = zoo.numerics(zoo.cases([name])[name])
+    spelled = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, budget, numerics=numerics, conversion=spelled)
+    assert found.met and not found.kept and len(found.rewrites) == 1
+    assert mpsearch.optimize(model, samples, budget, numerics=numerics).kept
+
+
+def test_a_mask_whose_rows_are_masked_from_end_to_end_stays():
+    """-30000 leaves such rows the order of their scores, where the model's own mask leaves none."""
+    model, samples, budget = case("mask_finfo_min")
+    spelled = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, budget, conversion=spelled)
+    assert found.met and found.rewrites == () and found.kept
+
+
+def test_a_spelling_is_written_and_stored(tmp_path):
+    model, samples, budget = case("log_softmax")
+    spelled = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, budget, conversion=spelled)
+    assert found.rewrites
+    found.save(tmp_path / "out")
+    package = alone(tmp_path / "out", model, samples[0], tmp_path)
+    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    checked = mpsearch.check(tmp_path / "out", model, samples)
+    assert checked.holds and checked.error < budget

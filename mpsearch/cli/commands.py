@@ -74,6 +74,11 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     help="Scale tensors by powers of two instead of FP32: in constants, or also by inserted ops.",
 )
 @click.option(
+    "--rewrite",
+    is_flag=True,
+    help="Spell softplus, logsumexp, log of softmax and masks so that FP16 holds them.",
+)
+@click.option(
     "--keep-fp32", multiple=True, metavar="PIN", help="type:softmax, layer:enc.3.*, op:x*"
 )
 @click.option("--keep-fp16", multiple=True, metavar="PIN", help="The same, to stay FP16.")

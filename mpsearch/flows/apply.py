@@ -16,7 +16,7 @@ from ..package import config as _config
 from ..package import emission
 from ..package.config import Config, KeptOp
 from ..program.lowering import CandidateOp, lower_candidates
-from ..scaling.scaled import scaled
+from ..scaling.scaled import changed
 from ..source.conversion import convert
 from ..source.data import argument_names, collect
 from ..source.mlpackage import from_package
@@ -63,8 +63,8 @@ def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
     """
     config = as_config(config)
     precast = _convert(config, open_source(model), data)
-    if config.scales:
-        precast = scaled(precast, config.scales)
+    if config.rewrites or config.scales:
+        precast = changed(precast, config.rewrites, config.scales)
     (name,) = precast.program.functions
     _, ops = lower_candidates(precast.program, name, precast.layer_of)
     found, missing = match(config, ops)

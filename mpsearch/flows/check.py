@@ -14,7 +14,7 @@ from ..options import Execution
 from ..package.config import Config
 from ..program.precision import Precision
 from ..results.check import CheckResult
-from ..scaling.scaled import with_scales
+from ..scaling.scaled import with_changes
 from ..source.prepare import check_device, prepare
 from .apply import as_config, match
 from .surroundings import undisturbed
@@ -68,8 +68,8 @@ def check(
         0.0,
         targets,
     )
-    if config.scales:
-        prepared = with_scales(prepared, config.scales)
+    if config.rewrites or config.scales:
+        prepared = with_changes(prepared, config.rewrites, config.scales)
     larger = prepared.metric.larger_is_better
     limit = options.budget(config.budget if budget is None else budget, larger)
     found, missing = match(config, prepared.ops)

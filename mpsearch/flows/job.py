@@ -21,6 +21,7 @@ from ..numerics.profiles import Numerics, chosen
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.lowering import CandidateOp
 from ..scaling.exponents import UNSCALED, Plan
+from ..scaling.patterns import Rewrite
 from ..search import pins
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
@@ -132,6 +133,8 @@ class Job:
         When the call came, in seconds of ``time.perf_counter``.
     plan
         The exponents of the program's tensors.
+    rewrites
+        What is spelled otherwise in it.
     """
 
     request: Request
@@ -144,6 +147,7 @@ class Job:
     notes: tuple[str, ...]
     started: float
     plan: Plan = UNSCALED
+    rewrites: tuple[Rewrite, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -159,6 +163,7 @@ def pose(
     started: float,
     watch: Callable[[Trial, Problem], None],
     plan: Plan = UNSCALED,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Job:
     """The question that a request asks of a model: what is free, what is pinned, what it costs.
 
@@ -217,6 +222,7 @@ def pose(
         tuple(notes),
         started,
         plan,
+        tuple(rewrites),
     )
 
 

@@ -22,7 +22,7 @@ from .certifying import Certifier
 from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
-from .rescaling import rescaled
+from .rescaling import changed
 from .searching import again, mended, search
 from .surroundings import undisturbed
 from .writing import Written, store, write
@@ -155,11 +155,11 @@ def answer(
 
 
 def _best(job: Job, bar: Progress) -> Result:
-    """The result of a scaled program where one is asked for and keeps fewer ops in FP32."""
-    scaled = rescaled(job, bar)
-    if scaled is None:
+    """The result of a changed program where one is asked for and keeps fewer ops in FP32."""
+    other = changed(job, bar)
+    if other is None:
         return _until_it_holds(job, bar)
-    found = _until_it_holds(scaled, bar)
+    found = _until_it_holds(other, bar)
     if found.met and (not found.kept or job.problem.ending.over):
         return found
     plain = _until_it_holds(job, bar)

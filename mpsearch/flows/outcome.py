@@ -167,7 +167,7 @@ def _built(
         job.prepared.precast,
         [op.name for op in facts["kept"]],
         _facts(job, facts),
-        bool(job.plan.scales),
+        bool(job.plan.scales or job.rewrites),
     )
     result = Result(**facts, seconds=_seconds(job))
     return result.with_files(Files(config, source, room), job.problem.record.study)
@@ -211,6 +211,7 @@ def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
         "absorbed_overflows": account.absorbed(job.range, job.prepared.ops, precision),
         "headroom": account.headroom(job.range, job.prepared.ops),
         "rescaling": account.rescaling(job.request.conversion.rescale, job.plan),
+        "rewrites": job.rewrites,
     }
 
 
@@ -343,6 +344,7 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
         ),
         fp32_ops=facts["kept"],
         weights=msgspec.convert(stored, StoredWeights) if stored_names else None,
+        rewrites=job.rewrites,
         scales=job.plan.scales,
     )
 

@@ -1,30 +1,74 @@
-"""Powers of two instead of FP32: the same request, asked of a scaled program."""
+"""Powers of two, and other spellings, instead of FP32: the same request of a changed program."""
 
 from __future__ import annotations
 
 from ..program.precision import Precision
-from ..scaling.scaled import planned, with_scales
+from ..scaling.exponents import UNSCALED
+from ..scaling.patterns import rewrites
+from ..scaling.scaled import planned, with_changes
 from .job import Job, measured, pose
 from .progress import Progress
 
 #: Seconds for choosing exponents, and where that is only for a hint.
 _SECONDS, _HINT_SECONDS = 20.0, 5.0
+#: A rewritten program is taken where all-FP32's loss is no more than before and this share of the
+#: limit: what it computes is then the same.
+_SAME = 1e-2
 
 
-def rescaled(job: Job, bar: Progress) -> Job | None:
-    """The search for what still needs FP32 once tensors are scaled; None where none are to be."""
-    request, problem = job.request, job.problem
-    mode = request.conversion.rescale
-    if mode == "off" or problem.ending.over or (job.fits and problem.admit_fp16()):
+def changed(job: Job, bar: Progress) -> Job | None:
+    """The search for what the changed program still needs FP32 for; None without a change."""
+    wanted, problem = job.request.conversion, job.problem
+    if wanted.rescale == "off" and not wanted.rewrite:
         return None
+    if problem.ending.over or _suffices(job):
+        return None
+    found = job
+    if wanted.rewrite and (spelled := rewrites(job.prepared.precast.program)):
+        prepared = with_changes(job.prepared, spelled, ())
+        problem.engine.release()
+        bar.stage("measuring the program spelled otherwise")
+        found = pose(
+            job.request,
+            prepared,
+            problem.ending,
+            job.name,
+            job.started,
+            bar.trial,
+            UNSCALED,
+            spelled,
+        )
+        if found.problem.floor() > problem.floor() + _SAME * abs(problem.limit):
+            found = job
+    if wanted.rescale != "off" and not _suffices(found):
+        found = _rescaled(found, bar, wanted.rescale == "insert")
+    return None if found is job else found
+
+
+def _suffices(job: Job) -> bool:
+    return job.fits and job.problem.admit_fp16()
+
+
+def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
+    """The same with scaled tensors; the job itself where none are to be."""
+    problem = job.problem
     bar.stage("choosing exponents")
-    plan = planned(job.prepared, problem.engine, job.range, mode == "insert", _SECONDS)
+    plan = planned(job.prepared, problem.engine, job.range, insert, _SECONDS)
     if not plan.scales:
-        return None
+        return job
     problem.engine.release()
-    prepared = with_scales(job.prepared, plan.scales)
+    prepared = with_changes(job.prepared, job.rewrites, plan.scales)
     bar.stage("measuring the scaled program")
-    return pose(request, prepared, problem.ending, job.name, job.started, bar.trial, plan)
+    return pose(
+        job.request,
+        prepared,
+        problem.ending,
+        job.name,
+        job.started,
+        bar.trial,
+        plan,
+        job.rewrites,
+    )
 
 
 def hint(job: Job, kept: int) -> str:
@@ -35,7 +79,8 @@ def hint(job: Job, kept: int) -> str:
     plan = planned(job.prepared, problem.engine, job.range, True, _HINT_SECONDS)
     if not plan.scales or plan.left:
         return ""
-    prepared, execution = with_scales(job.prepared, plan.scales), request.execution
+    prepared = with_changes(job.prepared, job.rewrites, plan.scales)
+    execution = request.execution
     evaluator = prepared.pool(execution.device, 0, problem.ending, request.chance)
     _, range_ = measured(prepared, evaluator, problem.ending)
     needed = len(range_.refused)

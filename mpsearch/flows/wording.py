@@ -72,16 +72,20 @@ def promise(job: Job, tested: Tested) -> str:
 
 def explain(facts: dict[str, Any]) -> str:
     kept, total, status = len(facts["kept"]), facts["candidate_ops"], facts["status"]
-    scaled = facts["rescaling"]
-    if not kept and status == "fp16_suffices" and scaled is not None:
-        return f"FP16 meets the budget: none of {total} ops need FP32, with {scaled.words}."
+    changes = [] if facts["rescaling"] is None else [facts["rescaling"].words]
+    if facts["rewrites"]:
+        count = len(facts["rewrites"])
+        changes.insert(0, f"{count} op{'' if count == 1 else 's'} spelled otherwise")
+    changed = "; ".join(changes)
+    if not kept and status == "fp16_suffices" and changed:
+        return f"FP16 meets the budget: none of {total} ops need FP32, with {changed}."
     if not kept and status == "fp16_suffices":
         return f"FP16 meets the budget as it is: none of {total} ops need FP32."
     if status == "unwritten":
         return f"{kept} of {total} ops stay FP32, as searched; there is no package: see the notes."
     found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
-    if scaled is not None:
-        found += f" With {scaled.words}."
+    if changed:
+        found += f" With {changed}."
     if facts["proven"]:
         found += " No cheaper set does: all were tried."
     return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found

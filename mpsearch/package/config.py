@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..files import read_json
 from ..options import Constraints, Conversion, Execution, Limits
 from ..scaling.exponents import Scale
+from ..scaling.patterns import Rewrite
 
 VERSION = 2
 
@@ -88,8 +89,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         The ops kept in FP32.
     weights
         How weights are stored; None as typed.
+    rewrites
+        What is spelled otherwise.
     scales
-        What ops take times a power of two.
+        What ops take times a power of two, after that.
     """
 
     source: str
@@ -109,6 +112,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     strategy: str
     weights: StoredWeights | None = None
     custom_metric: bool = False
+    rewrites: tuple[Rewrite, ...] = ()
     scales: tuple[Scale, ...] = ()
     version: Literal[2] = 2
 

@@ -13,8 +13,9 @@ from .._ct import ct, quiet
 from ..errors import InputError
 from ..program.lowering import copy_program
 from ..program.packages import open_package
-from ..scaling import mil
+from ..scaling import mil, stable
 from ..scaling.exponents import Scale
+from ..scaling.patterns import Rewrite
 from ..source import flat
 from ..source.nohalf import NoHalf
 from ..source.precast import Precast, passes_from_cast
@@ -130,7 +131,7 @@ def selector_source(
         imports="\n".join(imports),
         facts={key: str(value) for key, value in facts.items()},
         fp32_ops=fp32_ops,
-        passes=["rescale::powers_of_two"] * scaled + passes_from_cast(),
+        passes=["rescale::fit_fp16"] * scaled + passes_from_cast(),
         scaled=scaled,
         given=given,
         source=source,
@@ -143,11 +144,16 @@ def selector_source(
     )
 
 
-def rescale_source(scales: Sequence[Scale]) -> str:
-    """The source of ``rescale.py``: standalone, a pass that scales a program as it was here."""
-    body = inspect.getsource(mil)
-    copied = re.sub(r"  # type: ignore\S*", "", body[body.index("def rescale") :].rstrip())
-    return _template("rescale.py.j2").render(scales=scales, copied=copied)
+def rescale_source(rewrites: Sequence[Rewrite], scales: Sequence[Scale]) -> str:
+    """The source of ``rescale.py``: standalone, a pass that changes a program as it was here."""
+    bodies = [(stable, "def rewrite")] * bool(rewrites) + [(mil, "def rescale")] * bool(scales)
+    copied = []
+    for module, start in bodies:
+        body = inspect.getsource(module)
+        copied.append(re.sub(r"  # type: ignore\S*", "", body[body.index(start) :].rstrip()))
+    return _template("rescale.py.j2").render(
+        rewrites=rewrites, scales=scales, copied="\n\n\n".join(copied)
+    )
 
 
 def _template(name: str) -> jinja2.Template:

@@ -19,6 +19,7 @@ from ..package.config import Config, KeptOp
 from ..package.weights import Stored
 from ..report import html
 from ..scaling.exponents import Scale, ScaledTensor
+from ..scaling.patterns import Rewrite
 from ..search.cost import Cost
 from .answer import Answer
 
@@ -214,6 +215,8 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         Changes to the PyTorch model that would cost less (:mod:`mpsearch.explain.remedies`).
     rescaling
         How the program is scaled; None where it is not.
+    rewrites
+        What is spelled otherwise (:mod:`mpsearch.scaling.stable`).
     rescale_hint
         What ``--rescale`` would give where it is off; empty where that is not better.
     weights
@@ -270,6 +273,7 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     casts: int = 0
     remedies: tuple[Remedy, ...] = ()
     rescaling: Rescaling | None = None
+    rewrites: tuple[Rewrite, ...] = ()
     rescale_hint: str = ""
     weights: Stored | None = None
     package_bytes: int = 0
@@ -368,8 +372,8 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
             if source.room is not None:
                 shutil.copytree(self._package(), out / PACKAGE)
             (out / "op_selector.py").write_text(source.selector_source, encoding="utf-8")
-            if source.config.scales:
-                rescale = emission.rescale_source(source.config.scales)
+            if source.config.scales or source.config.rewrites:
+                rescale = emission.rescale_source(source.config.rewrites, source.config.scales)
                 (out / "rescale.py").write_text(rescale, encoding="utf-8")
             source.config.write(out / "precision.json")
             content = self.as_dict()

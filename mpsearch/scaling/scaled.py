@@ -1,4 +1,4 @@
-"""A prepared model with its tensors scaled."""
+"""A prepared model with its tensors scaled, and its ops spelled otherwise."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ..source.prepare import Prepared
 from .exponents import Plan, Scale, plan
 from .magnitudes import magnitudes
 from .mil import rescale
+from .patterns import Rewrite
+from .stable import rewrite
 
 
 def planned(
@@ -34,28 +36,34 @@ def planned(
     return plan(prepared.lowered, sizes, inner, shapes, constants, insert, seconds)
 
 
-def scaled(precast: Precast, scales: Sequence[Scale]) -> Precast:
-    """A program with inputs of ops multiplied by powers of two; the given one stays as it is.
+def changed(precast: Precast, rewrites: Sequence[Rewrite], scales: Sequence[Scale]) -> Precast:
+    """A program with ops spelled otherwise, then with inputs of ops multiplied by powers of two.
+
+    The given one stays as it is.
 
     Raises
     ------
     InputError
-        If it lacks an op that is to be scaled.
+        If it lacks an op that is to be changed.
     """
     program = copy_program(precast.program)
     try:
-        rescale(program, [msgspec.to_builtins(scale) for scale in scales])
+        rewrite(program, msgspec.to_builtins(rewrites))
+        rescale(program, msgspec.to_builtins(scales))
     except ValueError as error:
-        raise InputError(f"the exponents do not fit the model: {error}; run optimize") from error
+        raise InputError(f"the config does not fit the model: {error}; run optimize") from error
     return replace(precast, program=program)
 
 
-def with_scales(prepared: Prepared, scales: Sequence[Scale]) -> Prepared:
-    """What is known before a search, of the scaled program."""
-    precast = scaled(prepared.precast, scales)
+def with_changes(
+    prepared: Prepared, rewrites: Sequence[Rewrite], scales: Sequence[Scale]
+) -> Prepared:
+    """What is known before a search, of the changed program (:func:`changed`)."""
+    plain = prepared.plain or prepared.precast
+    precast = changed(plain, rewrites, scales)
     (name,) = precast.program.functions
     lowered, ops = lower_candidates(precast.program, name, precast.layer_of, precast.line_of)
-    return replace(prepared, precast=precast, lowered=lowered, ops=ops, plain=prepared.precast)
+    return replace(prepared, precast=precast, lowered=lowered, ops=ops, plain=plain)
 
 
 def _shape(var: Any) -> tuple[int, ...]:

@@ -1,0 +1,109 @@
+"""Spells ops of a MIL program so that their inner steps stay within FP16's range.
+
+What stands below the imports is copied into ``rescale.py`` as it is, so that it needs no more than
+they give.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._ct import quiet
+
+with quiet():
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - its usual name
+
+
+def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
+    """Replace ops by others that compute the same, in place.
+
+    ``rewrites`` has a dict for each op: its name (``op``), ``type``, and the ``kind``:
+    ``softplus``, relu(x) + log(1 + exp(-|x|)); ``logsumexp`` and ``log_softmax``, with the largest
+    value taken out first; ``finite_mask``, constants below -30000 that only softmax sees become
+    -30000.
+
+    Raises ValueError where the program has no such op.
+    """
+    (function,) = program.functions.values()
+    ops = {op.name: op for op in function.operations}
+    with function:
+        for entry in rewrites:
+            op = ops.get(entry["op"])
+            if op is None or op.op_type != entry["type"]:
+                raise ValueError(f"there is no {entry['type']} {entry['op']!r}")
+            known, scopes = set(function.operations), dict(op.scopes)
+            _REWRITES[entry["kind"]](function, op)
+            for made in set(function.operations) - known:
+                made.scopes = dict(scopes)
+
+
+def _builder(op):  # type: ignore[no-untyped-def]
+    """Makes ops before ``op``, named after it."""
+    count = [0]
+
+    def make(kind, **inputs):  # type: ignore[no-untyped-def]
+        count[0] += 1
+        name = f"{op.name}_{kind}_{count[0]}"
+        for key, value in inputs.items():
+            if isinstance(value, float):
+                inputs[key] = mb.const(val=np.float32(value), name=f"{name}_{key}", before_op=op)
+        return getattr(mb, kind)(**inputs, name=name, before_op=op)
+
+    return make
+
+
+def _replace(function, op, new):  # type: ignore[no-untyped-def]
+    (old,) = op.outputs
+    name = old.name
+    function.replace_uses_of_var_after_op(anchor_op=op, old_var=old, new_var=new)
+    function.remove_ops([op])
+    new.name = new.op.name = name
+
+
+def _softplus(function, op):  # type: ignore[no-untyped-def]
+    make, x = _builder(op), op.x
+    size = make("mul", x=make("abs", x=x), y=-1.0)
+    small = make("log", x=make("add", x=make("exp", x=size), y=1.0), epsilon=1e-30)
+    _replace(function, op, make("add", x=make("relu", x=x), y=small))
+
+
+def _without_peak(make, x, axes):  # type: ignore[no-untyped-def]
+    """x minus its largest value, the logarithm of the sum of its exponentials, and that value."""
+    peak = make("reduce_max", x=x, axes=axes, keep_dims=True)
+    rest = make("sub", x=x, y=peak)
+    total = make("reduce_sum", x=make("exp", x=rest), axes=axes, keep_dims=True)
+    return rest, make("log", x=total, epsilon=1e-30), peak
+
+
+def _logsumexp(function, op):  # type: ignore[no-untyped-def]
+    make = _builder(op)
+    axes = [int(axis) for axis in op.axes.val] if op.axes is not None else range(op.x.rank)
+    _, log, peak = _without_peak(make, op.x, list(axes))
+    whole = make("add", x=log, y=peak)
+    keep = op.keep_dims is not None and bool(op.keep_dims.val)
+    _replace(function, op, whole if keep else make("squeeze", x=whole, axes=list(axes)))
+
+
+def _log_softmax(function, op):  # type: ignore[no-untyped-def]
+    make, softmax = _builder(op), op.x.op
+    rest, log, _ = _without_peak(make, softmax.x, [int(softmax.axis.val)])
+    _replace(function, op, make("sub", x=rest, y=log))
+
+
+def _finite_mask(function, op):  # type: ignore[no-untyped-def]
+    changed = {}
+    for name, var in op.inputs.items():
+        value = None if isinstance(var, (list, tuple)) else var.val
+        if value is not None and np.asarray(value).dtype == np.float32:
+            finite = np.where(np.isfinite(value), np.maximum(value, -3e4), value)
+            new = np.float32(finite) if np.ndim(value) == 0 else finite.astype(np.float32)
+            changed[name] = mb.const(val=new, name=f"{op.name}_{name}_finite", before_op=op)
+    op.set_inputs(**changed)
+
+
+_REWRITES = {
+    "softplus": _softplus,
+    "logsumexp": _logsumexp,
+    "log_softmax": _log_softmax,
+    "finite_mask": _finite_mask,
+}
