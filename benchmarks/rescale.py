@@ -5,11 +5,11 @@ python -m benchmarks.rescale equal [--count 2000]
 python -m benchmarks.rescale optimal [--count 200]
 python -m benchmarks.rescale real
 
-``zoo``: every case with ``--rescale off``, ``fold``, ``insert``, and ``insert --rewrite``, and how each
-result does on 100 fresh inputs. ``equal``: random programs, scaled as random magnitudes ask for, beside themselves in
-FP32. ``optimal``: the multiplications inserted beside brute force over exponents. ``real``:
-architectures of transformers and diffusers with random weights, scaled until they overflow as
-reported; how long it takes to choose exponents, and all-FP16 before and after.
+``zoo``: every case with ``--rescale off``, ``fold``, ``insert``, and ``insert --rewrite``, and how
+each result does on 100 fresh inputs. ``equal``: random programs, scaled as random magnitudes ask
+for, beside themselves in FP32. ``optimal``: the multiplications inserted beside brute force over
+exponents. ``real``: architectures of transformers and diffusers with random weights, scaled until
+they overflow as reported, before and after.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def zoo_rows(names: list[str]) -> None:
     modes = [("off", False), ("fold", False), ("insert", False), ("insert", True)]
     print("off : fold : insert : insert and --rewrite\n")
     print(
-        "| case | ops | FP32 ops | constants scaled, multiplications inserted, ops rewritten | casts "
+        "| case | ops | FP32 ops | scaled, inserted, rewritten | casts "
         "| error/budget | held-out/budget | fresh inputs over |\n" + "|---" * 8 + "|"
     )
     for name, case in zoo.cases(names).items():

@@ -65,6 +65,7 @@ MOMENTS = {
     "bounding": (outcome, "_lower_bound"),
     "measuring alone": (outcome.account, "kept_ops"),
     "predicting": (outcome.account, "op_rows"),
+    "exponents": (outcome, "hint"),
     "remedies": (outcome.account, "remedies"),
     "sealing": (outcome, "_built"),
     "rendering": (Result, "as_dict"),
@@ -101,7 +102,7 @@ def test_a_signal_at_any_moment_keeps_the_set(moment, number, here, monkeypatch)
     assert files.foreign(Path("out")) is None and Path("out/model.mlpackage").is_dir()
 
 
-@pytest.mark.parametrize("moment", ["bounding", "measuring alone", "remedies"])
+@pytest.mark.parametrize("moment", ["bounding", "measuring alone", "exponents"])
 def test_a_second_signal_ends_the_extras(moment, here, monkeypatch):
     at(monkeypatch, moment, [signal.SIGINT, signal.SIGINT])
     run(*ARGV)

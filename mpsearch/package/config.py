@@ -110,10 +110,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fp32_ops: tuple[KeptOp, ...]
     heldout: float
     strategy: str
+    rewrites: tuple[Rewrite, ...]
+    scales: tuple[Scale, ...]
     weights: StoredWeights | None = None
     custom_metric: bool = False
-    rewrites: tuple[Rewrite, ...] = ()
-    scales: tuple[Scale, ...] = ()
     version: Literal[2] = 2
 
     def as_dict(self) -> dict[str, Any]:

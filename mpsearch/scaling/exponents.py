@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from scipy import optimize, sparse
 
 from ..numerics.formats import FP16
 from ..program.graph import Constant, Function, Node, Ref, slots_read
+from ..stdout import nothing_printed
 from .laws import MOVES, NORMS, divides, equations, ports, scales_products
 
 #: The largest exponent, in magnitude.
@@ -56,7 +58,7 @@ class Scale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     op: str
     type: str
     shape: tuple[int, ...]
-    inputs: dict[str, int]
+    inputs: dict[str, Annotated[int, msgspec.Meta(ge=-80, le=80)]]
     folded: tuple[str, ...] = ()
     layer: str = ""
 
@@ -212,13 +214,14 @@ class _Program:
         shape = (len(self.rows), len(self.columns))
         matrix = sparse.csr_array((values, (rows, columns)), shape=shape)
         _, least, most = zip(*self.rows, strict=True)
-        found = optimize.milp(
-            np.asarray(cost),
-            integrality=np.asarray(whole, dtype=int),
-            bounds=optimize.Bounds(np.asarray(lower), np.asarray(upper)),
-            constraints=optimize.LinearConstraint(matrix, least, most),
-            options={"time_limit": seconds},
-        )
+        with nothing_printed():
+            found = optimize.milp(
+                np.asarray(cost),
+                integrality=np.asarray(whole, dtype=int),
+                bounds=optimize.Bounds(np.asarray(lower), np.asarray(upper)),
+                constraints=optimize.LinearConstraint(matrix, least, most),
+                options={"time_limit": seconds},
+            )
         return None if found.x is None else np.rint(found.x).astype(int)
 
 
@@ -481,7 +484,8 @@ class _Model:
                 if port not in named:
                     self._milp.fix(variable)
             if node.op_type in NORMS and node.name in self._inner and "x" in variables:
-                low = math.floor(math.log2(self._inner[node.name]) / 2) + 1  # x is squared
+                share = min(self._inner[node.name], 4.0**_MOST)
+                low = math.floor(math.log2(share) / 2) + 1  # x is squared
                 beyond = self._milp.variable(0, 1, _BEYOND)
                 self._milp.row({variables["x"]: 1, beyond: low + _MOST}, lower=low)
             for law in laws:

@@ -54,6 +54,14 @@ def rescale(program, scales):  # type: ignore[no-untyped-def]
                 f"shape {entry['shape']}"
             )
 
+    def taken(op, port):  # type: ignore[no-untyped-def]
+        name, _, place = port.partition(".")
+        given = getattr(op, name) if name in op.input_spec.input_types else None
+        found = dict(enumerate(given or ())).get(int(place)) if place else given
+        if found is None or not types.is_float(found.dtype):
+            raise ValueError(f"{op.name!r} takes no floats as {port!r}")
+        return found
+
     order = {op.name: place for place, op in enumerate(function.operations)}
     with function:
         for entry in sorted(scales, key=lambda entry: order.get(entry["op"], len(order))):
@@ -70,11 +78,11 @@ def rescale(program, scales):  # type: ignore[no-untyped-def]
                 check(entry, op.op_type, op.outputs[0])
                 for port, exponent in entry["inputs"].items():
                     name, _, place = port.partition(".")
+                    new = scaled(taken(op, port), exponent, op)
                     if place:
-                        values = changed.setdefault(name, list(op.inputs[name]))
-                        values[int(place)] = scaled(values[int(place)], exponent, op)
+                        changed.setdefault(name, list(op.inputs[name]))[int(place)] = new
                     else:
-                        changed[name] = scaled(getattr(op, name), exponent, op)
+                        changed[name] = new
                 op.set_inputs(**changed)
             else:
                 raise ValueError(f"there is no {entry['type']} {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,29 +23,33 @@ _BETWEEN = frozenset(
 )
 
 
+#: How an op is spelled otherwise (:func:`mpsearch.scaling.stable.rewrite`).
+Kind = Literal["softplus", "logsumexp", "log_softmax", "finite_mask"]
+
+
 class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An op that is spelled otherwise: by name and type, and how (``kind``)."""
 
     op: str
     type: str
-    kind: str
+    kind: Kind
 
 
 def rewrites(program: Program) -> list[Rewrite]:
     """What can be spelled otherwise in the outer block of a program, in execution order."""
     (function,) = program.functions.values()
     kinds = ((op, _kind(op)) for op in function.operations)
-    return [Rewrite(op.name, op.op_type, kind) for op, kind in kinds if kind]
+    return [Rewrite(op.name, op.op_type, kind) for op, kind in kinds if kind is not None]
 
 
-def _kind(op: Operation) -> str:
+def _kind(op: Operation) -> Kind | None:
     if op.op_type == "softplus":
         return "softplus"
     if op.op_type == "reduce_log_sum_exp":
         return "logsumexp"
     if op.op_type == "log" and op.x.op is not None and op.x.op.op_type == "softmax":
         return "log_softmax"
-    return "finite_mask" if _masks(op) else ""
+    return "finite_mask" if _masks(op) else None
 
 
 def _masks(op: Operation) -> bool:

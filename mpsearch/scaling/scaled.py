@@ -18,6 +18,7 @@ from .exponents import Plan, Scale, plan
 from .magnitudes import magnitudes
 from .mil import rescale
 from .patterns import Rewrite
+from .patterns import rewrites as found
 from .stable import rewrite
 
 
@@ -46,6 +47,12 @@ def changed(precast: Precast, rewrites: Sequence[Rewrite], scales: Sequence[Scal
     InputError
         If it lacks an op that is to be changed.
     """
+    known = set(found(precast.program)) if rewrites else set()
+    for unknown in [row for row in rewrites if row not in known][:1]:
+        raise InputError(
+            f"the config does not fit the model: it spells {unknown.type} {unknown.op!r} as "
+            f"{unknown.kind}, which the model does not have; run optimize"
+        )
     program = copy_program(precast.program)
     try:
         rewrite(program, msgspec.to_builtins(rewrites))

@@ -258,6 +258,17 @@ def edited(config: dict, result: dict) -> dict[str, tuple[dict | str, dict | str
             {"surprise": 1},
             3,
         ],
+        "scales": [
+            3,
+            [{"op": "x"}],
+            [{"op": "nowhere", "type": "mul", "shape": [1], "inputs": {"x": -4}}],
+            [{"op": "nowhere", "type": "mul", "shape": [1], "inputs": {"x": 1 << 40}}],
+        ],
+        "rewrites": [
+            3,
+            [{"op": "x", "type": "log", "kind": "softplus"}],
+            [{"op": "x", "kind": "y"}],
+        ],
         "constraints": [{"by": "block"}, {"keep_fp32": "type:mul"}],
         "limits": [{"trials": 0}, {"timeout": "x"}],
         "execution": [{"seed": -1}, {"seed": 1.5}, {"seed": 2**40}, {"seed": "0"}],
