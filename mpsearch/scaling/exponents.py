@@ -25,6 +25,8 @@ from .laws import MOVES, NORMS, divides, equations, ports, scales_products
 
 #: The largest exponent, in magnitude.
 _MOST = 40
+#: By how much an exponent may be larger than any that a tensor needs.
+_SPARE = 4
 #: What it costs to leave a tensor beyond FP16's range, where a multiplication costs 1: an op in
 #: FP32 has casts around it, and leaves the Neural Engine.
 _BEYOND = 16.0
@@ -179,7 +181,8 @@ def plan(
 class _Program:
     """An integer linear program, built row by row."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.far = 2.0 * most  # how far apart two exponents can be
         self.columns: list[tuple[float, float, float, bool]] = []  # lower, upper, cost, whole
         self.rows: list[tuple[dict[int, float], float, float]] = []
 
@@ -198,7 +201,7 @@ class _Program:
 
     def equal_where(self, one: int, other: int, switch: int, at: int) -> None:
         """Two exponents are the same where a binary variable is ``at``."""
-        far = 2.0 * _MOST
+        far = self.far
         sign, most = (far, far) if at else (-far, 0.0)
         self.row({one: 1, other: -1, switch: sign}, upper=most)
         self.row({other: 1, one: -1, switch: sign}, upper=most)
@@ -252,7 +255,8 @@ class _Model:
         self._function, self._sizes, self._inner = function, magnitudes, inner
         self._constants, self._insert = constants, insert
         self._divisors = _divisors(function)
-        self._milp = _Program()
+        self._most = self._range()
+        self._milp = _Program(self._most)
         self._tensors: dict[int, int] = {}  # slot -> variable of its exponent
         self._beyond: dict[int, int] = {}  # slot -> whether it is left beyond the range
         self._uses: list[_Use] = []
@@ -340,21 +344,35 @@ class _Model:
 
     # -- building ------------------------------------------------------------------------------
 
+    def _range(self) -> int:
+        """The largest exponent, in magnitude: what some tensor needs, and a little more.
+
+        The smaller it is, the tighter is what the solver relaxes.
+        """
+        self._most = _MOST
+        needed = [
+            max(low, -high if slot in self._divisors else 0)
+            for slot in self._sizes
+            for low, high in [self._bounds(slot)]
+        ]
+        shares = [math.log2(min(share, 4.0**_MOST)) / 2 for share in self._inner.values()]
+        return min(math.ceil(max([0, *needed, *shares])) + _SPARE, _MOST)
+
     def _bounds(self, slot: int) -> tuple[int, int]:
         """The least and the largest exponent with which a tensor fits; where none does, the least.
 
         Where something is divided by it, its smallest values matter too.
         """
         size = self._sizes[slot]
-        low, high = -_MOST, _MOST
+        low, high = -self._most, self._most
         if size.most > 0 and math.isfinite(size.limit):
             low = math.floor(math.log2(size.most / size.limit)) + 1
         if size.typical > 0:
             high = math.floor(math.log2(size.typical / FP16.smallest_normal)) - _ROOM
         if slot in self._divisors and size.least < math.inf:
             high = min(high, math.floor(math.log2(size.least / FP16.step)) - _ROOM)
-        low = min(max(low, -_MOST), _MOST)
-        return low, min(max(high, low), _MOST)
+        low = min(max(low, -self._most), self._most)
+        return low, min(max(high, low), self._most)
 
     def _tensor(self, slot: int, free: bool) -> int:
         """The exponent of what an op computes."""
@@ -362,17 +380,17 @@ class _Model:
         low, high = self._bounds(slot)
         if not free:
             return milp.variable(0, 0)
-        least = low if low <= 0 else -_MOST
-        found = milp.variable(least, _MOST)
+        least = low if low <= 0 else -self._most
+        found = milp.variable(least, self._most)
         if low > 0:
             beyond = self._beyond[slot] = milp.variable(0, 1, _BEYOND)
-            milp.row({found: 1, beyond: low + _MOST}, lower=low)
-        if high < _MOST:
+            milp.row({found: 1, beyond: low + self._most}, lower=low)
+        if high < self._most:
             dividing = slot in self._divisors
             cost = _VANISHES if dividing else _FADES if high >= 0 else _FAINT
-            bits = milp.variable(0, 2 * _MOST, cost, whole=False)
+            bits = milp.variable(0, 2 * self._most, cost, whole=False)
             milp.row({found: 1, bits: -1}, upper=high)
-        size = milp.variable(0, _MOST, _CHANGED, whole=False)
+        size = milp.variable(0, self._most, _CHANGED, whole=False)
         milp.row({size: 1, found: -1}, lower=0)
         milp.row({size: 1, found: 1}, lower=0)
         return found
@@ -400,14 +418,14 @@ class _Model:
             return None
         sizes = np.abs(value[np.isfinite(value) & (value != 0)]).astype(np.float64)
         if source.name not in self._constants or not sizes.size:
-            return self._milp.variable(0, 0 if sizes.size else _MOST)
+            return self._milp.variable(0, 0 if sizes.size else self._most)
         low = math.floor(math.log2(sizes.max() / FP16.overflows)) + 1
-        high = _MOST
+        high = self._most
         if multiplies:
             typical = math.sqrt(float(np.square(sizes).sum()) / value.size)
             room = _ROOM if value.size > 1 else 0
             high = math.floor(math.log2(typical / FP16.smallest_normal)) - room
-        low, high = max(min(low, 0), -_MOST), min(max(high, 0), _MOST)
+        low, high = max(min(low, 0), -self._most), min(max(high, 0), self._most)
         variable = self._milp.variable(low, high)
         if value.size > _LARGE:
             self._large[source.name] = variable
@@ -432,17 +450,17 @@ class _Model:
                     use.variable = tensor
                 continue
             for use in uses:
-                use.variable = self._milp.variable(-_MOST, _MOST)
+                use.variable = self._milp.variable(-self._most, self._most)
             self._versions(slot, tensor, uses)
 
     def _versions(self, slot: int, tensor: int, uses: list[_Use]) -> None:
         """Each use takes the tensor as it is computed, or one of a few multiples of it."""
-        milp, far = self._milp, 2.0 * _MOST
+        milp, far = self._milp, self._milp.far
         low, high = self._bounds(slot)
         taken: list[tuple[int, int]] = []  # exponent of a multiple, and whether it is there
         for place in range(min(len(uses), 3)):
             there = milp.variable(0, 1, 1.0)
-            exponent = milp.variable(-_MOST, _MOST)
+            exponent = milp.variable(-self._most, self._most)
             fits = {exponent: 1.0, there: -far}
             if low > 0:  # a multiplication may leave the range too, and is then what stays FP32
                 fits[milp.variable(0, 1, _BEYOND)] = far
@@ -487,7 +505,7 @@ class _Model:
                 share = min(self._inner[node.name], 4.0**_MOST)
                 low = math.floor(math.log2(share) / 2) + 1  # x is squared
                 beyond = self._milp.variable(0, 1, _BEYOND)
-                self._milp.row({variables["x"]: 1, beyond: low + _MOST}, lower=low)
+                self._milp.row({variables["x"]: 1, beyond: low + self._most}, lower=low)
             for law in laws:
                 terms: dict[int, float] = {}
                 for port, factor in law.items():
