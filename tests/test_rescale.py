@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from benchmarks import zoo
 from mpsearch.executor.predict import Executor
 from mpsearch.program.lowering import copy_program, lower
 from mpsearch.program.precision import Precision
+from mpsearch.report import text
 from mpsearch.scaling.exponents import plan
 from mpsearch.scaling.mil import rescale
 from mpsearch.scaling.patterns import rewrites
@@ -230,6 +232,20 @@ def test_a_stored_config_scales_again(folded, tmp_path):
     package = mpsearch.apply(tmp_path / "out", model, samples[:1])
     package.save(str(tmp_path / "again.mlpackage"))
     assert _ops(tmp_path / "again.mlpackage") == _ops(tmp_path / "out" / "model.mlpackage")
+
+
+def test_weights_that_have_outgrown_their_exponents_are_told(folded, tmp_path):
+    folded.save(tmp_path / "out")
+    model, samples, _ = case(NORM)
+    assert mpsearch.check(tmp_path / "out", model, samples).outgrown == ()
+    grown = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in grown.parameters():
+            if parameter.dim() > 1:
+                parameter *= 16
+    checked = mpsearch.check(tmp_path / "out", grown, samples)
+    assert checked.outgrown and not checked.same_model
+    assert "outgrown: " in text.check(checked, lambda line, mood: line)
 
 
 def test_a_config_whose_ops_are_others_is_refused(folded, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import options
+from ..ending import Ending
 from ..errors import InputError
 from ..evaluation import coverage
 from ..evaluation.metrics import NAMES
@@ -17,6 +18,7 @@ from ..results.check import CheckResult
 from ..scaling.scaled import with_changes
 from ..source.prepare import check_device, prepare
 from .apply import as_config, match
+from .job import measured
 from .surroundings import undisturbed
 
 
@@ -86,6 +88,10 @@ def check(
         covered = coverage.lower_bound(broken, samples, wanted.confidence)
     else:
         loss = evaluator.evaluate(precision).loss
+    outgrown: list[str] = []
+    if config.scales:
+        _, range_ = measured(prepared, evaluator, Ending())
+        outgrown = [prepared.ops[i].name for i in sorted(range_.refused - found)]
     enough = covered is not None and covered >= wanted.coverage
     return CheckResult(
         holds=not missing and (loss <= bound or enough),
@@ -99,5 +105,6 @@ def check(
         coverage=covered,
         confidence=None if covered is None else wanted.confidence,
         unmatched=missing,
+        outgrown=tuple(outgrown),
         same_model=prepared.fingerprint == config.fingerprint,
     )

@@ -217,6 +217,14 @@ def check(report: CheckResult, paint: Paint) -> str:
             f"search has not seen them, {coverage.words(report.coverage, report.confidence)}.",
             _WIDTH,
         )
+    if report.outgrown:
+        some = ", ".join(report.outgrown[:4])
+        more = f" and {len(report.outgrown) - 4} more" if len(report.outgrown) > 4 else ""
+        lines += _wrap(
+            f"outgrown: {some}{more} may overflow with these weights although the config scales "
+            "them; run optimize for new exponents",
+            _WIDTH,
+        )
     lines += [
         printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
         for op in report.unmatched

@@ -28,6 +28,9 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
         Pearson, 1934), if the search has not seen them.
     unmatched
         Ops of the config that the model does not have (by name, type and layer).
+    outgrown
+        Ops that leave FP16's range, or soon will, although the config scales tensors so that all
+        fit: with new weights, other exponents are needed.
     same_model
         Whether weights and program are the very ones the config was made from.
     """
@@ -45,4 +48,5 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     coverage: float | None = None
     confidence: float | None = None
     unmatched: tuple[KeptOp, ...] = ()
+    outgrown: tuple[str, ...] = ()
     same_model: bool = False
