@@ -94,6 +94,10 @@ def test_random_programs_give_the_same_to_the_bit():
     assert sum(scaled_equals_plain(seed, 8) for seed in range(120)) > 90
 
 
+def test_an_op_may_have_the_name_of_the_output_that_it_computes():
+    assert scaled_equals_plain(10052, 8)
+
+
 def test_folding_inserts_nothing():
     for seed in range(40):
         made = scalable.program(seed, 6)

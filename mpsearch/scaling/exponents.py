@@ -298,7 +298,8 @@ class _Model:
     def read(self, found: np.ndarray, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
         """The plan that a solution stands for."""
         exponents = {slot: int(found[v]) for slot, v in self._tensors.items()}
-        given: dict[str, tuple[_Use, dict[str, int], list[str]]] = {}
+        # An op may have the name of the output that it computes.
+        given: dict[tuple[bool, str], tuple[_Use, dict[str, int], list[str]]] = {}
         inserted = set()
         for use in self._uses:
             made = 0 if use.slot is None else exponents[use.slot]
@@ -306,7 +307,7 @@ class _Model:
             if not factor:
                 continue
             name = use.port if use.node is None else use.node.name
-            _, inputs, folded = given.setdefault(name, (use, {}, []))
+            _, inputs, folded = given.setdefault((use.node is None, name), (use, {}, []))
             inputs["x" if use.node is None else use.port] = factor
             if use.slot is None:
                 folded.append(use.port)
@@ -321,7 +322,7 @@ class _Model:
                 tuple(folded),
                 "" if use.node is None else use.node.layer,
             )
-            for name, (use, inputs, folded) in given.items()
+            for (_, name), (use, inputs, folded) in given.items()
         )
         left = sum(int(found[v]) for v in self._beyond.values()) + sum(
             exponents[slot] - factor < self._bounds(slot)[0]

@@ -64,7 +64,8 @@ def rescale(program, scales):  # type: ignore[no-untyped-def]
 
     order = {op.name: place for place, op in enumerate(function.operations)}
     with function:
-        for entry in sorted(scales, key=lambda entry: order.get(entry["op"], len(order))):
+        # Outputs last: what is made for them stands at the end.
+        for entry in sorted(scales, key=lambda e: (e["type"] == "output", order.get(e["op"], 0))):
             name = entry["op"]
             if entry["type"] == "output" and name in outputs:
                 var = outputs[name]
