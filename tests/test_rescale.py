@@ -15,16 +15,20 @@ import torch
 
 import mpsearch
 from benchmarks import zoo
+from mpsearch._ct import quiet
 from mpsearch.executor.predict import Executor
 from mpsearch.program.lowering import copy_program, lower
 from mpsearch.program.precision import Precision
 from mpsearch.report import text
-from mpsearch.scaling.exponents import plan
+from mpsearch.scaling.exponents import Magnitudes, plan
 from mpsearch.scaling.mil import rescale
 from mpsearch.scaling.patterns import rewrites
 from mpsearch.scaling.scaled import with_changes
 from mpsearch.source.prepare import prepare
 from tests import scalable
+
+with quiet():
+    from coremltools.converters.mil.mil import Builder as mb
 
 NORM = "rmsnorm_outlier"  # an outlier channel, whose square FP16 cannot hold
 DIVISION = "complex_division"  # a quotient that needs multiplications
@@ -96,6 +100,32 @@ def test_random_programs_give_the_same_to_the_bit():
 
 def test_an_op_may_have_the_name_of_the_output_that_it_computes():
     assert scaled_equals_plain(10052, 8)
+
+
+def test_what_a_branch_captures_is_not_scaled():
+    @mb.program(input_specs=[mb.TensorSpec(shape=(4,))])
+    def made(x):
+        large = [mb.mul(x=x, y=np.float32(factor)) for factor in (2.0, 3.0)]
+        chosen = mb.cond(
+            pred=mb.greater(x=mb.reduce_sum(x=x, axes=[0]), y=np.float32(0)),
+            _true_fn=lambda: mb.add(x=large[0], y=large[1]),
+            _false_fn=lambda: mb.sub(x=large[0], y=large[1]),
+        )
+        return mb.mul(x=chosen, y=np.float32(2**-9), name="y")
+
+    function = lower(made)
+    slots = scalable.floats(made, function)
+    sizes = dict.fromkeys(slots, Magnitudes(2.0**18, 2.0**16, 2.0**16, 2.0**16))
+    sizes |= dict.fromkeys(function.inputs.values(), Magnitudes(1.0, 2.0**16, 0.25, 0.01))
+    constants = [op.outputs[0].name for op in made.functions["main"].find_ops(op_type="const")]
+    operations = made.functions["main"].operations
+    shapes = {op.name: tuple(op.outputs[0].shape) for op in operations}
+    found = plan(function, sizes, {}, shapes, constants, True, 20.0)
+    other = copy_program(made)
+    rescale(other, as_dicts(found.scales))
+    x = np.arange(1, 5, dtype=np.float32)
+    plain, scaled = Executor(made).predict({"x": x}), Executor(other).predict({"x": x})
+    assert np.array_equal(plain["y"], scaled["y"])
 
 
 def test_folding_inserts_nothing():

@@ -282,11 +282,10 @@ class _Model:
         for node in self._function.nodes:
             laws = equations(node)
             named = {port for law in laws for port in law}
-            taken = {use.port: use for use in self._taken(node)}
+            self._uses += self._taken(node)
             for place, slot in enumerate(node.outputs):
                 if slot in self._sizes:
                     self._tensors[slot] = self._tensor(slot, f"-> {place}" in named)
-            self._uses += taken.values()
         outputs = {**self._function.outputs, **self._function.state_outputs}
         for name, source in outputs.items():
             if isinstance(source, Ref) and source.slot in self._sizes:
@@ -438,13 +437,12 @@ class _Model:
         for use in self._uses:
             if use.slot is not None:
                 by_slot.setdefault(use.slot, []).append(use)
+        written = self._function.state_outputs.values()
+        states = {ref.slot for ref in written if isinstance(ref, Ref)}
         for slot, uses in by_slot.items():
             tensor = self._tensors[slot]
             one = uses[0].node if len(uses) == 1 else None
             whole = any(use.node is not None and use.node.blocks for use in uses)
-            states = {
-                ref.slot for ref in self._function.state_outputs.values() if isinstance(ref, Ref)
-            }
             moved = one is not None and one.op_type in MOVES
             if not self._insert or moved or whole or slot in states:
                 for use in uses:
