@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..program.precision import Precision
-from ..scaling.exponents import UNSCALED
-from ..scaling.patterns import rewrites
+from ..scaling.exponents import UNSCALED, Plan
+from ..scaling.patterns import Rewrite, rewrites
 from ..scaling.scaled import planned, with_changes
 from .job import Job, measured, pose
 from .progress import Progress
@@ -25,19 +27,7 @@ def changed(job: Job, bar: Progress) -> Job | None:
         return None
     found = job
     if wanted.rewrite and (spelled := rewrites(job.prepared.precast.program)):
-        prepared = with_changes(job.prepared, spelled, ())
-        problem.engine.release()
-        bar.stage("measuring the program spelled otherwise")
-        found = pose(
-            job.request,
-            prepared,
-            problem.ending,
-            job.name,
-            job.started,
-            bar.trial,
-            UNSCALED,
-            spelled,
-        )
+        found = _posed(job, bar, spelled, UNSCALED)
         if found.problem.floor() > problem.floor() + _SAME * abs(problem.limit):
             found = job
     if wanted.rescale != "off" and not _suffices(found):
@@ -56,19 +46,16 @@ def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
     plan = planned(job.prepared, problem.engine, job.range, insert, _SECONDS)
     if not plan.scales:
         return job
-    problem.engine.release()
-    prepared = with_changes(job.prepared, job.rewrites, plan.scales)
-    bar.stage("measuring the scaled program")
-    return pose(
-        job.request,
-        prepared,
-        problem.ending,
-        job.name,
-        job.started,
-        bar.trial,
-        plan,
-        job.rewrites,
-    )
+    return _posed(job, bar, job.rewrites, plan)
+
+
+def _posed(job: Job, bar: Progress, spelled: Sequence[Rewrite], plan: Plan) -> Job:
+    """The same question of a changed program."""
+    ending = job.problem.ending
+    job.problem.engine.release()
+    prepared = with_changes(job.prepared, spelled, plan.scales)
+    bar.stage("measuring the changed program")
+    return pose(job.request, prepared, ending, job.name, job.started, bar.trial, plan, spelled)
 
 
 def hint(job: Job, kept: int) -> str:
