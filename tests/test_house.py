@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +36,26 @@ def test_the_model_passes_through_few_files():
     finally:
         sys.setprofile(None)
     assert 0 < len(seen) <= 12, sorted(seen)
+
+
+def test_what_is_installed_is_all_there_is():
+    """The packages and the files in them, as pyproject.toml lists them, beside those on disk."""
+    root = Path(__file__).parents[1]
+    tool = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {
+        package: root / tool["package-dir"].get(package, package.replace(".", "/"))
+        for package in tool["packages"]
+    }
+    made = {path.parent for path in (root / "mpsearch").rglob("*.py")} | {root / "strategies"}
+    assert set(folders.values()) == made
+    listed = {
+        file
+        for package, globs in tool["package-data"].items()
+        for glob in globs
+        for file in folders[package].glob(glob)
+    }
+    other = {file for folder in made for file in folder.iterdir() if file.is_file()}
+    assert listed == {file for file in other if file.suffix not in (".py", ".pyc")}
 
 
 def test_a_search_does_not_load_torchs_compiler():

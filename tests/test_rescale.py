@@ -15,6 +15,7 @@ import torch
 
 import mpsearch
 from benchmarks import zoo
+from benchmarks.zoo import masked as masked_zoo
 from mpsearch._ct import quiet
 from mpsearch.executor.predict import Executor
 from mpsearch.program.lowering import copy_program, lower
@@ -323,7 +324,11 @@ SPELLINGS = {
     "log of softmax": (lambda x: torch.log(torch.softmax(x, 1)), 8.0),
     "log_softmax": (lambda x: torch.log_softmax(x, -1), 8.0),
     "mask": (masked, 1.0),
+    "exp": (lambda x: torch.exp(x) - 1.0, 2.0),
+    "log": (lambda x: torch.log(torch.relu(x) + 0.5), 2.0),
 }
+#: The power of two that is taken out of an exponential or a logarithm.
+TAKEN = 9
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -333,7 +338,8 @@ def test_other_spellings_are_equal_in_fp32(name):
     draw = torch.Generator().manual_seed(0)
     data = [size * torch.randn(1, 6, 6, generator=draw) for _ in range(50)]
     prepared = prepare(Spelled(function), data)
-    found = rewrites(prepared.precast.program)
+    exponents = {op.name: TAKEN for op in prepared.ops}
+    found = rewrites(prepared.precast.program, (), exponents)
     assert found, [op.type for op in prepared.ops]
     other = with_changes(prepared, found, ())
     every = Precision.all_fp32(len(other.ops))
@@ -353,12 +359,32 @@ def test_what_is_spelled_otherwise_needs_no_fp32(name):
     assert mpsearch.optimize(model, samples, budget, numerics=numerics).kept
 
 
-def test_a_mask_whose_rows_are_masked_from_end_to_end_stays():
-    """-30000 leaves such rows the order of their scores, where the model's own mask leaves none."""
-    model, samples, budget = case("mask_finfo_min")
+@pytest.mark.parametrize("value", [-1e9, torch.finfo(torch.float32).min])
+def test_rows_masked_from_end_to_end_stay_even(value):
+    """Their scores vanish beside the mask in FP32, and must not show in FP16 either."""
+    model, samples = masked_zoo.build(value), zoo.masked.samples(16)
     spelled = mpsearch.Conversion(rewrite=True)
-    found = mpsearch.optimize(model, samples, budget, conversion=spelled)
+    found = mpsearch.optimize(model, samples, 1e-2, conversion=spelled)
+    assert found.met and not found.kept and [r.kind for r in found.rewrites] == ["finite_mask"]
+    assert mpsearch.optimize(model, samples, 1e-2).kept
+
+
+def test_a_mask_that_leaves_the_order_of_scores_stays():
+    """Beside -1e5 FP32 still holds the scores of a row masked from end to end."""
+    model, samples = masked_zoo.build(-1e5), zoo.masked.samples(16)
+    spelled = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, 1e-2, conversion=spelled)
     assert found.met and found.rewrites == () and found.kept
+
+
+def test_powers_of_two_go_through_exponentials_and_logarithms(tmp_path):
+    model, samples, budget = case("cumulative_logsumexp")
+    spelled = mpsearch.Conversion(rewrite=True, rescale="fold")
+    found = mpsearch.optimize(model, samples, budget, conversion=spelled)
+    assert found.met and not found.kept and {r.kind for r in found.rewrites} == {"exp", "log"}
+    found.save(tmp_path / "out")
+    package = alone(tmp_path / "out", model, samples[0], tmp_path)
+    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
 
 
 def test_a_spelling_is_written_and_stored(tmp_path):

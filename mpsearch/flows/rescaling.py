@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ..program.precision import Precision
 from ..scaling.exponents import UNSCALED, Plan
-from ..scaling.patterns import Rewrite, rewrites
-from ..scaling.scaled import planned, with_changes
+from ..scaling.patterns import Rewrite
+from ..scaling.scaled import planned, spelled, with_changes
 from .job import Job, measured, pose
 from .progress import Progress
 
@@ -26,8 +26,8 @@ def changed(job: Job, bar: Progress) -> Job | None:
     if problem.ending.over or _suffices(job):
         return None
     found = job
-    if wanted.rewrite and (spelled := rewrites(job.prepared.precast.program)):
-        found = _posed(job, bar, spelled, UNSCALED)
+    if wanted.rewrite and (other := spelled(job.prepared, problem.engine, job.range)):
+        found = _posed(job, bar, other, UNSCALED)
         if found.problem.floor() > problem.floor() + _SAME * abs(problem.limit):
             found = job
     if wanted.rescale != "off" and not _suffices(found):
@@ -49,13 +49,13 @@ def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
     return _posed(job, bar, job.rewrites, plan)
 
 
-def _posed(job: Job, bar: Progress, spelled: Sequence[Rewrite], plan: Plan) -> Job:
+def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) -> Job:
     """The same question of a changed program."""
     ending = job.problem.ending
     job.problem.engine.release()
-    prepared = with_changes(job.prepared, spelled, plan.scales)
+    prepared = with_changes(job.prepared, spellings, plan.scales)
     bar.stage("measuring the changed program")
-    return pose(job.request, prepared, ending, job.name, job.started, bar.trial, plan, spelled)
+    return pose(job.request, prepared, ending, job.name, job.started, bar.trial, plan, spellings)
 
 
 def hint(job: Job, kept: int) -> str:

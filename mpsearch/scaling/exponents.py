@@ -87,6 +87,22 @@ class Magnitudes:
     least: float
 
 
+def fitting(size: Magnitudes, divides: bool, most: int = _MOST) -> tuple[int, int]:
+    """The least and the largest exponent with which a tensor fits; where none does, the least.
+
+    Where something is divided by it, its smallest values matter too. None is beyond ``most``.
+    """
+    low, high = -most, most
+    if size.most > 0 and math.isfinite(size.limit):
+        low = math.floor(math.log2(size.most / size.limit)) + 1
+    if size.typical > 0:
+        high = math.floor(math.log2(size.typical / FP16.smallest_normal)) - _ROOM
+    if divides and size.least < math.inf:
+        high = min(high, math.floor(math.log2(size.least / FP16.step)) - _ROOM)
+    low = min(max(low, -most), most)
+    return low, min(max(high, low), most)
+
+
 class ScaledTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tensor that is computed as itself times ``2**-exponent``.
 
@@ -363,16 +379,7 @@ class _Model:
 
         Where something is divided by it, its smallest values matter too.
         """
-        size = self._sizes[slot]
-        low, high = -self._most, self._most
-        if size.most > 0 and math.isfinite(size.limit):
-            low = math.floor(math.log2(size.most / size.limit)) + 1
-        if size.typical > 0:
-            high = math.floor(math.log2(size.typical / FP16.smallest_normal)) - _ROOM
-        if slot in self._divisors and size.least < math.inf:
-            high = min(high, math.floor(math.log2(size.least / FP16.step)) - _ROOM)
-        low = min(max(low, -self._most), self._most)
-        return low, min(max(high, low), self._most)
+        return fitting(self._sizes[slot], slot in self._divisors, self._most)
 
     def _tensor(self, slot: int, free: bool) -> int:
         """The exponent of what an op computes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from .._ct import quiet
 
 with quiet():
-    from coremltools.converters.mil.mil import Operation, Program, Var
+    from coremltools.converters.mil.mil import Operation, Program, Var, types
 
 #: Masks below are made finite for FP16; the largest magnitude is left to softmax's logits.
 _MASKED = -3e4
@@ -24,55 +25,97 @@ _BETWEEN = frozenset(
 
 
 #: How an op is spelled otherwise (:func:`mpsearch.scaling.stable.rewrite`).
-Kind = Literal["softplus", "logsumexp", "log_softmax", "finite_mask"]
+Kind = Literal["softplus", "logsumexp", "log_softmax", "finite_mask", "exp", "log"]
 
 
 class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An op that is spelled otherwise: by name and type, and how (``kind``)."""
+    """An op that is spelled otherwise: by name and type, and how (``kind``).
+
+    ``exponent`` is the power of two that is taken out of an exponential or a logarithm.
+    """
 
     op: str
     type: str
     kind: Kind
+    exponent: Annotated[int, msgspec.Meta(ge=-80, le=80)] = 0
 
 
-def rewrites(program: Program) -> list[Rewrite]:
-    """What can be spelled otherwise in the outer block of a program, in execution order."""
+def rewrites(
+    program: Program, truths: Collection[str], exponents: Mapping[str, int]
+) -> list[Rewrite]:
+    """What can be spelled otherwise in the outer block of a program, in execution order.
+
+    Parameters
+    ----------
+    truths
+        Inputs of the program that are nothing but 0 and 1.
+    exponents
+        For exponentials and logarithms by name: which power of two is to be taken out.
+    """
     (function,) = program.functions.values()
-    kinds = ((op, _kind(op)) for op in function.operations)
-    return [Rewrite(op.name, op.op_type, kind) for op, kind in kinds if kind is not None]
+    found = []
+    for op in function.operations:
+        kind = _kind(op, frozenset(truths))
+        if kind in ("exp", "log"):
+            if exponent := exponents.get(op.name, 0):
+                found.append(Rewrite(op.name, op.op_type, kind, exponent))
+        elif kind is not None:
+            found.append(Rewrite(op.name, op.op_type, kind))
+    return found
 
 
-def _kind(op: Operation) -> Kind | None:
+def unfit(program: Program, rewrites: Iterable[Rewrite]) -> Rewrite | None:
+    """The first that a program has no op for."""
+    (function,) = program.functions.values()
+    every = frozenset(function.inputs)
+    possible = {(op.name, op.op_type, _kind(op, every)) for op in function.operations}
+    return next((r for r in rewrites if (r.op, r.type, r.kind) not in possible), None)
+
+
+def _kind(op: Operation, truths: frozenset[str]) -> Kind | None:
     if op.op_type == "softplus":
         return "softplus"
     if op.op_type == "reduce_log_sum_exp":
         return "logsumexp"
     if op.op_type == "log" and op.x.op is not None and op.x.op.op_type == "softmax":
         return "log_softmax"
-    return "finite_mask" if _masks(op) else None
+    if op.op_type in ("exp", "log"):
+        return "exp" if op.op_type == "exp" else "log"
+    return "finite_mask" if _masks(op, truths) else None
 
 
-def _masks(op: Operation) -> bool:
+def _masks(op: Operation, truths: frozenset[str]) -> bool:
     """Whether an op brings in a mask that FP16 cannot hold, and only softmax sees it."""
     if op.op_type not in ("add", "mul", "select"):
         return False
     values = [v.val for v in op.inputs.values() if isinstance(v, Var) and v.val is not None]
     floats = [np.asarray(v) for v in values if np.asarray(v).dtype == np.float32]
     beyond = any((v[np.isfinite(v)] < _MASKED).any() for v in floats)
-    if not beyond or (op.op_type == "mul" and not _zero_or_one(op)):
+    if not beyond or (op.op_type == "mul" and not _is_truth(_factor(op), truths)):
         return False
     return _only_softmax(op.outputs[0])
 
 
-def _zero_or_one(op: Operation) -> bool:
-    """Whether the factor that is no constant is a truth value, or one taken from 1."""
-    (var,) = (v for v in (op.x, op.y) if v.val is None)
+def _factor(op: Operation) -> Var:
+    """The factor of a product with a constant that is no constant."""
+    return op.x if op.x.val is None else op.y
+
+
+def _is_truth(var: Var, truths: frozenset[str]) -> bool:
+    """Whether a tensor is nothing but 0 and 1: truth values, 1 less them, their products."""
+    if var.val is not None:
+        return bool(np.isin(var.val, (0, 1)).all())
     made: Any = var.op
-    if made is not None and made.op_type == "sub" and made.x.val is not None:
-        made = made.y.op if np.all(np.asarray(made.x.val) == 1) else None
-    while made is not None and made.op_type in _BETWEEN - {"add", "select", "concat"}:
-        made = made.x.op
-    return made is not None and made.op_type == "cast"
+    if made is None:
+        return var.name in truths
+    if made.op_type == "cast":
+        return bool(types.is_bool(made.x.dtype)) or _is_truth(made.x, truths)
+    if made.op_type == "sub":
+        one = made.x.val is not None and bool(np.all(made.x.val == 1))
+        return one and _is_truth(made.y, truths)
+    if made.op_type in ("mul", "maximum", "minimum"):
+        return _is_truth(made.x, truths) and _is_truth(made.y, truths)
+    return made.op_type in _BETWEEN - {"add", "select", "concat"} and _is_truth(made.x, truths)
 
 
 def _only_softmax(var: Var) -> bool:

@@ -7,18 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.incremental import Incremental
+from ..program.graph import Ref
 from ..program.lowering import copy_program, lower_candidates
 from ..search.risk import Range
 from ..source.precast import Precast
 from ..source.prepare import Prepared
-from .exponents import Plan, Scale, plan
+from .exponents import Plan, Scale, fitting, plan
 from .magnitudes import magnitudes
 from .mil import rescale
-from .patterns import Rewrite
-from .patterns import rewrites as found
+from .patterns import Rewrite, rewrites, unfit
 from .stable import rewrite
 
 
@@ -37,7 +38,32 @@ def planned(
     return plan(prepared.lowered, sizes, inner, shapes, constants, insert, seconds)
 
 
-def changed(precast: Precast, rewrites: Sequence[Rewrite], scales: Sequence[Scale]) -> Precast:
+def spelled(prepared: Prepared, engine: Incremental, range_: Range) -> list[Rewrite]:
+    """What can be spelled otherwise; see :mod:`mpsearch.scaling.stable`.
+
+    An input that is nothing but 0 and 1 in every sample is taken for a mask.
+    """
+    samples = [*prepared.calibration.samples, *prepared.heldout.samples]
+    truths = {name for name in samples[0] if all(_is_truth(s[name]) for s in samples)}
+    kinds = {node.op_type for node in prepared.lowered.nodes}
+    exponents: dict[str, int] = {}
+    if not kinds.isdisjoint(("exp", "log")):
+        sizes = magnitudes(engine, range_, range(len(prepared.calibration.samples)))
+        for node in prepared.lowered.nodes:
+            source = node.fp32.inputs.get("x")
+            if node.op_type == "exp" and node.outputs[0] in sizes:
+                exponents[node.name] = max(fitting(sizes[node.outputs[0]], False)[0], 0)
+            elif node.op_type == "log" and isinstance(source, Ref) and source.slot in sizes:
+                low, high = fitting(sizes[source.slot], True)
+                exponents[node.name] = max(low, min(high, 0))
+    return rewrites(prepared.precast.program, truths, exponents)
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, Tensor) and bool(((value == 0) | (value == 1)).all())
+
+
+def changed(precast: Precast, spellings: Sequence[Rewrite], scales: Sequence[Scale]) -> Precast:
     """A program with ops spelled otherwise, then with inputs of ops multiplied by powers of two.
 
     The given one stays as it is.
@@ -47,15 +73,14 @@ def changed(precast: Precast, rewrites: Sequence[Rewrite], scales: Sequence[Scal
     InputError
         If it lacks an op that is to be changed.
     """
-    known = set(found(precast.program)) if rewrites else set()
-    for unknown in [row for row in rewrites if row not in known][:1]:
+    if unknown := unfit(precast.program, spellings):
         raise InputError(
             f"the config does not fit the model: it spells {unknown.type} {unknown.op!r} as "
             f"{unknown.kind}, which the model does not have; run optimize"
         )
     program = copy_program(precast.program)
     try:
-        rewrite(program, msgspec.to_builtins(rewrites))
+        rewrite(program, msgspec.to_builtins(spellings))
         rescale(program, msgspec.to_builtins(scales))
     except ValueError as error:
         raise InputError(f"the config does not fit the model: {error}; run optimize") from error
@@ -63,11 +88,11 @@ def changed(precast: Precast, rewrites: Sequence[Rewrite], scales: Sequence[Scal
 
 
 def with_changes(
-    prepared: Prepared, rewrites: Sequence[Rewrite], scales: Sequence[Scale]
+    prepared: Prepared, spellings: Sequence[Rewrite], scales: Sequence[Scale]
 ) -> Prepared:
     """What is known before a search, of the changed program (:func:`changed`)."""
     plain = prepared.plain or prepared.precast
-    precast = changed(plain, rewrites, scales)
+    precast = changed(plain, spellings, scales)
     (name,) = precast.program.functions
     lowered, ops = lower_candidates(precast.program, name, precast.layer_of, precast.line_of)
     return replace(prepared, precast=precast, lowered=lowered, ops=ops, plain=plain)

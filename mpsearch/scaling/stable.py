@@ -6,6 +6,8 @@ they give.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .._ct import quiet
@@ -20,7 +22,8 @@ def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
     ``rewrites`` has a dict for each op: its name (``op``), ``type``, and the ``kind``:
     ``softplus``, relu(x) + log(1 + exp(-|x|)); ``logsumexp`` and ``log_softmax``, with the largest
     value taken out first; ``finite_mask``, constants below -30000 that only softmax sees become
-    -30000.
+    -30000, or -40000 where something is added, and the sum is at least -30000; ``exp`` and ``log``
+    with the power of two ``exponent`` taken out, exp(x - k ln 2) 2^k and log(x 2^-k) + k ln 2.
 
     Raises ValueError where the program has no such op.
     """
@@ -32,7 +35,8 @@ def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
             if op is None or op.op_type != entry["type"]:
                 raise ValueError(f"there is no {entry['type']} {entry['op']!r}")
             known, scopes = set(function.operations), dict(op.scopes)
-            _REWRITES[entry["kind"]](function, op)
+            more = {"exponent": entry["exponent"]} if entry.get("exponent") else {}
+            _REWRITES[entry["kind"]](function, op, **more)  # type: ignore[operator]
             for made in set(function.operations) - known:
                 made.scopes = dict(scopes)
 
@@ -90,15 +94,50 @@ def _log_softmax(function, op):  # type: ignore[no-untyped-def]
     _replace(function, op, make("sub", x=rest, y=log))
 
 
+def _exp(function, op, exponent):  # type: ignore[no-untyped-def]
+    make = _builder(op)
+    less = make("sub", x=op.x, y=exponent * math.log(2))
+    _replace(function, op, make("mul", x=make("exp", x=less), y=2.0**exponent))
+
+
+def _log(function, op, exponent):  # type: ignore[no-untyped-def]
+    make = _builder(op)
+    epsilon = float(op.epsilon.val) * 2.0**-exponent
+    log = make("log", x=make("mul", x=op.x, y=2.0**-exponent), epsilon=max(epsilon, 1e-45))
+    _replace(function, op, make("add", x=log, y=exponent * math.log(2)))
+
+
 def _finite_mask(function, op):  # type: ignore[no-untyped-def]
-    changed = {}
+    summed = _sums_before_softmax(op)
+    least, changed = -4e4 if summed else -3e4, {}
     for name, var in op.inputs.items():
         value = None if isinstance(var, (list, tuple)) else var.val
         if value is not None and np.asarray(value).dtype == np.float32:
-            finite = np.where(np.isfinite(value), np.maximum(value, -3e4), value)
+            finite = np.where(np.isfinite(value), np.maximum(value, least), value)
             new = np.float32(finite) if np.ndim(value) == 0 else finite.astype(np.float32)
             changed[name] = mb.const(val=new, name=f"{op.name}_{name}_finite", before_op=op)
     op.set_inputs(**changed)
+    for softmax in summed:
+        name = f"{softmax.name}_finite"
+        if softmax.x.op.name != name:
+            by = mb.const(val=np.float32(-3e4), name=f"{name}_by", before_op=softmax)
+            by.op.scopes = dict(op.scopes)
+            finite = mb.maximum(x=softmax.x, y=by, name=name, before_op=softmax)
+            finite.op.scopes = dict(op.scopes)
+            softmax.set_inputs(x=finite)
+
+
+def _sums_before_softmax(op):  # type: ignore[no-untyped-def]
+    """The softmax ops that see what ``op`` computes with something added to it."""
+    found, todo = [], [(op, op.op_type == "add")]
+    while todo:
+        one, added = todo.pop()
+        for reader in (reader for var in one.outputs for reader in var.child_ops):
+            if reader.op_type != "softmax":
+                todo.append((reader, added or reader.op_type == "add"))
+            elif added and reader not in found:
+                found.append(reader)
+    return found
 
 
 _REWRITES = {
@@ -106,4 +145,6 @@ _REWRITES = {
     "logsumexp": _logsumexp,
     "log_softmax": _log_softmax,
     "finite_mask": _finite_mask,
+    "exp": _exp,
+    "log": _log,
 }
