@@ -215,7 +215,8 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ``insert`` also with multiplications between ops; ``off``
         (:mod:`mpsearch.scaling.exponents`).
     rewrite
-        Spell softplus, logsumexp, log of softmax, exp, log and masks otherwise where FP16 breaks them
+        Spell softplus, logsumexp, log of softmax, exp, log and masks otherwise where FP16 breaks
+        them
         (:mod:`mpsearch.scaling.stable`).
 
     Raises

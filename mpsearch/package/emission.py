@@ -16,7 +16,7 @@ from ..program.packages import open_package
 from ..scaling import mil, stable
 from ..scaling.exponents import Scale
 from ..scaling.patterns import Rewrite
-from ..source import flat
+from ..source import flat, torch_ops
 from ..source.nohalf import NoHalf
 from ..source.precast import Precast, passes_from_cast
 from . import weights
@@ -107,6 +107,8 @@ def selector_source(
     imports += ["import numpy as np"] * (kind != "mlpackage")
     imports += ["import torch"] * (kind == "torchscript")
     imports += ["from coremltools.converters.mil.mil import Builder"] * (kind != "mlpackage")
+    imports += [line for line in torch_ops.IMPORTS.split("\n") if precast.added]
+    imports = list(dict.fromkeys(imports))
     traced_half = precast.half and kind == "torchscript"
     imports += ["from torch.overrides import TorchFunctionMode"] * traced_half
     if wrapper is not None:
@@ -122,6 +124,7 @@ def selector_source(
     given, source = {
         "mlpackage": ("", ""),
         "exported": ("exported", "exported.run_decompositions({})"),
+        "decomposed": ("exported", "exported.run_decompositions()"),
         "torchscript": ("traced", "traced"),
     }[kind]
     return _template("op_selector.py.j2").render(
@@ -140,7 +143,10 @@ def selector_source(
         states={name: tuple(shape) for name, shape in precast.states.items()},
         copied=copied,
         wrapped=wrapped,
+        attention=precast.attention,
         half=precast.half,
+        added=precast.added,
+        conversions=torch_ops.sources(list(precast.added)),
     )
 
 
@@ -179,6 +185,7 @@ def _literal(value: Any) -> str:
 def _usage(precast: Precast) -> str:
     names = [p.name for p in precast.inputs]
     example = ", ".join(names if all(map(str.isidentifier, names)) else ["x", "..."]) + ","
+    kind = "exported" if precast.kind == "decomposed" else precast.kind
     return {
         "mlpackage": "from op_selector import convert\n\n"
         'convert("model.mlpackage").save("mixed.mlpackage")',
@@ -188,4 +195,4 @@ def _usage(precast: Precast) -> str:
         "torchscript": "from op_selector import convert, trace\n\n"
         f"traced = trace(model.float().eval(), ({example}))\n"
         'convert(traced).save("mixed.mlpackage")',
-    }[precast.kind]
+    }[kind]

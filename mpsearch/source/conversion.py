@@ -16,7 +16,8 @@ from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
 from .precast import Port, Precast, passes_before_cast
 from .provenance import line_of
-from .routes import Routed, direct, export, trace
+from .routes import Routed, decompose, direct, export, trace
+from .torch_ops import registered
 
 with quiet():
     from coremltools.converters.mil.mil import Builder, Program
@@ -60,10 +61,10 @@ def convert(
     }
     failures: list[str] = []
     for outputs in _named_outputs(values, inputs, first, io_dtype):
-        for route in (direct, trace, export):
+        for route in (direct, trace, export, decompose):
             found = _converted(model, first, route, outputs, arguments, failures)
             if found is not None:
-                program, routed = found
+                program, routed, added = found
                 return Precast(
                     program,
                     inputs,
@@ -75,6 +76,8 @@ def convert(
                     routed.wrapper,
                     {s.name: tuple(s.shape.shape) for s in _states(model, routed.wrapper)},
                     model.half,
+                    added,
+                    model.attention,
                 )
     raise InputError(f"coremltools cannot convert the model: {failures[0]}")
 
@@ -86,8 +89,11 @@ def _converted(
     outputs: list[Port],
     arguments: dict[str, Any],
     failures: list[str],
-) -> tuple[Program, Routed] | None:
-    """The program by one route; None where it does not apply, or fails, which is then noted."""
+) -> tuple[Program, Routed, tuple[str, ...]] | None:
+    """The program by one route, and the PyTorch ops that coremltools does not know itself.
+
+    None where the route does not apply, or fails, which is then noted.
+    """
     with deterministic(), quiet():
         try:
             routed = route(model, sample)
@@ -101,7 +107,9 @@ def _converted(
             # Ops without a name are numbered on from whatever coremltools built before, a
             # conversion that failed included; names must be those of a process of its own.
             Builder.name_count.clear()
-            return ct.convert(routed.source, **given), routed
+            with registered() as added:
+                program = ct.convert(routed.source, **given)
+            return program, routed, tuple(added)
         except Exception as error:
             failures.append(reason(error))
             return None

@@ -25,6 +25,8 @@ from .nohalf import NoHalf
 Sample = Mapping[str, Any]
 
 
+#: Modules that torch has a fast path for.
+_FAST = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -71,6 +73,11 @@ class TorchModel:
             self.module = module.float() if self.half else module
         else:
             self.module = fp32_copy(module)
+
+    @property
+    def attention(self) -> bool:
+        """Whether torch has a fast path for parts of it."""
+        return any(isinstance(m, _FAST) for m in self.module.modules())
 
     @property
     def io_half(self) -> bool:
@@ -141,14 +148,32 @@ class TorchModel:
         # Where it fails, torch.fx prints the code that it has generated.
         said = io.StringIO() if self.exported is not None else sys.stderr
         with contextlib.redirect_stderr(said):
+            if self.exported is not None:
+                return self._call_exported(self.exported, sample)
             if self.positional(sample):
                 return self.module(*sample.values())
             return self.module(**sample)
+
+    def _call_exported(self, exported: Any, sample: Sample) -> Any:
+        """An exported program takes by name what it was exported with by name."""
+        (args, _), keys = exported.call_spec.in_spec.children(), _keywords(exported)
+        names = argument_names(exported) or []
+        values = [sample[n] for n in names] if set(names) == set(sample) else list(sample.values())
+        cut = len(values) - len(keys)
+        if not keys or args.num_children != cut:
+            return self.module(*values)
+        return self.module(*values[:cut], **dict(zip(keys, values[cut:], strict=True)))
 
     def positional(self, sample: Sample) -> bool:
         """Whether the arguments can be passed in order, without their names."""
         names = argument_names(self.module if self.exported is None else self.exported)
         return names is None or list(sample) == names[: len(sample)]
+
+
+def _keywords(exported: Any) -> list[str]:
+    """What an exported program takes by name only, in order."""
+    _, kwargs = exported.call_spec.in_spec.children()
+    return list(kwargs.context or [])
 
 
 def unwrapped(model: Any) -> Any:
@@ -233,14 +258,18 @@ def fp32_copy(module: nn.Module) -> nn.Module:
 def deterministic(shaken: bool = False) -> Iterator[None]:
     """Leave the global random states of torch, numpy and Python as they were.
 
-    ``shaken`` moves them on within the block.
+    ``shaken`` moves them on within the block. Attention is computed op by op within: torch's own
+    fast path goes through nested tensors, which coremltools does not know.
     """
     state, python = np.random.get_state(), random.getstate()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=[]):
             if shaken:
                 torch.rand(1), np.random.rand(), random.random()
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         np.random.set_state(state)
         random.setstate(python)

@@ -86,7 +86,8 @@ class Precast:
     target
         ``minimum_deployment_target``, such as ``iOS17``.
     kind
-        ``torchscript``, ``exported`` or ``mlpackage``.
+        ``torchscript``, ``exported``, ``decomposed`` (exported, down to core ops) or
+        ``mlpackage``.
     layer_of
         The PyTorch module of a MIL op.
     line_of
@@ -98,6 +99,10 @@ class Precast:
     half
         Whether the model has half-precision parts, and so was traced under
         :class:`mpsearch.source.nohalf.NoHalf`.
+    added
+        PyTorch ops that coremltools does not know itself (:mod:`mpsearch.source.torch_ops`).
+    attention
+        Whether the model has attention of torch's own, whose fast path cannot be traced.
     """
 
     program: Program
@@ -110,6 +115,8 @@ class Precast:
     wrapper: Flat | None = None
     states: dict[str, tuple[int, ...]] = field(default_factory=dict)
     half: bool = False
+    added: tuple[str, ...] = ()
+    attention: bool = False
 
 
 def fingerprint(precast: Precast) -> str:

@@ -180,6 +180,7 @@ def prepare(
         half = torch_model.io_half and conversion.target != "iOS15"
         io = conversion.io_dtype or ("fp16" if half else "fp32")
         precast = convert(torch_model, data.samples, conversion.target, io)
+        notes += _added(precast.added)
     (function_name,) = precast.program.functions
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
@@ -227,6 +228,16 @@ def _taken_apart(batches: Data, data: Data) -> list[str]:
     return [
         f"Batches were taken apart: {len(batches.samples)} made {len(data.samples)} samples, and "
         "the package takes one at a time. To keep them whole: --batches whole."
+    ]
+
+
+def _added(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    listed = ", ".join(names)
+    return [
+        f"coremltools {ct.__version__} does not convert {listed}: mpsearch did, by MIL ops that "
+        "compute the same; op_selector.py carries it along."
     ]
 
 

@@ -30,6 +30,10 @@ class Routed:
     wrapper: Flat | None = None
 
 
+#: What exported programs are decomposed by: nothing but what no backend keeps, or all the way.
+DECOMPOSED: dict[str, tuple[Any, ...]] = {"exported": ({},), "decomposed": ()}
+
+
 def direct(model: TorchModel, sample: Sample) -> Routed | None:
     """Exported programs and TorchScript as they are."""
     if model.exported is not None and not model.half:
@@ -55,6 +59,15 @@ def trace(model: TorchModel, sample: Sample) -> Routed:
 
 def export(model: TorchModel, sample: Sample) -> Routed | None:
     """``torch.export``, for models that use ops which coremltools knows only decomposed."""
+    return _exported(model, sample, "exported")
+
+
+def decompose(model: TorchModel, sample: Sample) -> Routed | None:
+    """``torch.export`` down to PyTorch's core ops."""
+    return _exported(model, sample, "decomposed")
+
+
+def _exported(model: TorchModel, sample: Sample, kind: str) -> Routed | None:
     if isinstance(model.module, torch.jit.ScriptModule) or model.exported is not None:
         return None
     with torch.no_grad(), model.in_fp32():
@@ -63,8 +76,8 @@ def export(model: TorchModel, sample: Sample) -> Routed | None:
             exported = torch.export.export(model.module, tuple(given.values()), strict=False)
         else:
             exported = torch.export.export(model.module, (), given, strict=False)
-    program = exported.run_decompositions({})
-    return Routed(program, "exported", exported_layers(program), exported_lines(program))
+    program = exported.run_decompositions(*DECOMPOSED[kind])
+    return Routed(program, kind, exported_layers(program), exported_lines(program))
 
 
 def traceable_copy(value: Tensor) -> Tensor:
