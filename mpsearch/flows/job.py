@@ -173,6 +173,8 @@ def pose(
         If pins match nothing or contradict each other.
     """
     ops, wanted, execution = prepared.ops, request.constraints, request.execution
+    if wanted.by == "layer" and not any(op.layer for op in ops):
+        raise InputError(f"--by layer: {pins.NO_LAYERS}")
     fp32 = pins.resolve(wanted.keep_fp32, ops, "--keep-fp32")
     fp16 = pins.resolve(wanted.keep_fp16, ops, "--keep-fp16")
     if fp32 & fp16:

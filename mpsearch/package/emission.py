@@ -105,7 +105,7 @@ def selector_source(
     wrapper, kind = precast.wrapper, precast.kind
     imports = ["import coremltools as ct"]
     imports += ["import numpy as np"] * (kind != "mlpackage")
-    imports += ["import torch"] * (kind == "torchscript")
+    imports += ["import torch"] * (kind == "torchscript" or bool(precast.decomposed))
     imports += ["from coremltools.converters.mil.mil import Builder"] * (kind != "mlpackage")
     imports += [line for line in torch_ops.IMPORTS.split("\n") if precast.added]
     imports = list(dict.fromkeys(imports))
@@ -123,8 +123,7 @@ def selector_source(
         copied.append(inspect.getsource(NoHalf).rstrip())
     given, source = {
         "mlpackage": ("", ""),
-        "exported": ("exported", "exported.run_decompositions({})"),
-        "decomposed": ("exported", "exported.run_decompositions()"),
+        "exported": ("exported", f"exported.run_decompositions({_table(precast)})"),
         "torchscript": ("traced", "traced"),
     }[kind]
     return _template("op_selector.py.j2").render(
@@ -185,7 +184,6 @@ def _literal(value: Any) -> str:
 def _usage(precast: Precast) -> str:
     names = [p.name for p in precast.inputs]
     example = ", ".join(names if all(map(str.isidentifier, names)) else ["x", "..."]) + ","
-    kind = "exported" if precast.kind == "decomposed" else precast.kind
     return {
         "mlpackage": "from op_selector import convert\n\n"
         'convert("model.mlpackage").save("mixed.mlpackage")',
@@ -195,4 +193,16 @@ def _usage(precast: Precast) -> str:
         "torchscript": "from op_selector import convert, trace\n\n"
         f"traced = trace(model.float().eval(), ({example}))\n"
         'convert(traced).save("mixed.mlpackage")',
-    }[kind]
+    }[precast.kind]
+
+
+def _table(precast: Precast) -> str:
+    """What an exported program is decomposed by, as Python source."""
+    if not precast.decomposed:
+        return "{}"
+    names = ", ".join(map(repr, precast.decomposed))
+    return (
+        "{\n            op: how\n"
+        "            for op, how in torch.export.default_decompositions().items()\n"
+        f"            if str(op) in ({names},)\n        }}"
+    )

@@ -218,7 +218,8 @@ def lower_candidates(
 def torchscript_layer(op: Operation) -> str:
     """The module path in an op's TorchScript scopes, as far as the trace kept it."""
     names = op.scopes.get(ScopeSource.TORCHSCRIPT_MODULE_NAME, [])
-    return ".".join(str(n) for n in names[:-1] if n != "UNKNOWN_SCOPE_NAME")
+    unknown = ("UNKNOWN_SCOPE_NAME", "UNKNOWN_INSTANCE")
+    return ".".join(str(n) for n in names[:-1] if n not in unknown)
 
 
 class _Lowering:

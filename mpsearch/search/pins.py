@@ -9,6 +9,12 @@ from collections.abc import Iterable, Sequence
 from ..errors import InputError
 from ..program.lowering import CandidateOp
 
+#: What is said where layers are asked for, and the model has lost them.
+NO_LAYERS = (
+    "the model's layers are not known (frozen TorchScript and packages have none); name ops or "
+    "types, or give the PyTorch model or a .pt2"
+)
+
 
 def resolve(patterns: Iterable[str], ops: Sequence[CandidateOp], option: str) -> set[int]:
     """The candidate ops that ``type:``, ``layer:`` and ``op:`` patterns name; * is a wildcard.
@@ -29,6 +35,8 @@ def resolve(patterns: Iterable[str], ops: Sequence[CandidateOp], option: str) ->
         hits = {op.index for op in ops if fnmatch.fnmatchcase(getattr(op, field), glob)}
         if kind == "layer":  # a layer without a wildcard means what is inside it as well
             hits |= {op.index for op in ops if op.layer.startswith(glob + ".")}
+        if kind == "layer" and not any(op.layer for op in ops):
+            raise InputError(f"{option} {pattern!r}: {NO_LAYERS}")
         if not hits:
             known = sorted({getattr(op, field) for op in ops} - {""})
             close = difflib.get_close_matches(glob.rstrip("*"), known, 3, 0.4) or known[:5]

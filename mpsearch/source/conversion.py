@@ -15,8 +15,7 @@ from ..usercode import reason
 from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
 from .precast import Port, Precast, passes_before_cast
-from .provenance import line_of
-from .routes import Routed, decompose, direct, export, trace
+from .routes import Routed, direct, export, trace
 from .torch_ops import registered
 
 with quiet():
@@ -61,7 +60,7 @@ def convert(
     }
     failures: list[str] = []
     for outputs in _named_outputs(values, inputs, first, io_dtype):
-        for route in (direct, trace, export, decompose):
+        for route in (direct, trace, export):
             found = _converted(model, first, route, outputs, arguments, failures)
             if found is not None:
                 program, routed, added = found
@@ -72,12 +71,13 @@ def convert(
                     target,
                     routed.kind,
                     routed.layer_of,
-                    line_of(routed.lines),
+                    routed.line_of,
                     routed.wrapper,
                     {s.name: tuple(s.shape.shape) for s in _states(model, routed.wrapper)},
                     model.half,
                     added,
                     model.attention,
+                    routed.decomposed,
                 )
     raise InputError(f"coremltools cannot convert the model: {failures[0]}")
 

@@ -86,8 +86,7 @@ class Precast:
     target
         ``minimum_deployment_target``, such as ``iOS17``.
     kind
-        ``torchscript``, ``exported``, ``decomposed`` (exported, down to core ops) or
-        ``mlpackage``.
+        ``torchscript``, ``exported`` or ``mlpackage``.
     layer_of
         The PyTorch module of a MIL op.
     line_of
@@ -103,6 +102,8 @@ class Precast:
         PyTorch ops that coremltools does not know itself (:mod:`mpsearch.source.torch_ops`).
     attention
         Whether the model has attention of torch's own, whose fast path cannot be traced.
+    decomposed
+        Ops of the exported program that it is decomposed by before it is converted.
     """
 
     program: Program
@@ -117,6 +118,7 @@ class Precast:
     half: bool = False
     added: tuple[str, ...] = ()
     attention: bool = False
+    decomposed: tuple[str, ...] = ()
 
 
 def fingerprint(precast: Precast) -> str:

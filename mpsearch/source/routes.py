@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .._ct import quiet
-from ..program.lowering import torchscript_layer
 from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
-from .provenance import exported_layers, exported_lines, tagged, tagged_layer, traced_lines
+from .provenance import line_of, numbered, scripted_layers, tagged, tagged_layer, traced_lines
+from .torch_ops import unknown_ops
 
 with quiet():
     from coremltools.converters.mil.mil import Operation
@@ -26,21 +26,19 @@ class Routed:
     source: Any
     kind: str
     layer_of: Callable[[Operation], str]
-    lines: dict[str, str]
+    line_of: Callable[[Operation], str]
     wrapper: Flat | None = None
-
-
-#: What exported programs are decomposed by: nothing but what no backend keeps, or all the way.
-DECOMPOSED: dict[str, tuple[Any, ...]] = {"exported": ({},), "decomposed": ()}
+    decomposed: tuple[str, ...] = ()
 
 
 def direct(model: TorchModel, sample: Sample) -> Routed | None:
     """Exported programs and TorchScript as they are."""
-    if model.exported is not None and not model.half:
-        program = model.exported.run_decompositions({})
-        return Routed(program, "exported", exported_layers(program), exported_lines(program))
+    if model.exported is not None:
+        return None if model.half else _decomposed(model.exported)
     if isinstance(model.source, torch.jit.ScriptModule) and len(model(sample)) == 1:
-        return Routed(model.module, "torchscript", torchscript_layer, traced_lines(model.module))
+        layers = scripted_layers(model.module)
+        lines = line_of(traced_lines(model.module))
+        return Routed(model.module, "torchscript", layers, lines)
     return None
 
 
@@ -54,20 +52,12 @@ def trace(model: TorchModel, sample: Sample) -> Routed:
         state.zero_()
     with torch.no_grad(), tagged(model.module, paths), model.in_fp32():
         traced = torch.jit.trace(traceable, tensors, strict=False, check_trace=False)
-    return Routed(traced, "torchscript", tagged_layer(paths), traced_lines(traced), wrapper)
+    lines = line_of(traced_lines(traced))
+    return Routed(traced, "torchscript", tagged_layer(paths), lines, wrapper)
 
 
 def export(model: TorchModel, sample: Sample) -> Routed | None:
-    """``torch.export``, for models that use ops which coremltools knows only decomposed."""
-    return _exported(model, sample, "exported")
-
-
-def decompose(model: TorchModel, sample: Sample) -> Routed | None:
-    """``torch.export`` down to PyTorch's core ops."""
-    return _exported(model, sample, "decomposed")
-
-
-def _exported(model: TorchModel, sample: Sample, kind: str) -> Routed | None:
+    """``torch.export``, for models that cannot be traced."""
     if isinstance(model.module, torch.jit.ScriptModule) or model.exported is not None:
         return None
     with torch.no_grad(), model.in_fp32():
@@ -76,8 +66,18 @@ def _exported(model: TorchModel, sample: Sample, kind: str) -> Routed | None:
             exported = torch.export.export(model.module, tuple(given.values()), strict=False)
         else:
             exported = torch.export.export(model.module, (), given, strict=False)
-    program = exported.run_decompositions(*DECOMPOSED[kind])
-    return Routed(program, kind, exported_layers(program), exported_lines(program))
+    return _decomposed(exported)
+
+
+def _decomposed(exported: Any) -> Routed:
+    """An exported program, with those ops decomposed that coremltools does not know."""
+    program, names = exported.run_decompositions({}), set[str]()
+    while lacking := unknown_ops(program) - names:
+        names |= lacking
+        table = torch.export.default_decompositions()
+        program = exported.run_decompositions({k: v for k, v in table.items() if str(k) in names})
+    nodes = numbered(program)
+    return Routed(program, "exported", nodes.layer, nodes.line, decomposed=tuple(sorted(names)))
 
 
 def traceable_copy(value: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ with quiet():
         _TORCH_OPS_REGISTRY,
         register_torch_op,
     )
+    from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - its usual name
     from coremltools.converters.mil.mil import types
 
@@ -52,6 +53,17 @@ def registered() -> Iterator[list[str]]:
     finally:
         for name in made:
             _TORCH_OPS_REGISTRY.name_to_func_mapping.pop(name, None)
+
+
+def unknown_ops(program: Any) -> set[str]:
+    """The ops of an exported program that neither coremltools nor this module converts."""
+    found = set()
+    for node in program.graph.nodes:
+        if node.op == "call_function" and hasattr(node.target, "name"):
+            kind = sanitize_op_kind(node.target.name())
+            if kind not in _TORCH_OPS_REGISTRY.name_to_func_mapping and kind not in CONVERSIONS:
+                found.add(str(node.target))
+    return found
 
 
 def _noting(name: str, used: list[str]) -> Callable[[Any, Any], None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._ct import quiet
 from .modules import Sample, TorchModel, deterministic
 from .provenance import named_graph
-from .routes import decompose, direct, export, trace, traceable_copy
+from .routes import direct, export, trace, traceable_copy
 
 
 def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Tensor]:
@@ -21,8 +21,8 @@ def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Ten
     """
     with deterministic(), quiet(), torch.no_grad():
         routed = direct(model, sample)
-        if kind in ("exported", "decomposed"):
-            routed = routed or (decompose if kind == "decomposed" else export)(model, sample)
+        if kind == "exported":
+            routed = routed or export(model, sample)
             return {} if routed is None else _exported_values(routed.source, sample)
         routed = routed or trace(model, sample)
         tensors = [traceable_copy(v) for v in sample.values() if isinstance(v, Tensor)]
