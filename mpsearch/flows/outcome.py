@@ -108,7 +108,12 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         *wording.absorbed_note(facts["absorbed_overflows"]),
         *extras.notes,
     )
-    facts["explanation"] = f"{wording.explain(facts)} {wording.promise(job, found.tested)}"
+    said = (
+        wording.explain(facts),
+        wording.what_breaks(job, facts),
+        wording.promise(job, found.tested),
+    )
+    facts["explanation"] = " ".join(filter(None, said))
     return _built(job, facts, found.room, written.stored_names)
 
 

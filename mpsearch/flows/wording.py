@@ -91,6 +91,56 @@ def explain(facts: dict[str, Any]) -> str:
     return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found
 
 
+#: Verdicts on ops that FP16 breaks; by all others it only rounds.
+_BROKEN = frozenset(["overflow", "underflow"])
+
+
+def what_breaks(job: Job, facts: dict[str, Any]) -> str:
+    """What of the kept ops mends what breaks, and what only buys digits; empty where all do one.
+
+    An expert who hears both chooses the budget anew: a model that only rounds is seldom worth
+    the FP32 that a tight budget asks for.
+    """
+    problem, kept = job.problem, len(facts["kept"])
+    question, show = problem.question, job.prepared.metric.loss_of
+    least = problem.record.known(frozenset())  # nothing in FP32 but what overflows
+    needed = len(question.required)
+    if not kept or least is None or not least.exact or question.always != question.required:
+        return ""
+    if not math.isfinite(least.loss):
+        finite = [(n, error) for n, error in facts["front"] if error is not None and n < kept]
+        if not finite or question.objective != "ops":
+            return ""
+        needed, error = min(finite)
+        if job.prepared.metric.loss_of(problem.limit) >= error > 0:
+            return ""  # too near the budget for other inputs, which more ops are for
+        return _cures(needed, kept, "is not finite", error, facts["budget"])
+    if needed:
+        found = _cures(needed, kept, "overflows", show(least.loss), facts["budget"])
+        return found if needed < kept else ""
+    verdicts = {op.verdict for op in facts["kept"]}
+    if "" in verdicts or verdicts & _BROKEN or least.loss <= 0:
+        return ""
+    return (
+        f"Nothing breaks in FP16, it only rounds: with no op in FP32 the error is "
+        f"{show(least.loss):.2g}, and a budget of {_above(show(least.loss)):g} needs none."
+    )
+
+
+def _cures(needed: int, kept: int, what: str, error: float, budget: float) -> str:
+    one = needed == 1
+    return (
+        f"{needed} of them cure{'s' if one else ''} what {what} (error {error:.2g}); "
+        f"{kept - needed} more buy{'s' if kept - needed == 1 else ''} rounding down to {budget:g}."
+    )
+
+
+def _above(error: float) -> float:
+    """A round number a tenth above an error."""
+    unit = 10.0 ** (math.floor(math.log10(1.1 * error)) - 1)
+    return math.ceil(1.1 * error / unit) * unit
+
+
 def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
     prepared, more = job.prepared, []
     if prepared.calibration.noise:
