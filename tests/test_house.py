@@ -41,6 +41,8 @@ def test_the_model_passes_through_few_files():
 def test_what_is_installed_is_all_there_is():
     """The packages and the files in them, as pyproject.toml lists them, beside those on disk."""
     root = Path(__file__).parents[1]
+    if not (root / "strategies").exists():
+        pytest.skip("the wheel is tested, and there is no source beside it")
     tool = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = {
         package: root / tool["package-dir"].get(package, package.replace(".", "/"))

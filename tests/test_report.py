@@ -17,7 +17,9 @@ from mpsearch.ending import Ending
 from mpsearch.flows.job import Request
 from mpsearch.flows.optimize import answer
 from mpsearch.flows.report import write
+from mpsearch.report import text
 from mpsearch.report.html import number, share, size
+from tests.models import batches, net
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -147,3 +149,23 @@ def test_nothing_overlaps_in_a_browser(written, tmp_path, width):
     (title,) = re.findall(r"<title>(\{.*?\})</title>", done.stdout)
     found = json.loads(title)
     assert found == {"width": width, "wide": 0, "texts": 0, "rows": 0, "small": 0, "charts": 3}
+
+
+def test_a_result_in_python_and_in_notebooks():
+    model, samples = net(), batches()
+    found = mpsearch.optimize(model, samples, 1e-4)
+    assert len(repr(found).splitlines()) <= 3 and f"{len(found.kept)} of" in repr(found)
+    assert found.summary().startswith(found.explanation[:20])
+    frame = found.to_frame()
+    assert list(frame.index[frame.fp32]) == found.fp32_ops
+    assert len(frame) == found.candidate_ops
+    page = found._repr_html_()
+    assert page.count("<table>") == 1 + bool(found.kept) and found.kept[0].name in page
+    assert mpsearch.__version__ == "0.2.0"
+
+
+@pytest.mark.parametrize("width", [38, 78, 118])
+def test_text_keeps_to_its_width(width):
+    found = mpsearch.optimize(net(), batches(), 1e-4)
+    lines = text.summary(found, None, lambda line, _: line, width).splitlines()
+    assert max(map(len, lines)) <= width

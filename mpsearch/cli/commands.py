@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def optimize(
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
-        _say(text.summary(result, written, _paint))
+        _say(text.summary(result, written, _paint, _columns()))
     if verbose:
         click.echo(printable(text.passes(result.trials)), err=True)
     if lost is not None:
@@ -183,6 +184,11 @@ def _save(result: Any, target: Path) -> tuple[Path | None, InputError | None]:
         return result.save(target), None
     except InputError as error:
         return None, error
+
+
+def _columns() -> int:
+    """How wide text is to be: as the terminal, but no wider than reads well."""
+    return max(min(shutil.get_terminal_size((80, 24)).columns, 80) - 2, 30)
 
 
 def _say(message: str) -> None:
@@ -253,7 +259,7 @@ def analyze(
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
-    _say(text.analysis(found, top, by, _paint))
+    _say(text.analysis(found, top, by, _paint, _columns()))
 
 
 def _metric(given: str | None) -> str:
@@ -392,7 +398,7 @@ def check(
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        _say(text.check(report, _paint))
+        _say(text.check(report, _paint, _columns()))
     ctx.exit(OK if report.holds else CHECK_FAILED)
 
 

@@ -54,6 +54,52 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     )
 
 
+def notebook(result: Mapping[str, Any], met: bool) -> str:
+    """A result as a notebook shows it: the finding, its numbers, and the worst ops.
+
+    Parameters
+    ----------
+    result
+        The content of ``result.json``.
+    met
+        Whether the budget is met.
+    """
+    from markupsafe import Markup
+
+    def cell(tag: str, value: Any, style: str = "") -> Markup:
+        shown = printable(value if isinstance(value, str) else number(value))
+        return Markup('<{0} style="text-align:left;{2}">{1}</{0}>').format(tag, shown, style)
+
+    def table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> Markup:
+        made = [Markup("").join(cell("th", name) for name in head)] if head else []
+        made += [Markup("").join(cell("td", value) for value in row) for row in rows]
+        body = Markup("").join(Markup("<tr>{}</tr>").format(row) for row in made)
+        return Markup("<table>{}</table>").format(body)
+
+    missing = {*result["not_measured"], *([] if result["heldout_samples"] else ["heldout_error"])}
+    errors = {
+        result["metric"]: "error",
+        "budget": "budget",
+        "held-out": "heldout_error",
+        "all FP16": "error_fp16",
+        "all FP32": "error_fp32",
+    }
+    values = ["-" if key in missing else result[key] for key in errors.values()]
+    kept = result["kept"]
+    found = Markup("<div><p><b>{}</b> {}</p>{}").format(
+        "✓" if met else "✗", printable(result["explanation"]), table([values], list(errors))
+    )
+    if kept:
+        rows = [
+            (op["name"], op["type"], op["layer"] or op["line"] or "-", op["verdict"] or "-")
+            for op in kept[:_ROWS]
+        ]
+        found += table(rows, ("op in FP32", "type", "layer or line", "why"))
+    if len(kept) > _ROWS:
+        found += Markup("<p>and {} more</p>").format(len(kept) - _ROWS)
+    return str(found + Markup("</div>"))
+
+
 def _predicted(result: Mapping[str, Any]) -> bool:
     return bool(result["ops"]) and "sensitivity" not in result["not_measured"]
 

@@ -16,6 +16,7 @@ from ..files import printable
 from .html import share, size
 
 if TYPE_CHECKING:
+    from ..package.config import KeptOp
     from ..results.analysis import Analysis
     from ..results.check import CheckResult
     from ..results.front import Front
@@ -24,11 +25,25 @@ if TYPE_CHECKING:
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
 
-_WIDTH = 78
+#: Columns that text takes where nobody says how many there are.
+WIDTH = 78
+#: Rows that a table shows at most; what has more is shown by its worst.
+_ROWS = 20
+#: Columns to which the first column of a table is cut at most.
+_NARROWEST = 6
 
 
 def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(printable(text), width)
+
+
+def _hang(lines: Sequence[str], width: int) -> list[str]:
+    """Lines of labels and values, what is too long on lines of its own beneath its value."""
+    found = []
+    for line in lines:
+        parts = textwrap.wrap(line, width, subsequent_indent=" " * 9)
+        found += parts or [line]
+    return found
 
 
 def value(error: float | None) -> str:
@@ -36,16 +51,15 @@ def value(error: float | None) -> str:
     return "-" if error is None else f"{error:.3g}"
 
 
-def summary(result: Result, written: Path | None, paint: Paint) -> str:
+def summary(result: Result, written: Path | None, paint: Paint, width: int = WIDTH) -> str:
     """What ``mpsearch optimize`` prints."""
     mood = "good" if result.met else "bad"
-    lines = [paint(line, mood) for line in _wrap(result.explanation, _WIDTH)]
-    lines += [
-        "",
+    head = [paint(line, mood) for line in _wrap(result.explanation, width)]
+    lines = [
         "  error  all FP16      " + value(result.error_fp16),
         f"         all FP32      {value(result.error_fp32)}",
     ]
-    if written is not None:
+    if result.costs:
         package = result.costs["package"]
         lines += [
             f"         this package  {value(result.error)}   ({printable(result.metric)}, "
@@ -62,7 +76,10 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
         f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "
         f"{result.forward_equivalents:.1f} forwards"
     )
+    lines = [*head, "", *_hang(lines, width)]
     if result.kept:
+        worst = sorted(result.kept, key=lambda op: _alone(result, op))[:_ROWS]
+        shown = [op for op in result.kept if op in worst]
         rows = [("op", "type", "layer or line", "why", "alone")]
         rows += [
             (
@@ -76,20 +93,29 @@ def summary(result: Result, written: Path | None, paint: Paint) -> str:
                 if op.sensitivity is None
                 else f"{op.sensitivity:.2g}",
             )
-            for op in result.kept
+            for op in shown
         ]
-        lines += ["", *_columns(rows, (18, 14, 22, 13, 7))]
+        lines += ["", *_columns(rows, (18, 14, 22, 13, 7), width)]
+        if len(result.kept) > len(shown):
+            lines.append(f"  and {len(result.kept) - len(shown)} more, in report.html")
     if result.rescale_hint:
-        lines += ["", *_wrap(f"or: {result.rescale_hint}", _WIDTH)]
+        lines += ["", *_wrap(f"or: {result.rescale_hint}", width)]
     places = Counter((remedy.title, remedy.kind) for remedy in result.remedies)
     for (title, kind), count in places.items():
         where = f"{kind}, {count} places" if count > 1 else kind
-        lines += ["", *_wrap(f"or: {title} ({where}; see report.html)", _WIDTH)]
+        lines += ["", *_wrap(f"or: {title} ({where}; see report.html)", width)]
     for note in result.notes:
-        lines += ["", *_wrap(f"note: {note}", _WIDTH)]
+        lines += ["", *_wrap(f"note: {note}", width)]
     if written is not None:
         lines += ["", f"wrote {printable(str(written))}/"]
     return "\n".join(lines)
+
+
+def _alone(result: Result, op: KeptOp) -> float:
+    """What sorts the ops that do most harm alone to the front; their order where that is open."""
+    if "alone" in result.not_measured:
+        return 0.0
+    return -math.inf if op.sensitivity is None else -op.sensitivity
 
 
 def _bound(result: Result) -> str:
@@ -130,14 +156,14 @@ def passes(trials: Sequence[TrialRow]) -> str:
         met = [t.fp32_ops for t in asked if t.met]
         best = min([*met, *([] if best is None else [best])], default=None)
         rows.append((name, str(len(asked)), str(len(met)), "-" if best is None else str(best)))
-    return "\n".join(_columns(rows, (12, 11, 5, 22)))
+    return "\n".join(_columns(rows, (12, 11, 5, 22), WIDTH))
 
 
-def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:
+def analysis(found: Analysis, top: int, by: str, paint: Paint, width: int = WIDTH) -> str:
     """What ``mpsearch analyze`` prints."""
     healthy = found.is_precision and not found.culprits
     mood = "good" if healthy else "bad"
-    lines = [paint(line, mood) for line in _wrap(found.explanation, _WIDTH)]
+    lines = [paint(line, mood) for line in _wrap(found.explanation, width)]
     lines += [
         f"\n  error  all FP16  {value(found.error_fp16)}",
         f"         all FP32  {value(found.error_fp32)}   ({printable(found.metric)})",
@@ -166,26 +192,26 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint) -> str:
             for op in found.culprits
         ]
     if rows:
-        lines += ["", *_columns([header, *rows[:top]], limits)]
+        lines += ["", *_columns([header, *rows[:top]], limits, width)]
         if len(rows) > top:
             lines.append(f"  and {len(rows) - top} more; --top {len(rows)} lists all")
     for remedy in found.remedies:
-        lines += ["", *_remedy(remedy, paint)]
+        lines += ["", *_remedy(remedy, paint, width)]
     for note in found.notes:
-        lines += ["", *_wrap(f"note: {note}", _WIDTH)]
+        lines += ["", *_wrap(f"note: {note}", width)]
     return "\n".join(lines)
 
 
 _OPS = (16, 14, 18, 12, 7, 8)
 
 
-def _remedy(remedy: Remedy, paint: Paint) -> list[str]:
+def _remedy(remedy: Remedy, paint: Paint, width: int) -> list[str]:
     places = ", ".join((remedy.layers or remedy.lines)[:3]) or "the model"
     more = len(remedy.layers or remedy.lines) - 3
     places += f" and {more} more" if more > 0 else ""
     head = f"instead of FP32, for {_count(len(remedy.ops), 'op')} in {places}: {remedy.title}"
     code = [f"    {line}".rstrip() for line in printable(remedy.code).splitlines()]
-    return [*_wrap(head, _WIDTH), "", *[paint(line, "quiet") for line in code]]
+    return [*_wrap(head, width), "", *[paint(line, "quiet") for line in code]]
 
 
 def front(found: Front) -> str:
@@ -200,7 +226,7 @@ def front(found: Front) -> str:
     return "\n".join([*lines, f"  all FP32  {value(found.error_fp32):>10}"])
 
 
-def check(report: CheckResult, paint: Paint) -> str:
+def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
     """What ``mpsearch check`` prints."""
     verdict = "holds" if report.holds else "does not hold"
     lines = [
@@ -215,7 +241,7 @@ def check(report: CheckResult, paint: Paint) -> str:
         lines += _wrap(
             f"{report.broken or 'None'} of {report.samples} samples broke the budget: if the "
             f"search has not seen them, {coverage.words(report.coverage, report.confidence)}.",
-            _WIDTH,
+            width,
         )
     if report.outgrown:
         some = ", ".join(report.outgrown[:4])
@@ -223,7 +249,7 @@ def check(report: CheckResult, paint: Paint) -> str:
         lines += _wrap(
             f"outgrown: {some}{more} may overflow with these weights although the config scales "
             "them; run optimize for new exponents",
-            _WIDTH,
+            width,
         )
     lines += [
         printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
@@ -232,10 +258,22 @@ def check(report: CheckResult, paint: Paint) -> str:
     return "\n".join(lines)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], limits: tuple[int, ...]) -> list[str]:
-    """Rows in columns no wider than their limits; what is cut loses its front."""
+def _columns(rows: Sequence[tuple[Any, ...]], limits: tuple[int, ...], width: int) -> list[str]:
+    """Rows in columns no wider than their limits; what is cut loses its front.
+
+    Where they are too wide together, the second is left out until three are left, and the first
+    gives way.
+    """
     rows = [tuple(map(printable, row)) for row in rows]
     widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
+    while sum(widths) + 2 * len(widths) > width:
+        if len(widths) > 3:
+            rows = [(row[0], *row[2:]) for row in rows]
+            del widths[1]
+        elif widths[0] > _NARROWEST:
+            widths[0] -= 1
+        else:
+            break
     return ["  " + "  ".join(map(_fit, row, widths)).rstrip() for row in rows]
 
 

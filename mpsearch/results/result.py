@@ -13,11 +13,11 @@ from .. import files
 from .._ct import ct, quiet
 from ..errors import InfeasibleError, InputError
 from ..explain.remedies import Remedy
-from ..files import read_json
+from ..files import printable, read_json
 from ..package import emission
 from ..package.config import Config, KeptOp
 from ..package.weights import Stored
-from ..report import html
+from ..report import html, text
 from ..scaling.exponents import Scale, ScaledTensor
 from ..scaling.patterns import Rewrite
 from ..search.cost import Cost
@@ -299,6 +299,42 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         """For ``ct.transform.FP16ComputePrecision(op_selector=...)``: True = cast to FP16."""
         return emission.selector(self.fp32_ops)
 
+    # -- for people ----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.fp32_ops[:4])
+        more = f" and {len(self.kept) - 4} more" if len(self.kept) > 4 else ""
+        lines = [
+            f"Result: {self.status}, {len(self.kept)} of {self.candidate_ops} ops in FP32",
+            f"  {self.metric} {text.value(self.error)}, budget {self.budget:g}, held-out "
+            f"{text.value(self.heldout_error)}, all FP16 {text.value(self.error_fp16)}",
+        ]
+        return printable("\n".join([*lines, *([f"  {names}{more}"] if names else [])]))
+
+    def summary(self) -> str:
+        """What ``mpsearch optimize`` prints, as plain text of 78 columns."""
+        return text.summary(self, None, lambda line, mood: line)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.notebook(self.as_dict(), self.met)
+
+    def to_frame(self) -> Any:
+        """A ``pandas.DataFrame`` of all candidate ops, by name, in execution order.
+
+        Its columns are those of :class:`OpRow`.
+
+        Raises
+        ------
+        ImportError
+            Without pandas.
+        """
+        import pandas  # not among what mpsearch needs
+
+        rows = [msgspec.structs.asdict(row) for row in self.ops]
+        columns = [field.name for field in msgspec.structs.fields(OpRow)]
+        return pandas.DataFrame(rows, columns=columns).set_index("name")
+
     # -- what stands behind it -----------------------------------------------------------------
 
     def with_files(self, written: Files | None, study: Any) -> Result:
@@ -380,8 +416,8 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
             (out / "result.json").write_bytes(
                 msgspec.json.format(msgspec.json.encode(content)) + b"\n"
             )
-            text = html.render(content, source.config.as_dict())
-            (out / "report.html").write_text(text, encoding="utf-8")
+            page = html.render(content, source.config.as_dict())
+            (out / "report.html").write_text(page, encoding="utf-8")
             files.write_manifest(out, f"mpsearch {source.config.versions['mpsearch']}")
         return target
 
