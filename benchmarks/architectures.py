@@ -351,7 +351,9 @@ ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
     "electra": _text("ElectraModel", "ElectraConfig", {}, {"embedding_size": 32}),
     "mpnet": _text("MPNetModel", "MPNetConfig", {}),
     "deberta_v2": _text("DebertaV2Model", "DebertaV2Config", {}),
-    "modernbert": _text("ModernBertModel", "ModernBertConfig", {"num_hidden_layers": 4}),
+    "modernbert": _text(
+        "ModernBertModel", "ModernBertConfig", {"num_hidden_layers": 4}, {"pad_token_id": 0}
+    ),
     "xlm_roberta": _text("XLMRobertaModel", "XLMRobertaConfig", {}),
     "t5_encoder": _t5,
     "t5": _t5_whole,
@@ -399,7 +401,11 @@ ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
         {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]},
     ),
     "efficientnet": _vision(
-        "EfficientNetModel", "EfficientNetConfig", {"width_coefficient": 1.0}, {}, (224, 64)
+        "EfficientNetModel",
+        "EfficientNetConfig",
+        {"width_coefficient": 1.0, "hidden_dim": 1280},
+        {},
+        (224, 64),
     ),
     "regnet": _vision(
         "RegNetModel",

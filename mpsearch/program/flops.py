@@ -6,6 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .graph import Node, walk
+
+#: What it takes to run an op at all, in floating-point operations; where it is run once that is
+#: little beside what it computes, or beside what a search takes.
+_STEP = 5e5
+
+
+def looped(nodes: Sequence[Node], sizes: Sequence[int]) -> float:
+    """What it takes to run the ops inside of loops again and again, in floating-point operations.
+
+    How often is not written in a program: at most as often as the longest axis of its inputs
+    (``sizes``) says, as recurrent networks do.
+    """
+    loops = [node for node in walk(list(nodes)) if node.op_type == "while_loop"]
+    steps = sum(1 for loop in loops for block in loop.blocks for _ in walk(block.nodes))
+    return _STEP * steps * max(sizes, default=1)
+
 
 def flops(op_type: str, inputs: Mapping[str, Any], outputs: Sequence[tuple[int, ...]]) -> int:
     """Floating-point operations of one op; a multiplication and an addition count two.

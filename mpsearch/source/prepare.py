@@ -21,6 +21,7 @@ from ..executor.predict import Executor
 from ..files import first_line
 from ..numerics.profiles import Numerics, Profile, chosen
 from ..options import Conversion
+from ..program.flops import looped
 from ..program.graph import Function
 from ..program.lowering import CandidateOp, lower_candidates
 from .conversion import convert
@@ -196,7 +197,9 @@ def prepare(
     measure = metrics.resolve(metric, bool(data.targets))
     again = 0
     if redraw is not None and measure.combine == "max":
-        again = max(redraw(sum(op.flops for op in ops)) - cut, 0)
+        sizes = [n for v in calibration.samples[0].values() for n in getattr(v, "shape", ())]
+        work = sum(op.flops for op in ops) + looped(lowered.nodes, sizes)
+        again = max(redraw(work) - cut, 0)
     with quiet():
         moved = [bind(s) for s in redrawn(data.samples[:cut], again, seed)]
     first = data.samples[0].items()
