@@ -171,7 +171,7 @@ def profile_names(text: str) -> list[str]:
 #: Error measures (:mod:`mpsearch.evaluation.metrics`).
 METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1")
 #: Deployment targets, the oldest first.
-TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18")
+TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 #: Dtypes of float inputs and outputs.
 IO_DTYPES = ("fp16", "fp32")
 #: What a batch counts for.

@@ -248,7 +248,7 @@ class Executor:
     def _convert(self, name: str, value: Any, feature: Any) -> Tensor:
         var = self._signature.inputs[name]
         if feature is not None and feature.type.WhichOneof("Type") == "imageType":
-            value = _pixels(name, value, feature.type.imageType)
+            value = as_pixels(name, value, feature.type.imageType)
         if isinstance(value, Tensor):
             value = value.detach().cpu().numpy()
         try:
@@ -345,7 +345,7 @@ def _default(feature: Any) -> Any:
     return None if which is None else np.full(tuple(array.shape), getattr(array, which))
 
 
-def _pixels(name: str, value: Any, image: Any) -> np.ndarray:
+def as_pixels(name: str, value: Any, image: Any) -> np.ndarray:
     """A PIL image as the (1, C, H, W) array in 0..255 that the program takes."""
     from PIL import Image
 

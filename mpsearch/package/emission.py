@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._ct import ct, quiet
 from ..errors import InputError
+from ..program import described as keeping
+from ..program.described import described
 from ..program.lowering import copy_program
 from ..program.packages import open_package
 from ..scaling import mil, stable
@@ -34,10 +36,15 @@ MADE_BY = "mpsearch.version"
 
 
 def selector(fp32_ops: Collection[str]) -> Selector:
-    """An ``op_selector`` that keeps the named ops in FP32 (True = cast to FP16)."""
+    """An ``op_selector`` that keeps the named ops in FP32 (True = cast to FP16).
+
+    Compressed weights are unpacked in FP32 where an op that is FP32 reads them.
+    """
     names = frozenset(fp32_ops)
 
     def op_selector(op: Any) -> bool:
+        if op.op_type.startswith("constexpr_"):
+            return all(map(op_selector, op.outputs[0].child_ops))
         return op.name not in names
 
     return op_selector
@@ -63,8 +70,13 @@ def convert(
             compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
             minimum_deployment_target=getattr(ct.target, precast.target),
             pass_pipeline=pipeline,
+            classifier_config=precast.classifier,
             skip_model_load=True,
         )
+        if precast.description:
+            source = ct.proto.Model_pb2.Model()
+            source.description.ParseFromString(precast.description)
+            mlmodel = described(mlmodel, source)
         mlmodel.user_defined_metadata[MADE_BY] = version("mpsearch")
     return mlmodel
 
@@ -145,6 +157,12 @@ def selector_source(
         attention=precast.attention,
         half=precast.half,
         added=precast.added,
+        compressed=any(
+            op.op_type.startswith("constexpr_")
+            for function in precast.program.functions.values()
+            for op in function.operations
+        ),
+        keeping=_body(keeping, "def unclassified"),
         conversions=torch_ops.sources(list(precast.added)),
     )
 
@@ -152,13 +170,16 @@ def selector_source(
 def rescale_source(rewrites: Sequence[Rewrite], scales: Sequence[Scale]) -> str:
     """The source of ``rescale.py``: standalone, a pass that changes a program as it was here."""
     bodies = [(stable, "def rewrite")] * bool(rewrites) + [(mil, "def rescale")] * bool(scales)
-    copied = []
-    for module, start in bodies:
-        body = inspect.getsource(module)
-        copied.append(re.sub(r"  # type: ignore\S*", "", body[body.index(start) :].rstrip()))
+    copied = [_body(module, start) for module, start in bodies]
     return _template("rescale.py.j2").render(
         rewrites=rewrites, scales=scales, copied="\n\n\n".join(copied)
     )
+
+
+def _body(module: Any, start: str) -> str:
+    """The source of a module from some text on, without what is for mypy."""
+    source = inspect.getsource(module)
+    return re.sub(r"  # type: ignore\S*", "", source[source.index(start) :].rstrip())
 
 
 def _template(name: str) -> jinja2.Template:

@@ -18,6 +18,7 @@ from ..executor.runtime import Runtime
 from ..executor.together import Together
 from ..numerics.profiles import Profile
 from ..program import lowering as _program
+from ..program.described import unclassified
 from ..program.graph import Function, walk
 from ..program.packages import open_package
 from ..source.data import Data
@@ -59,6 +60,7 @@ def read_back(path: Path) -> ReadBack:
     """Read a package from disk."""
     model = open_package(path)
     program = _program.load_program(model.get_spec(), model.weights_dir)
+    unclassified(program)
     (name,) = program.functions
     fp32, fp16, casts = [], [], 0
     for op in _program.all_ops(program.functions[name]):

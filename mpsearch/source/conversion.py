@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._ct import ct, quiet
 from ..errors import InputError
+from ..options import TARGETS
 from ..usercode import reason
 from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
@@ -47,8 +48,8 @@ def convert(
     """
     if io_dtype == "fp16" and target == "iOS15":
         raise InputError("--io-dtype fp16 needs --target iOS16 or newer, got iOS15")
-    if model.states and target != "iOS18":
-        raise InputError(f"states need --target iOS18, got {target}")
+    if model.states and target in TARGETS[: TARGETS.index("iOS18")]:
+        raise InputError(f"states need --target iOS18 or newer, got {target}")
     first = samples[0]
     values = model(first)
     inputs = [_port(k, v, samples, io_dtype) for k, v in first.items() if isinstance(v, Tensor)]

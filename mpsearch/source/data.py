@@ -232,12 +232,19 @@ def _argument(name: str, value: Any, place: int) -> Any:
                 "values; give samples with at least one"
             )
         return tensor
+    if is_picture(value):
+        return value
     if not _literal(value):
         raise InputError(
             f"sample {place}: input {name!r} is a {type(value).__name__}; expected a tensor, an "
             "array, a number, a text, a truth value, or a list of these"
         )
     return value
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value is a PIL image, which is not loaded to find out."""
+    return any(kind.__module__ == "PIL.Image" for kind in type(value).__mro__)
 
 
 def _literal(value: Any) -> bool:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from .._ct import ct, quiet
 from ..errors import InputError
+from ..executor.predict import as_pixels
 from ..options import TARGETS
 from ..program import lowering as _program
+from ..program.described import unclassified
+from .data import Data, is_picture
 from .precast import Precast
 
 with quiet():
@@ -20,7 +26,7 @@ def from_package(model: Any) -> Precast:
     Raises
     ------
     InputError
-        If the package already holds ops typed FP16, is a classifier, or has several functions.
+        If the package already holds ops typed FP16, or has several functions.
     """
     spec = model.get_spec()
     program = _program.load_program(spec, model.weights_dir)
@@ -32,11 +38,7 @@ def from_package(model: Any) -> Precast:
             f"({', '.join(program.functions)}); split it and search each one"
         )
     (function,) = program.functions.values()
-    if any(op.op_type == "classify" for op in function.operations):
-        raise InputError(
-            "the package is a classifier, which coremltools cannot cast to FP16 from a package; "
-            "convert the original without classifier_config"
-        )
+    classifier = unclassified(program)
     for op in function.operations:
         stored = op.op_type in ("const", "cast") or op.op_type.startswith("constexpr_")
         half = any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs)
@@ -57,7 +59,35 @@ def from_package(model: Any) -> Precast:
                 for d, f in zip(declared, spec.description.input, strict=True)
             )
         )
-    return Precast(program, [], [], target, "mlpackage", lambda op: "")
+    return Precast(
+        program,
+        [],
+        [],
+        target,
+        "mlpackage",
+        lambda op: "",
+        classifier=classifier,
+        description=spec.description.SerializeToString(),
+    )
+
+
+def pixels(model: Any, data: Data) -> Data:
+    """Samples with PIL images as the (1, C, H, W) arrays of 0 to 255 that a program takes."""
+    pictures = {
+        feature.name: feature.type.imageType
+        for feature in model.get_spec().description.input
+        if feature.type.WhichOneof("Type") == "imageType"
+    }
+    samples = [
+        {
+            name: torch.as_tensor(as_pixels(name, value, pictures[name]).copy())
+            if name in pictures and is_picture(value)
+            else value
+            for name, value in sample.items()
+        }
+        for sample in data.samples
+    ]
+    return replace(data, samples=samples)
 
 
 def _spec_versions() -> dict[str, int]:

@@ -104,6 +104,9 @@ class Precast:
         Whether the model has attention of torch's own, whose fast path cannot be traced.
     decomposed
         Ops of the exported program that it is decomposed by before it is converted.
+    classifier, description
+        Of a package: the ``ct.ClassifierConfig`` taken off its program, and what it says of its
+        inputs, outputs and itself (a serialized ``ModelDescription``).
     """
 
     program: Program
@@ -119,6 +122,8 @@ class Precast:
     added: tuple[str, ...] = ()
     attention: bool = False
     decomposed: tuple[str, ...] = ()
+    classifier: Any = None
+    description: bytes = b""
 
 
 def fingerprint(precast: Precast) -> str:

@@ -25,10 +25,10 @@ from ..program.flops import looped
 from ..program.graph import Function
 from ..program.lowering import CandidateOp, lower_candidates
 from .conversion import convert
-from .data import Data, argument_names, collect, redrawn, required_arguments
+from .data import Data, argument_names, collect, is_picture, redrawn, required_arguments
 from .items import items
 from .loading import load_model
-from .mlpackage import from_package
+from .mlpackage import from_package, pixels
 from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
 
@@ -170,9 +170,14 @@ def prepare(
     if isinstance(model, ct.models.MLModel):
         precast = from_package(model)
         (function,) = precast.program.functions.values()
-        data = as_data(inputs, list(function.inputs), targets)
+        data = pixels(model, as_data(inputs, list(function.inputs), targets))
     else:
         data = as_data(inputs, argument_names(model), targets)
+        if pictures := [name for name, value in data.samples[0].items() if is_picture(value)]:
+            raise InputError(
+                f"input {pictures[0]!r} is a PIL image, which a PyTorch model does not take; give "
+                "the tensor that it does, or an FP32 .mlpackage with an image input"
+            )
         torch_model = TorchModel(model, conversion.states)
         torch_model.settle(data.samples[0])
         if conversion.batches == "apart" and not conversion.states:
