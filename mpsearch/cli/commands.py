@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from ..files import check_writable, foreign, printable, temporary_room
 from ..options import Constraints, Conversion, Execution, Limits
 from . import options as shared
 from .ending import CHECK_FAILED, EXIT, OK, Group
+
+if TYPE_CHECKING:
+    from ..flows.progress import Progress
 
 _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pickle), an FP32 \
 .mlpackage, or package.module:factory."
@@ -27,6 +30,16 @@ _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pi
 def main(ctx: click.Context) -> None:
     """Find the fewest ops that must stay FP32 for a model to work in Core ML's FP16."""
     ctx.with_resource(temporary_room())
+
+
+def _loading(show: bool | None) -> Progress:
+    """Say at once that something happens: torch and coremltools take seconds to load."""
+    from ..flows.progress import Progress
+
+    bar = Progress(show)
+    click.get_current_context().call_on_close(bar.close)
+    bar.stage("loading")
+    return bar
 
 
 def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
@@ -138,6 +151,7 @@ def optimize(
     conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
     limits, execution = shared.group(Limits, options), shared.group(Execution, options)
 
+    bar = _loading(execution.progress)
     from ..ending import Ending
     from ..flows.job import Request
     from ..flows.optimize import answer
@@ -157,6 +171,7 @@ def optimize(
         execution,
     )
     loaded, data = _load(model, options, execution.seed)
+    bar.close()
     ending = Ending(limits.timeout)
     with ending.listening():
         with neutral():
@@ -238,6 +253,7 @@ def analyze(
     top = choices.count(top, "--top", 0)
     conversion, execution = shared.group(Conversion, options), shared.group(Execution, options)
 
+    bar = _loading(execution.progress)
     from ..flows import analyze as analysis
     from ..report import model_explorer, text
 
@@ -245,6 +261,7 @@ def analyze(
         model_explorer.check_writable(graph)
     _check(metric, budget, execution.device)
     loaded, data = _load(model, options, execution.seed)
+    bar.close()
     found = analysis.analyze(
         loaded,
         data,
@@ -303,6 +320,7 @@ def pareto(
     given = {name: options.pop(name) for name in ("heldout", "strategy", "numerics")}
     choices.number(given["heldout"], "heldout")
 
+    bar = _loading(execution.progress)
     from ..flows import pareto as front
     from ..report import text
     from ..search.record import check_storage
@@ -310,6 +328,7 @@ def pareto(
     check_storage(execution.storage)
     _check(metric, None, execution.device)
     loaded, data = _load(model, options, execution.seed)
+    bar.close()
     found = front.pareto(
         loaded,
         data,
@@ -386,6 +405,7 @@ def check(
     **options: Any,
 ) -> None:
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
+    bar = _loading(None)
     from ..flows import check as checking
     from ..package import config as configs
     from ..report import text
@@ -394,6 +414,7 @@ def check(
     _check(metric, budget, device)
     execution = Execution(device=device, seed=parsed.execution.seed)
     loaded, data = _load(model, options, execution.seed)
+    bar.close()
     report = checking.check(parsed, loaded, data, budget=budget, metric=metric, execution=execution)
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))

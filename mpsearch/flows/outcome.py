@@ -20,7 +20,7 @@ from ..program.precision import Precision
 from ..results import account
 from ..results.plain import number
 from ..results.result import PACKAGE, Files, OpRow, Result
-from ..search.bound import Bound, lower_bound
+from ..search.bound import Bound, contradicted, lower_bound
 from ..search.record import Trial
 from ..source.identity import versions
 from ..usercode import reason
@@ -306,6 +306,8 @@ def _lower_bound(job: Job, found: Found) -> Bound | None:
         return Bound(0, False)
     if found.proven and problem.question.limit == problem.limit:
         return Bound(len(found.precision) - len(problem.question.required), False)
+    if contradicted(problem):
+        return Bound(None, False)
     problem.release()
     problem.tighten(problem.limit)
     return lower_bound(problem)

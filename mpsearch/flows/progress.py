@@ -3,49 +3,77 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+import threading
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..search.problem import Problem
-from ..search.record import Trial
+if TYPE_CHECKING:
+    from ..search.problem import Problem
+    from ..search.record import Trial
+
+#: Seconds after which the time shown moves on, whatever is being done.
+_TICK = 0.5
 
 
 class Progress:
-    """A bar on stderr, silent where stderr is no terminal (unless ``show`` says otherwise)."""
+    """A bar on stderr, silent where stderr is no terminal (unless ``show`` says otherwise).
+
+    Loads neither torch nor coremltools, so that it can say that they are being loaded.
+    """
 
     def __init__(self, show: bool | None = None) -> None:
         self._on = sys.stderr.isatty() if show is None else show
         self._bar: Any = None
-        self._stage = ""
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._ticking: threading.Thread | None = None
 
     def stage(self, text: str) -> None:
         """Say what is being done now."""
-        self._stage = text
-        if self._on:
+        if not self._on:
+            return
+        with self._lock:
             self._open(None)
             self._bar.set_description_str(text)
-
-    def _open(self, total: int | None) -> None:
-        if self._bar is None or self._bar.total != total:
-            self.close()
-            form = None if total else "{desc} [{elapsed}]"
-            self._bar = tqdm(total=total, leave=False, dynamic_ncols=True, bar_format=form)
+        if self._ticking is None:
+            self._ticking = threading.Thread(target=self._tick, daemon=True)
+            self._ticking.start()
 
     def trial(self, trial: Trial, problem: Problem) -> None:
         """Show one more trial."""
         if not self._on:
             return
-        self._open(problem.trials)
-        done = len(problem.record.trials)
-        self._bar.update(done - self._bar.n)
         best = problem.best
         known = "none yet" if best is None else f"{problem.question.price(best.kept):g}"
-        self._bar.set_description_str(f"{trial.asked_by}: best {known}", refresh=False)
+        with self._lock:
+            self._open(problem.trials)
+            done = len(problem.record.trials)
+            self._bar.update(done - self._bar.n)
+            self._bar.set_description_str(f"{trial.asked_by}: best {known}", refresh=False)
 
     def close(self) -> None:
         """Remove the bar."""
+        self._done.set()
+        if self._ticking is not None:
+            self._ticking.join()
+        with self._lock:
+            self._remove()
+
+    def _open(self, total: int | None) -> None:
+        if self._bar is None or self._bar.total != total:
+            self._remove()
+            form = None if total else "{desc} [{elapsed}]"
+            self._bar = tqdm(total=total, leave=False, dynamic_ncols=True, bar_format=form)
+
+    def _remove(self) -> None:
         if self._bar is not None:
             self._bar.refresh()  # what a short stage did is shown once, at least
             self._bar.close()
             self._bar = None
+
+    def _tick(self) -> None:
+        while not self._done.wait(_TICK):
+            with self._lock:
+                if self._bar is not None:
+                    self._bar.refresh()

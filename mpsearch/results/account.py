@@ -26,6 +26,9 @@ from .result import Absorption, Headroom, OpRow, Rescaling, TrialRow
 
 #: Up to so many kept ops are measured alone; more are predicted by the first-order model.
 _MEASURED_ALONE = 64
+#: Of the budget: what is predicted to be less is not measured alone. The model is of first order,
+#: and right to a factor of two or three where it predicts so little.
+_LITTLE = 0.25
 #: Ops are listed that the next input may bring so near to FP16's range.
 _NEAR = 4.0
 #: The verdict on ops that break nothing alone: they are kept for what they add to others.
@@ -40,14 +43,18 @@ def harmful(prepared: Prepared, problem: Problem) -> float:
 def kept_ops(
     prepared: Prepared, problem: Problem, precision: Precision, range_: Range
 ) -> tuple[KeptOp, ...]:
-    """The kept ops, each with the error of the program when it alone is FP16, and why."""
+    """The kept ops, each with the error of the program when it alone is FP16, and why.
+
+    It is measured where it may break the budget, and predicted where it does by far not.
+    """
     kept = [op for op in prepared.ops if op.index in precision]
     measure = len(kept) <= _MEASURED_ALONE
+    predicted = {op.index: math.sqrt(problem.guide.model.harm((op.index,), ())) for op in kept}
+    losses = {i: math.inf if _finite(loss) is None else loss for i, loss in predicted.items()}
     if measure:
-        losses = {op.index: _alone(problem, op.index) for op in kept}
-    else:
-        predicted = {op.index: math.sqrt(problem.guide.model.harm((op.index,), ())) for op in kept}
-        losses = {i: math.inf if _finite(loss) is None else loss for i, loss in predicted.items()}
+        little = _LITTLE * problem.limit if prepared.metric.name == "rel_l2" else 0.0
+        doubtful = [i for i, loss in losses.items() if loss >= little]
+        losses |= {i: _alone(problem, i) for i in doubtful}
     breaking = [i for i, loss in losses.items() if loss > problem.limit]
     verdicts = _verdicts(prepared, problem, breaking) if measure else {}
     rest = ADDS_UP if measure else ""

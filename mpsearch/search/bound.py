@@ -69,9 +69,13 @@ def lower_bound(
     proofs = [record.known(everything.difference(core)) for core in cores]
     marginal |= any(t is not None and not question.far_beyond(t.loss) for t in proofs)
     price = int(sum(min(question.cost[u] for u in core) for core in cores))
-    met = [t.kept for t in record.trials if t.met]
-    broken = [t.kept for t in record.trials if not t.met]
-    return Bound(price if monotone(met, broken) else None, marginal)
+    return Bound(None if contradicted(problem) else price, marginal)
+
+
+def contradicted(problem: Problem) -> bool:
+    """Whether keeping more ops in FP32 was seen to hurt, so that no bound can be had."""
+    trials = problem.record.trials
+    return not monotone([t.kept for t in trials if t.met], [t.kept for t in trials if not t.met])
 
 
 def disjoint_cores(
