@@ -342,7 +342,7 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device
         A torch device for the executor.
     cache_bytes
-        Limit for remembered results; None: a quarter of the memory.
+        Limit for remembered results; None: a quarter of the memory, 2 GiB at most.
     seed
         For everything random.
     storage

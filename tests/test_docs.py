@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,3 +29,15 @@ def test_the_strategy_in_the_readme_works(monkeypatch):
     monkeypatch.setattr(search, "find_strategy", lambda name: scope["search"])
     result = mpsearch.optimize(Planted(0), samples(0), budget(0))
     assert result.met and 0 < len(result.fp32_ops) < result.candidate_ops
+
+
+@pytest.mark.parametrize("page", ["packages", "transformers"])
+def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page, one after the other, as a reader would paste them."""
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "guides" / f"{page}.md").read_text()
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, scope)
+    assert scope["result"].met

@@ -71,10 +71,14 @@ class _Run:
 
 
 def default_cache_bytes() -> int:
-    """A quarter of the machine's memory."""
+    """A quarter of the machine's memory, and no more than 2 GiB.
+
+    More saves few executions, and what it saves goes into memory never used before: with 1, 2
+    and 6 GB a search of ViT-B with 4 of its layers took 31, 28 and 27 forwards in 91, 95 and 117 s.
+    """
     import psutil
 
-    return int(psutil.virtual_memory().total) // 4
+    return min(int(psutil.virtual_memory().total) // 4, 2 << 30)
 
 
 class Incremental:
@@ -92,7 +96,7 @@ class Incremental:
         The numerics profiles.
     device, cache_bytes
         Where to run, and how many bytes of results to remember (default: a quarter of the
-        machine's memory).
+        machine's memory, 2 GiB at most).
     ending
         Asked before every op whether to go on.
 
