@@ -195,3 +195,32 @@ def test_fp16_forms_are_coremltools_own(target):
         model = convert(prepared.precast, selector(names))
         (got,) = mpsearch.Executor(model).predict({"x": data[0]}).values()
         np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-3, atol=1e-6)
+
+
+def test_an_op_that_cannot_be_converted_is_named_with_what_to_do():
+    class Eigenvalues(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvalsh(x @ x.transpose(-1, -2))
+
+    data = [torch.randn(1, 4, 4) for _ in range(3)]
+    with pytest.raises(mpsearch.InputError, match=r"linalg_eigvalsh.*register_torch_op"):
+        mpsearch.optimize(Eigenvalues(), data, 1e-2)
+
+
+def test_an_input_of_rank_0_is_refused_with_what_to_do():
+    class Scaled(torch.nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    data = [(torch.randn(1, 4), torch.tensor(2.0)) for _ in range(3)]
+    with pytest.raises(mpsearch.InputError, match=r"'scale' is a tensor of rank 0.*\(1,\)"):
+        mpsearch.optimize(Scaled(), data, 1e-2)
+
+
+def test_the_logger_says_what_is_done(caplog):
+    with caplog.at_level("DEBUG", logger="mpsearch"):
+        found = mpsearch.optimize(net(), batches(), 1e-2)
+    said = [record.getMessage() for record in caplog.records if record.name == "mpsearch"]
+    assert "converting" in said
+    assert sum("ops in FP32, loss" in line for line in said) <= found.evaluations
+    assert any("ops in FP32, loss" in line for line in said)

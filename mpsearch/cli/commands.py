@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -26,9 +27,21 @@ _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pi
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mpsearch")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning"]),
+    default="warning",
+    show_default=True,
+    help="What is logged on stderr.",
+)
 @click.pass_context
-def main(ctx: click.Context) -> None:
+def main(ctx: click.Context, log_level: str) -> None:
     """Find the fewest ops that must stay FP32 for a model to work in Core ML's FP16."""
+    logger, handler = logging.getLogger("mpsearch"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(log_level.upper())
+    ctx.call_on_close(lambda: logger.removeHandler(handler))
     ctx.with_resource(temporary_room())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from ..search.problem import Problem
     from ..search.record import Trial
 
+#: Says at INFO what is being done, at DEBUG what each evaluation gave.
+_LOG = logging.getLogger("mpsearch")
 #: Seconds after which the time shown moves on, whatever is being done.
 _TICK = 0.5
 
@@ -31,6 +34,7 @@ class Progress:
 
     def stage(self, text: str) -> None:
         """Say what is being done now."""
+        _LOG.info("%s", text)
         if not self._on:
             return
         with self._lock:
@@ -42,6 +46,10 @@ class Progress:
 
     def trial(self, trial: Trial, problem: Problem) -> None:
         """Show one more trial."""
+        _LOG.debug(
+            "%s: %d ops in FP32, loss %.3g, %s",
+            *(trial.asked_by, trial.fp32_ops, trial.seen, "met" if trial.met else "not met"),
+        )
         if not self._on:
             return
         best = problem.best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -51,6 +52,7 @@ def convert(
     if model.states and target in TARGETS[: TARGETS.index("iOS18")]:
         raise InputError(f"states need --target iOS18 or newer, got {target}")
     first = samples[0]
+    _check_numbers(first)
     values = model(first)
     inputs = [_port(k, v, samples, io_dtype) for k, v in first.items() if isinstance(v, Tensor)]
     arguments: dict[str, Any] = {
@@ -80,7 +82,34 @@ def convert(
                     model.attention,
                     routed.decomposed,
                 )
-    raise InputError(f"coremltools cannot convert the model: {failures[0]}")
+    raise InputError(
+        f"coremltools cannot convert the model: {failures[0].rstrip('.')}{_advice(failures[0])}"
+    )
+
+
+#: An op for which coremltools has no conversion, in its words for traces and for exports.
+_UNKNOWN_OP = re.compile(r"convert function for op '(\w+)'|Unsupported fx node \S+, kind (\S+)")
+
+
+def _advice(failure: str) -> str:
+    """What to do about a failure, where that is known."""
+    if found := _UNKNOWN_OP.search(failure):
+        name = found[1] or found[2]
+        return (
+            f"; write what {name} does with other PyTorch ops, or register a conversion of it "
+            "(coremltools' register_torch_op) in the module that makes the model"
+        )
+    return ""
+
+
+def _check_numbers(sample: Sample) -> None:
+    """That no input is a single number, which Core ML does not take."""
+    for name, value in sample.items():
+        if isinstance(value, Tensor) and not value.dim():
+            raise InputError(
+                f"input {name!r} is a tensor of rank 0, which Core ML does not take; give it the "
+                "shape (1,), or, where it never changes, give a Python number"
+            )
 
 
 def _converted(
