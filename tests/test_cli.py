@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -87,6 +88,30 @@ def test_check_holds_and_fails(written):
     run("check", out, NET, "--inputs", DATA, "--budget", "1e-7", expect=1)
     other = run("check", out, "tests.models:unconvertible", "--inputs", DATA, expect=2)
     assert other.stderr.startswith("error: ")
+
+
+def test_check_tells_machines(written, tmp_path):
+    """JUnit XML and Markdown, of a check that holds, one that does not, and one without its ops."""
+    out, _ = written
+    junit, summary = tmp_path / "check.xml", tmp_path / "check.md"
+    files = ("--junit", junit, "--markdown", summary)
+
+    def suite():
+        return ElementTree.parse(junit).getroot()
+
+    run("check", out, NET, "--inputs", DATA, *files)
+    assert (suite().get("tests"), suite().get("failures")) == ("3", "0")
+    assert "holds" in summary.read_text().splitlines()[0]
+    run("check", out, NET, "--inputs", DATA, "--budget", "1e-7", *files, expect=1)
+    (failed,) = suite().iter("failure")
+    assert "budget 1e-07" in failed.get("message")
+    assert "does not hold" in summary.read_text()
+    config = json.loads((out / "precision.json").read_text())
+    config["fp32_ops"][0] |= {"name": "gone|<b>", "layer": "no.such"}
+    (tmp_path / "precision.json").write_text(json.dumps(config))
+    run("check", tmp_path / "precision.json", NET, "--inputs", DATA, *files, expect=1)
+    assert "gone|<b>" in next(suite().iter("failure")).get("message")
+    assert "<b>" not in summary.read_text().replace("\\<b\\>", "")
 
 
 def test_fp16_suffices_is_said_at_once(here):

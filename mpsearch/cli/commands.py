@@ -405,6 +405,8 @@ def apply(
 @shared.source
 @click.option("--budget", type=float, help="Instead of the config's.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a summary there.")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -414,14 +416,17 @@ def check(
     budget: float | None,
     metric: str | None,
     device: str,
+    junit: Path | None,
+    markdown: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
     bar = _loading(None)
+    from ..files import written
     from ..flows import check as checking
     from ..package import config as configs
-    from ..report import text
+    from ..report import ci, text
 
     parsed = configs.read(config)
     _check(metric, budget, device)
@@ -429,6 +434,10 @@ def check(
     loaded, data = _load(model, options, execution.seed)
     bar.close()
     report = checking.check(parsed, loaded, data, budget=budget, metric=metric, execution=execution)
+    for path, render in ((junit, ci.junit), (markdown, ci.markdown)):
+        if path is not None:
+            with written(path, lambda p: "it is a folder" if p.is_dir() else None) as scratch:
+                scratch.write_text(render(report, config), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
