@@ -127,6 +127,12 @@ _SMALL_VISION = {
     "image_size": 64,
     "patch_size": 16,
 }
+_SMALL_SPEECH = {
+    **{k: v for k, v in _NARROW.items() if k != "vocab_size"},
+    "conv_dim": [16] * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
 _ENCODER = {"vocab_size": 30522}
 _DECODER = {"vocab_size": 32000, "num_hidden_layers": 4, "hidden_size": 1024}
 _KV = {"num_key_value_heads": 2}
@@ -416,7 +422,7 @@ ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
     "sam_vision": _vision(
         "SamVisionModel",
         "SamVisionConfig",
-        {"image_size": 512, "num_hidden_layers": 6},
+        {"image_size": 512, "num_hidden_layers": 6, "initializer_range": 0.02},
         {**_SMALL_VISION, "mlp_dim": 128, "output_channels": 32, "global_attn_indexes": [1]},
         (512, 64),
     ),
@@ -429,12 +435,7 @@ ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
         "Wav2Vec2Model",
         "Wav2Vec2Config",
         {"num_hidden_layers": 6},
-        {
-            **{k: v for k, v in _NARROW.items() if k != "vocab_size"},
-            "conv_dim": [16] * 7,
-            "num_conv_pos_embeddings": 16,
-            "num_conv_pos_embedding_groups": 4,
-        },
+        _SMALL_SPEECH,
         *(1, 16000),
         name="input_values",
     ),
@@ -442,12 +443,7 @@ ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
         "HubertModel",
         "HubertConfig",
         {"num_hidden_layers": 6},
-        {
-            **{k: v for k, v in _NARROW.items() if k != "vocab_size"},
-            "conv_dim": [16] * 7,
-            "num_conv_pos_embeddings": 16,
-            "num_conv_pos_embedding_groups": 4,
-        },
+        _SMALL_SPEECH,
         *(1, 16000),
         name="input_values",
     ),

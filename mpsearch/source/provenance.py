@@ -113,8 +113,11 @@ def scripted_layers(module: Any) -> Callable[[Operation], str]:
     place (``0``). The whole path stands in what the methods take their parts from: those are walked
     in the order of their calls, and laid beside the inlined graph, which lacks what is dead.
     """
-    graph = module.inlined_graph.copy()
-    walked = list(_walk(module, "forward", "", ()))
+    try:
+        graph = module.inlined_graph.copy()
+        walked = list(_walk(module, "forward", "", ()))
+    except (AttributeError, RuntimeError):  # what cannot be inlined, or is no method
+        return torchscript_layer
     at = 0
     for node in _nodes(graph):
         if not node.kind().startswith("aten::"):
