@@ -34,6 +34,18 @@ def _make(library: str, model: str, config: str, **options: Any) -> nn.Module:
     return made.eval()
 
 
+def _settled(model: nn.Module, samples: Samples) -> nn.Module:
+    """A model whose batch norms have seen its samples, without which random weights vanish."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for sample in samples if norms else []:
+            model(**sample)
+    return model.eval()
+
+
 def _tokens(vocabulary: int, length: int, mask: bool = True, **more: int) -> Callable[[], Samples]:
     def draw() -> Samples:
         generator = torch.Generator().manual_seed(1)
@@ -89,10 +101,8 @@ def _vision(
     def build(full: bool) -> Made:
         options = real if full else {**real, **(narrow or {})}
         side = size[0] if full else size[1]
-        return (
-            _make("transformers", model, config, **options),
-            _floats(name, 1, 3, side, side)(),
-        )
+        samples = _floats(name, 1, 3, side, side)()
+        return _settled(_make("transformers", model, config, **options), samples), samples
 
     return build
 
@@ -346,7 +356,8 @@ def _mobile(full: bool) -> Made:
         nn.Flatten(),
         nn.Linear(width, 10),
     )
-    return made.eval(), _floats("input", 1, 3, side, side)()
+    samples = _floats("input", 1, 3, side, side)()
+    return _settled(made.eval(), samples), samples
 
 
 ARCHITECTURES: dict[str, Callable[[bool], Made]] = {

@@ -103,9 +103,12 @@ def searched(name: str, full: bool, budget: float) -> dict[str, Any]:
         found = mpsearch.optimize(model, samples, budget)
     except mpsearch.MpsearchError as error:
         return {"failed": str(error)[:200], "seconds": time.perf_counter() - started}
+    seconds = time.perf_counter() - started
+    if found.status == "infeasible":
+        return {"failed": found.explanation[:200], "seconds": seconds}
     return {
         "failed": "",
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "peak": _peak(),
         "ops": found.candidate_ops,
         "kept": len(found.kept),

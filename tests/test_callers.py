@@ -90,6 +90,29 @@ def test_a_users_hooks_fire_twice_at_most_for_a_look_and_are_left_on():
     assert len(calls) <= 3 and calls
 
 
+def test_a_hook_that_collects_what_the_model_returns_stays():
+    """transformers gathers hidden states by hooks, without which there is nothing to return."""
+
+    class Gathering(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+            self.first.register_forward_hook(gather)
+
+        def forward(self, x):
+            seen.clear()
+            self.first(x)
+            return self.last(seen[0])
+
+    def gather(module, args, out):
+        seen.append(out)
+
+    seen = []
+
+    samples = [torch.randn(1, 4) for _ in range(6)]
+    assert mpsearch.optimize(Gathering(), samples, 1e-2).met
+
+
 def test_a_hook_that_is_part_of_the_function_counts():
     """What a hook returns takes the place of the output: it is searched as well."""
     model = net()
