@@ -21,9 +21,14 @@ def _pads(
     pad_type: str,
     pad: list[int] | None,
     ceil_mode: bool,
-) -> tuple[Pads, Pads]:
-    """The padding asked for, and the extra at the end that makes a last partial window whole."""
+) -> tuple[Pads, Pads, list[int]]:
+    """The padding asked for, the extra that makes a last partial window whole, and the kernel.
+
+    A kernel that is larger than all there is has one window, and is cut to it: transformers'
+    EfficientNet averages what is left of an image by a kernel of its width in channels.
+    """
     rank = len(kernel)
+    kernel = list(kernel)
     pads = spatial_padding(pad_type, pad, x.shape[2:], kernel, strides, [1] * rank)
     extra = []
     for axis, (before, after) in enumerate(pads):
@@ -37,8 +42,12 @@ def _pads(
             and windows * strides[axis] < x.shape[axis + 2] + before
         ):
             windows += 1
-        extra.append((0, max(0, (windows - 1) * strides[axis] - span)))
-    return pads, extra
+        missing = max(0, (windows - 1) * strides[axis] - span)
+        if windows == 1:
+            kernel[axis] -= missing
+            missing = 0
+        extra.append((0, missing))
+    return pads, extra, kernel
 
 
 def avg_pool(
@@ -51,13 +60,13 @@ def avg_pool(
     ceil_mode: bool = False,
 ) -> Tensor:
     strides = strides or [1] * len(kernel_sizes)
-    pads, extra = _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    pads, extra, kernel = _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     pool = _AVG[len(kernel_sizes)]
-    out = pool(zero_pad(zero_pad(x, pads), extra), kernel_sizes, strides)
+    out = pool(zero_pad(zero_pad(x, pads), extra), kernel, strides)
     if any(after for _, after in extra) or (exclude_padding_from_average and any(map(any, pads))):
         counted = torch.ones_like(x[:1, :1])
         counted = zero_pad(counted, pads, 0.0 if exclude_padding_from_average else 1.0)
-        out = out / pool(zero_pad(counted, extra), kernel_sizes, strides)
+        out = out / pool(zero_pad(counted, extra), kernel, strides)
     return out
 
 
@@ -70,9 +79,9 @@ def l2_pool(
     ceil_mode: bool = False,
 ) -> Tensor:
     strides = strides or [1] * len(kernel_sizes)
-    pads, extra = _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
-    mean = _AVG[len(kernel_sizes)](zero_pad(zero_pad(x * x, pads), extra), kernel_sizes, strides)
-    return torch.sqrt(mean * math.prod(kernel_sizes))
+    pads, extra, kernel = _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    mean = _AVG[len(kernel_sizes)](zero_pad(zero_pad(x * x, pads), extra), kernel, strides)
+    return torch.sqrt(mean * math.prod(kernel))
 
 
 def max_pool(
@@ -84,6 +93,6 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> Tensor:
     strides = strides or [1] * len(kernel_sizes)
-    pads, extra = _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
+    pads, extra, kernel = _pads(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
     padded = zero_pad(zero_pad(x, pads, -math.inf), extra, -math.inf)
-    return _MAX[len(kernel_sizes)](padded, kernel_sizes, strides)
+    return _MAX[len(kernel_sizes)](padded, kernel, strides)
