@@ -360,6 +360,15 @@ def _mobile(full: bool) -> Made:
     return _settled(made.eval(), samples), samples
 
 
+def _spectrogram(full: bool) -> Made:
+    narrow: dict[str, Any] = {k: v for k, v in _NARROW.items() if k != "vocab_size"}
+    narrow |= {"max_length": 128, "num_mel_bins": 32}
+    options = {"num_hidden_layers": 6} if full else narrow
+    made = _make("transformers", "ASTModel", "ASTConfig", **options)
+    size = (1024, 128) if full else (128, 32)
+    return made, _floats("input_values", 1, *size)()
+
+
 ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
     "bert": _text("BertModel", "BertConfig", _ENCODER),
     "distilbert": _distilbert,
@@ -458,21 +467,7 @@ ARCHITECTURES: dict[str, Callable[[bool], Made]] = {
         *(1, 16000),
         name="input_values",
     ),
-    "ast": _audio(
-        "ASTModel",
-        "ASTConfig",
-        {"num_hidden_layers": 6},
-        {
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_length": 128,
-            "num_mel_bins": 32,
-        },
-        *(1, 1024, 128),
-        name="input_values",
-    ),
+    "ast": _spectrogram,
     "unet": _unet,
     "vae_decoder": _vae,
     "lstm": _lstm,

@@ -270,8 +270,8 @@ def test_palettized_and_quantized_packages_stay_so(tmp_path):
         assert sizes[1] <= 1.5 * sizes[0]
 
 
-def test_a_package_with_a_classifier_is_refused_in_words(tmp_path):
+def test_a_package_with_a_classifier_keeps_its_labels(tmp_path):
     model = _converted(classifier_config=ct.ClassifierConfig(["a", "b", "c"]))
     model.save(str(tmp_path / "classifier.mlpackage"))
-    with pytest.raises(mpsearch.InputError, match="classifier"):
-        mpsearch.optimize(str(tmp_path / "classifier.mlpackage"), SAMPLES, 1e-2)
+    found = mpsearch.optimize(str(tmp_path / "classifier.mlpackage"), SAMPLES, 1e-2)
+    assert found.mlmodel.get_spec().description.predictedFeatureName == "classLabel"

@@ -88,7 +88,7 @@ def test_every_evaluation_is_a_trial_of_the_study(monkeypatch):
     assert [len(t.user_attrs["fp32_ops"]) for t in trials] == [every, *evaluated]
     assert every == found.candidate_ops
     passes = {t.user_attrs["pass"] for t in trials}
-    assert {"ends", "cast", "prune", "bound", "alone"} <= passes
+    assert {"ends", "cast", "prune", "bound"} <= passes
     best = min(
         (t for t in trials if t.constraints["budget"] <= 0 and t.user_attrs["exact"]),
         key=lambda t: (t.value, t.user_attrs["loss"]),

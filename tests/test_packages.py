@@ -120,19 +120,21 @@ def asked_for(spec):
 
 
 def ops(made):
-    """Type, dtype, shape and value of every op; sizes that are free are -1."""
+    """The ops in order, and the constants in any: dtype, shape and value; free sizes are -1."""
     program = load_program(made.get_spec(), made.weights_dir)
-    found = []
+    found, constants = [], []
     for op in all_ops(program.functions["main"]):
         (var, *_) = op.outputs
         value = getattr(var.val, "ls", var.val) if op.op_type == "const" else None
-        if value is None or isinstance(value, list):
-            found.append((op.op_type, var.name if value is None else [str(v) for v in value]))
-            continue
-        array = np.asarray(value)
-        shape = [n if isinstance(n, int) else -1 for n in array.shape]
-        found.append((op.op_type, array.dtype, shape, array.tobytes()))
-    return found
+        if value is None:
+            found.append((op.op_type, var.name))
+        elif isinstance(value, list):
+            constants.append(str([str(v) for v in value]))
+        else:
+            array = np.asarray(value)
+            shape = [n if isinstance(n, int) else -1 for n in array.shape]
+            constants.append(f"{array.dtype} {shape} {array.tobytes()!r}")
+    return found, sorted(constants)
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)

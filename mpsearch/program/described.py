@@ -25,10 +25,10 @@ def unclassified(program):  # type: ignore[no-untyped-def]
     values = op.classes.val
     labels = [getattr(item, "val", item) for item in getattr(values, "ls", values)]
     labels = [item.item() if hasattr(item, "item") else item for item in labels]
-    named = probabilities.name
+    named, listed = probabilities.name, op.classes.op
     kept = [given if var is probabilities else var for var in function.outputs if var is not label]
     function.set_outputs(kept)
-    function.remove_ops([op])
+    function.remove_ops([op] if listed is None else [op, listed])
     given.name = named
     return ct.ClassifierConfig(
         labels, predicted_feature_name=label.name, predicted_probabilities_output=named
