@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from benchmarks import zoo
 from mpsearch.evaluation import coverage
 from mpsearch.evaluation.reach import Magnitude
 from mpsearch.program.precision import Precision
+from mpsearch.search.problem import Problem
 from mpsearch.source.prepare import prepare
 from tests.command import run
 from tests.models import batches, net
@@ -354,3 +356,20 @@ def test_expected_is_a_quantile_of_what_comes():
     assert 0.02 < beyond / 400 < 0.06
     assert coverage.expected([1.0, math.inf], 0.05) == math.inf
     assert coverage.expected([-60.0, -58.0, -61.0], 0.05) > -58.0  # dB
+
+
+def test_where_no_trial_is_left_a_larger_set_is_taken_and_not_all(monkeypatch):
+    """A set that fails on redrawn inputs with all trials spent: not everything becomes FP32."""
+    from mpsearch.flows import searching
+
+    monkeypatch.setattr(searching, "mend", lambda problem, kept: None)
+    model, confirm, seen = net(), Problem.confirm, []
+
+    def failing(self, trial):
+        found = confirm(self, trial)
+        seen.append(len(trial.kept))
+        return replace(found, offenders=[], expected=math.inf) if len(seen) == 1 else found
+
+    monkeypatch.setattr(Problem, "confirm", failing)
+    found = mpsearch.optimize(model, batches(), 1e-3)
+    assert found.met and seen[0] < len(found.kept) < found.candidate_ops

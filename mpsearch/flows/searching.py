@@ -16,6 +16,8 @@ from .job import Job
 _MARGIN = 0.9
 #: How often a set is mended at most.
 _ROUNDS = 16
+#: Of the ops still in FP16: how many more become FP32 at once where there is no trial to mend by.
+_SHARES = (0.125, 0.25, 0.5)
 
 
 def search(job: Job) -> bool:
@@ -40,8 +42,11 @@ def again(job: Job, trial: Trial, loss: float) -> bool:
 
 def _confirmed(problem: Problem) -> bool:
     """Mend the best set until it holds on the samples that were not searched on as well."""
+    failed: Kept | None = None
     for _ in range(_ROUNDS):
         best = problem.best
+        if failed is not None and (best is None or best.kept == problem.everything):
+            best = _larger(problem, failed)  # no trial was left to mend it by
         if best is None or best.kept == problem.everything:
             return True
         problem.ending.stage = Stage.SEARCH
@@ -52,6 +57,7 @@ def _confirmed(problem: Problem) -> bool:
         if not found.offenders and found.expected <= problem.limit:
             return True
         problem.reject(best.kept)
+        failed = best.kept
         if found.offenders:
             problem.widen(found.offenders)
         else:
@@ -59,6 +65,19 @@ def _confirmed(problem: Problem) -> bool:
         if not _mended(problem, best.kept):
             return False
     return True
+
+
+def _larger(problem: Problem, kept: Kept) -> Trial | None:
+    """A much larger set that meets the limit, whatever the trials allow; None where none does."""
+    rest = [unit for unit in problem.keep_order() if unit not in kept]
+    for share in _SHARES:
+        try:
+            trial = problem.admit(kept.union(rest[: math.ceil(share * len(rest))]))
+        except Stop:
+            return None
+        if trial.met:
+            return trial
+    return None
 
 
 def _mended(problem: Problem, kept: Kept) -> bool:
