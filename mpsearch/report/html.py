@@ -66,9 +66,9 @@ def notebook(result: Mapping[str, Any], met: bool) -> str:
     """
     from markupsafe import Markup
 
-    def cell(tag: str, value: Any, style: str = "") -> Markup:
+    def cell(tag: str, value: Any) -> Markup:
         shown = printable(value if isinstance(value, str) else number(value))
-        return Markup('<{0} style="text-align:left;{2}">{1}</{0}>').format(tag, shown, style)
+        return Markup('<{0} style="text-align:left">{1}</{0}>').format(tag, shown)
 
     def table(rows: Sequence[Sequence[Any]], head: Sequence[str] = ()) -> Markup:
         made = [Markup("").join(cell("th", name) for name in head)] if head else []

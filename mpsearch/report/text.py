@@ -39,11 +39,8 @@ def _wrap(text: str, width: int) -> list[str]:
 
 def _hang(lines: Sequence[str], width: int) -> list[str]:
     """Lines of labels and values, what is too long on lines of its own beneath its value."""
-    found = []
-    for line in lines:
-        parts = textwrap.wrap(line, width, subsequent_indent=" " * 9)
-        found += parts or [line]
-    return found
+    wrapped = (textwrap.wrap(line, width, subsequent_indent=" " * 9) for line in lines)
+    return list(itertools.chain.from_iterable(wrapped))
 
 
 def value(error: float | None) -> str:
