@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ import mpsearch
 from mpsearch._ct import ct, quiet
 from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
-from mpsearch.source.torch_ops import CONVERSIONS, registered
+from mpsearch.source.torch_ops import CONVERSIONS, IMPORTS, registered, sources
 from tests.test_rescale import _ops, alone
 
 F = nn.functional
@@ -108,6 +110,16 @@ def test_an_op_gives_what_pytorch_gives(name, place):
 def test_every_op_is_tested():
     """``alias`` stands in decomposed programs alone, where coremltools is asked last."""
     assert set(USES) == set(CONVERSIONS) - {"alias"}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_what_is_carried_along_is_all_that_an_op_needs(name):
+    scope: dict = {}
+    exec("\n".join([IMPORTS, *sources([name])]), scope)
+    functions = [value for value in scope.values() if isinstance(value, types.FunctionType)]
+    ours = [f for f in functions if f.__code__.co_filename == "<string>"]
+    called = {n for f in ours for n in f.__code__.co_names if n.startswith("_")}
+    assert called <= set(scope) | {"_upsample_bicubic2d_aa"}
 
 
 def test_coremltools_own_conversions_stay():

@@ -112,7 +112,7 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
         if not finite or question.objective != "ops":
             return ""
         needed, error = min(finite)
-        if job.prepared.metric.loss_of(problem.limit) >= error > 0:
+        if facts["budget"] >= error > 0:
             return ""  # too near the budget for other inputs, which more ops are for
         return _cures(needed, kept, "is not finite", error, facts["budget"])
     if needed:

@@ -163,7 +163,7 @@ def selector_source(
             for op in function.operations
         ),
         keeping=_body(keeping, "def unclassified"),
-        conversions=torch_ops.sources(list(precast.added)),
+        conversions=map(_bare, torch_ops.sources(list(precast.added))),
     )
 
 
@@ -177,9 +177,14 @@ def rescale_source(rewrites: Sequence[Rewrite], scales: Sequence[Scale]) -> str:
 
 
 def _body(module: Any, start: str) -> str:
-    """The source of a module from some text on, without what is for mypy."""
+    """The source of a module from some text on."""
     source = inspect.getsource(module)
-    return re.sub(r"  # type: ignore\S*", "", source[source.index(start) :].rstrip())
+    return _bare(source[source.index(start) :])
+
+
+def _bare(source: str) -> str:
+    """Source without what is for mypy."""
+    return re.sub(r"  # type: ignore\S*", "", source.rstrip())
 
 
 def _template(name: str) -> jinja2.Template:
@@ -221,7 +226,7 @@ def _table(precast: Precast) -> str:
     """What an exported program is decomposed by, as Python source."""
     if not precast.decomposed:
         return "{}"
-    names = ", ".join(map(repr, precast.decomposed))
+    names = ", ".join(map(_literal, precast.decomposed))
     return (
         "{\n            op: how\n"
         "            for op, how in torch.export.default_decompositions().items()\n"

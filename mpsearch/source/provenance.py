@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +79,7 @@ class Nodes:
         handles = [h for h in op.scopes.get(ScopeSource.EXIR_DEBUG_HANDLE, []) if h is not None]
         if handles:
             return self.names[int(handles[0])]
-        for name in (op.outputs[0].name if op.outputs else "", op.name):
-            while name:
-                if name in self.layers:
-                    return name
-                name = name.rpartition("_")[0]
-        return ""
+        return _named_after(op, self.layers)
 
 
 def numbered(program: Any) -> Nodes:
@@ -237,17 +232,18 @@ def _users_line(frames: Iterable[re.Match[str]]) -> str:
 
 
 def line_of(lines: dict[str, str]) -> Callable[[Operation], str]:
+    """What is known of an op by the value that it stands for."""
+    return lambda op: lines.get(_named_after(op, lines), "")
+
+
+def _named_after(op: Operation, known: Container[str]) -> str:
     """Ops are named after the value that they stand for, several for one with a suffix each."""
-
-    def line(op: Operation) -> str:
-        for name in (op.outputs[0].name if op.outputs else "", op.name):
-            while name:
-                if name in lines:
-                    return lines[name]
-                name = name.rpartition("_")[0]
-        return ""
-
-    return line
+    for name in (op.outputs[0].name if op.outputs else "", op.name):
+        while name:
+            if name in known:
+                return name
+            name = name.rpartition("_")[0]
+    return ""
 
 
 def named_graph(traced: Any) -> Any:

@@ -79,14 +79,10 @@ def _noting(name: str, used: list[str]) -> Callable[[Any, Any], None]:
 def sources(names: list[str]) -> list[str]:
     """The source of the conversions of these ops, and of what they share."""
     found = [inspect.getsource(CONVERSIONS[name]) for name in names]
-    shared = [
-        inspect.getsource(helper)
-        for helper in SHARED
-        if any(f"{helper.__name__}(" in text for text in found)
-    ]
-    return [
-        text.rstrip().replace("  # type: ignore[no-untyped-def]", "") for text in shared + found
-    ]
+    for helper in reversed(SHARED):  # the later of them call the earlier
+        if any(f"{helper.__name__}(" in text for text in found):
+            found.insert(0, inspect.getsource(helper))
+    return found
 
 
 def _argument(context, node, place, name, default=None):  # type: ignore[no-untyped-def]
@@ -372,7 +368,7 @@ def isin(context, node):  # type: ignore[no-untyped-def]
     context.add(found)
 
 
-#: What conversions share.
+#: What conversions share, each before those that call it.
 SHARED = (_argument, _float, _resized)
 
 #: The conversions by the name of the PyTorch op.
