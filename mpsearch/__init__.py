@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .flows.analyze import analyze
     from .flows.apply import apply
     from .flows.check import check
+    from .flows.convert import convert
     from .flows.optimize import optimize
     from .flows.pareto import pareto
     from .numerics.profiles import Profile
@@ -54,6 +55,7 @@ __all__ = [
     "analyze",
     "apply",
     "check",
+    "convert",
     "optimize",
     "pareto",
 ]
@@ -75,6 +77,7 @@ _HOMES = {
     "analyze": "flows.analyze",
     "apply": "flows.apply",
     "check": "flows.check",
+    "convert": "flows.convert",
     "optimize": "flows.optimize",
     "pareto": "flows.pareto",
 }

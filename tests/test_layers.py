@@ -95,6 +95,17 @@ def test_layers_of_architectures(name, tmp_path):
     assert {layer for _, layer in found} == {layer for _, layer in wanted}
 
 
+@pytest.mark.parametrize("name", ["llama", "mobilenet_v2"])
+def test_layers_of_a_package_that_mpsearch_converted(name, tmp_path):
+    pytest.importorskip("transformers")
+    from benchmarks.architectures import ARCHITECTURES as MADE
+
+    model, samples = MADE[name](False)
+    mpsearch.convert(model, samples[0]).save(str(tmp_path / "model.mlpackage"))
+    found = layers(str(tmp_path / "model.mlpackage"), samples[0])
+    assert sorted(found) == sorted(layers(model, samples[0]))
+
+
 def test_where_no_layer_is_known_that_is_said(lists, tmp_path):
     frozen = torch.jit.freeze(torch.jit.trace(lists, torch.randn(1, 8)))
     frozen.save(str(tmp_path / "model.pt"))

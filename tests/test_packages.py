@@ -113,8 +113,8 @@ def samples(model):
 
 def asked_for(spec):
     """What a package says of itself, but for who made it."""
-    spec.description.metadata.userDefined.pop("mpsearch.version", None)
-    for key in [k for k in spec.description.metadata.userDefined if k.startswith("com.github")]:
+    ours = ("mpsearch.", "com.github")
+    for key in [k for k in spec.description.metadata.userDefined if k.startswith(ours)]:
         del spec.description.metadata.userDefined[key]
     return spec.specificationVersion, spec.description
 
@@ -137,20 +137,102 @@ def ops(made):
     return found, sorted(constants)
 
 
+def by_op_selector(found, source, path, monkeypatch):
+    """What op_selector.py alone makes of the source."""
+    source.save(str(path / "source.mlpackage"))
+    found.save(path / "out")
+    monkeypatch.setattr(sys, "path", [str(path / "out"), *sys.path])
+    alone = runpy.run_path(str(path / "out" / "op_selector.py"))
+    with quiet():
+        return alone["convert"](str(path / "source.mlpackage"))
+
+
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_a_package_keeps_what_was_asked_for(name, tmp_path, monkeypatch):
     source = CONVERSIONS[name]()
     found = mpsearch.optimize(source, samples(source), 3e-4)
     assert found.met
     assert asked_for(found.mlmodel.get_spec()) == asked_for(source.get_spec())
-    source.save(str(tmp_path / "source.mlpackage"))
-    found.save(tmp_path / "out")
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "out"), *sys.path])
-    alone = runpy.run_path(str(tmp_path / "out" / "op_selector.py"))
-    with quiet():
-        made = alone["convert"](str(tmp_path / "source.mlpackage"))
+    made = by_op_selector(found, source, tmp_path, monkeypatch)
     assert asked_for(made.get_spec()) == asked_for(source.get_spec())
     assert ops(made) == ops(found.mlmodel)
+
+
+ASKED = {
+    "image, classifier": {
+        "inputs": [image()],
+        "classifier_config": ct.ClassifierConfig(["a", "b", "c", "d"]),
+        "minimum_deployment_target": ct.target.iOS16,
+    },
+    "ranges": {"inputs": [ct.TensorType(name="x", shape=(1, 3, RANGE, RANGE))]},
+    "names and types": {**HALF, "minimum_deployment_target": ct.target.macOS14},
+    "passes and units": {
+        "inputs": [ct.TensorType(name="x", shape=SHAPE)],
+        "outputs": [ct.TensorType(name="y")],
+        "pass_pipeline": ct.PassPipeline.CLEANUP,
+        "compute_units": ct.ComputeUnit.CPU_AND_NE,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_conversion_of_ones_own(name, tmp_path):
+    """mpsearch.convert gives what ct.convert gives, and knows the layers beside."""
+    torch.manual_seed(0)
+    model, wanted = Labels().eval(), ASKED[name]
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(model, torch.rand(SHAPE))
+        ours = {"minimum_deployment_target": ct.target.iOS17, **wanted}
+        theirs = ct.convert(traced, **ours, **FP32)
+    made = mpsearch.convert(model, torch.rand(SHAPE), **wanted)
+    assert asked_for(made.get_spec()) == asked_for(theirs.get_spec())
+    assert ops(made) == ops(theirs)
+    found = mpsearch.optimize(
+        made, samples(made), 3e-4, constraints=mpsearch.Constraints(keep_fp32=("layer:conv",))
+    )
+    assert {row.layer for row in found.kept} >= {"conv"}
+    assert "mpsearch.origins" not in found.mlmodel.user_defined_metadata
+
+
+def test_a_conversion_with_states(tmp_path, monkeypatch):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("total", torch.zeros(1, 4))
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.total.add_(self.fc(x))
+            return self.total * 2
+
+    state = ct.StateType(ct.TensorType(shape=(1, 4), dtype=np.float16), "total")
+    with pytest.raises(mpsearch.InputError, match="iOS18"):
+        mpsearch.convert(Sum(), torch.rand(1, 4), states=[state])
+    made = mpsearch.convert(
+        Sum(), torch.rand(1, 4), states=[state], minimum_deployment_target=ct.target.iOS18
+    )
+    assert [s.name for s in made.get_spec().description.state] == ["total"]
+    (feature,) = made.get_spec().description.input
+    found = mpsearch.optimize(made, [{feature.name: torch.rand(1, 4)} for _ in range(4)], 1e-2)
+    again = by_op_selector(found, made, tmp_path, monkeypatch)
+    for package in (found.mlmodel, again):
+        assert asked_for(package.get_spec()) == asked_for(made.get_spec())
+    (these, constants), (those, same) = ops(again), ops(found.mlmodel)
+    assert [kind for kind, _ in these] == [kind for kind, _ in those]
+    assert constants == same
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"compute_precision": None}, "compute_precision is not to be given"),
+        ({"input": []}, "ct.convert has no argument 'input'"),
+        ({"inputs": [ct.TensorType(name="x", shape=(1, 4))]}, "cannot convert the model"),
+    ],
+)
+def test_a_conversion_that_cannot_be(given, words):
+    with pytest.raises(mpsearch.InputError, match=words):
+        mpsearch.convert(Labels(), torch.rand(SHAPE), **given)
 
 
 def test_a_picture_for_a_pytorch_model_is_refused():

@@ -35,6 +35,11 @@ def unclassified(program):  # type: ignore[no-untyped-def]
     )
 
 
+#: Where an FP32 package of mpsearch.convert holds, as JSON, the PyTorch layer and line of every op;
+#: those who are given the mixed package have no use for it.
+ORIGINS = "mpsearch.origins"
+
+
 def described(made, source):  # type: ignore[no-untyped-def]
     """The ``MLModel`` ``made`` with the descriptions and the metadata of the package ``source``.
 
@@ -45,6 +50,7 @@ def described(made, source):  # type: ignore[no-untyped-def]
     metadata.update(spec.description.metadata.userDefined)
     spec.description.metadata.CopyFrom(source.description.metadata)
     spec.description.metadata.userDefined.update(metadata)
+    spec.description.metadata.userDefined.pop(ORIGINS, None)
     for ours, theirs in (
         (spec.description.input, source.description.input),
         (spec.description.output, source.description.output),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 from .._ct import ct, quiet
 from ..errors import InputError
 from ..options import TARGETS
+from ..program.described import ORIGINS
+from ..program.lowering import all_ops
 from ..usercode import reason
 from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
@@ -63,8 +66,11 @@ def convert(
     }
     failures: list[str] = []
     for outputs in _named_outputs(values, inputs, first, io_dtype):
-        for route in (direct, trace, export):
-            found = _converted(model, first, route, outputs, arguments, failures)
+        arguments["outputs"] = [p.tensor_type(output=True) for p in outputs]
+        for route in _ROUTES:
+            # A pass list of its own: coremltools takes passes out of the one it is given.
+            arguments["pass_pipeline"] = PassPipeline(passes_before_cast(), "precast")
+            found = _converted(model, first, route, arguments, failures)
             if found is not None:
                 program, routed, added = found
                 return Precast(
@@ -82,9 +88,63 @@ def convert(
                     model.attention,
                     routed.decomposed,
                 )
-    raise InputError(
-        f"coremltools cannot convert the model: {failures[0].rstrip('.')}{_advice(failures[0])}"
-    )
+    raise _refused(failures)
+
+
+def packaged(model: TorchModel, sample: dict[str, Any], arguments: Mapping[str, Any]) -> Any:
+    """The FP32 ``MLModel`` of a ``ct.convert`` call with arguments of the caller's own.
+
+    What an FP32 package does not hold, the PyTorch layer and line of each op, is put into its
+    metadata (:data:`mpsearch.program.described.ORIGINS`).
+
+    Parameters
+    ----------
+    sample
+        What is traced; inputs that ``arguments`` do not declare are declared as it has them.
+    arguments
+        As ``ct.convert`` takes them, but for the source, ``convert_to`` and ``compute_precision``.
+
+    Raises
+    ------
+    InputError
+        If coremltools cannot convert the model.
+    """
+    _check_numbers(sample)
+    values = model(sample)
+    given = {"skip_model_load": True, **arguments, "compute_precision": ct.precision.FLOAT32}
+    if "inputs" not in given:
+        tensors = {k: v for k, v in sample.items() if isinstance(v, Tensor)}
+        given["inputs"] = [_port(k, v, [sample], "fp32").tensor_type() for k, v in tensors.items()]
+    failures: list[str] = []
+    for route in _ROUTES:
+        if found := _converted(model, sample, route, {**given}, failures):
+            made, routed, _ = found
+            if len(made.output_description) < len(values):
+                failures.append("it lost an output")
+                continue
+            made.user_defined_metadata[ORIGINS] = _origins(made._mil_program, routed)
+            return made
+    raise _refused(failures)
+
+
+def _origins(program: Program, routed: Routed) -> str:
+    """As JSON, by op: its layer, and its line."""
+    known: dict[str, tuple[str, str]] = {}
+    for function in program.functions.values():
+        for op in all_ops(function):
+            where = routed.layer_of(op), routed.line_of(op)
+            if any(where) and op.op_type != "const":
+                known[op.name] = where
+    return json.dumps(known)
+
+
+#: The ways to a program, those first that keep most of what is known.
+_ROUTES = (direct, trace, export)
+
+
+def _refused(failures: list[str]) -> InputError:
+    why = failures[0]
+    return InputError(f"coremltools cannot convert the model: {why.rstrip('.')}{_advice(why)}")
 
 
 #: An op for which coremltools has no conversion, in its words for traces and for exports.
@@ -116,11 +176,10 @@ def _converted(
     model: TorchModel,
     sample: Sample,
     route: Callable[[TorchModel, Sample], Routed | None],
-    outputs: list[Port],
     arguments: dict[str, Any],
     failures: list[str],
-) -> tuple[Program, Routed, tuple[str, ...]] | None:
-    """The program by one route, and the PyTorch ops that coremltools does not know itself.
+) -> tuple[Any, Routed, tuple[str, ...]] | None:
+    """What ``ct.convert`` makes by one route, and the ops of PyTorch that it does not know itself.
 
     None where the route does not apply, or fails, which is then noted.
     """
@@ -129,17 +188,15 @@ def _converted(
             routed = route(model, sample)
             if routed is None:
                 return None
-            # A pass list of its own: coremltools takes passes out of the one it is given.
-            given = dict(arguments, pass_pipeline=PassPipeline(passes_before_cast(), "precast"))
-            given["outputs"] = [p.tensor_type(output=True) for p in outputs]
+            given = dict(arguments)
             if model.states:
                 given["states"] = _states(model, routed.wrapper)
             # Ops without a name are numbered on from whatever coremltools built before, a
             # conversion that failed included; names must be those of a process of its own.
             Builder.name_count.clear()
             with registered() as added:
-                program = ct.convert(routed.source, **given)
-            return program, routed, tuple(added)
+                made = ct.convert(routed.source, **given)
+            return made, routed, tuple(added)
         except Exception as error:
             failures.append(reason(error))
             return None

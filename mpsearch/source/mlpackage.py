@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import torch
 
 from .._ct import ct, quiet
@@ -12,12 +14,16 @@ from ..errors import InputError
 from ..executor.predict import as_pixels
 from ..options import TARGETS
 from ..program import lowering as _program
-from ..program.described import unclassified
+from ..program.described import ORIGINS, unclassified
 from .data import Data, is_picture
 from .precast import Precast
 
 with quiet():
     from coremltools.converters.mil.mil import types
+
+
+#: Ops that are FP16 in an FP32 program too: states are FP16 in Core ML.
+_HALF_ANYWAY = ("const", "cast", "read_state", "coreml_update_state")
 
 
 def from_package(model: Any) -> Precast:
@@ -40,7 +46,7 @@ def from_package(model: Any) -> Precast:
     (function,) = program.functions.values()
     classifier = unclassified(program)
     for op in function.operations:
-        stored = op.op_type in ("const", "cast") or op.op_type.startswith("constexpr_")
+        stored = op.op_type in _HALF_ANYWAY or op.op_type.startswith("constexpr_")
         half = any(types.is_tensor(v.sym_type) and v.dtype == types.fp16 for v in op.outputs)
         if half and not stored:
             raise InputError(
@@ -59,16 +65,31 @@ def from_package(model: Any) -> Precast:
                 for d, f in zip(declared, spec.description.input, strict=True)
             )
         )
+    layer_of, line_of = _origins(spec.description.metadata.userDefined.get(ORIGINS, "{}"))
     return Precast(
         program,
         [],
         [],
         target,
         "mlpackage",
-        lambda op: "",
+        layer_of,
+        line_of,
         classifier=classifier,
         description=spec.description.SerializeToString(),
     )
+
+
+Where = Callable[[Any], str]
+
+
+def _origins(stored: str) -> tuple[Where, Where]:
+    """Of an op its PyTorch layer, and its line, as far as the package holds them."""
+    try:
+        known = msgspec.json.decode(stored, type=dict[str, tuple[str, str]])
+    except msgspec.DecodeError:  # somebody else's text: nothing is known
+        known = {}
+    nowhere = ("", "")
+    return lambda op: known.get(op.name, nowhere)[0], lambda op: known.get(op.name, nowhere)[1]
 
 
 def pixels(model: Any, data: Data) -> Data:

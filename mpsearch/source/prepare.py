@@ -176,7 +176,7 @@ def prepare(
         if pictures := [name for name, value in data.samples[0].items() if is_picture(value)]:
             raise InputError(
                 f"input {pictures[0]!r} is a PIL image, which a PyTorch model does not take; give "
-                "the tensor that it does, or an FP32 .mlpackage with an image input"
+                "the tensor that it does, or a package with an image input (mpsearch.convert)"
             )
         torch_model = TorchModel(model, conversion.states)
         torch_model.settle(data.samples[0])
@@ -369,12 +369,19 @@ def as_data(inputs: Any, names: list[str] | None, targets: Any = None) -> Data:
 def _binder(precast: Precast, lowered: Function, torch_model: TorchModel | None) -> Bind:
     """Sample -> (sample under the program's input names, reference under its output names)."""
     (function,) = precast.program.functions.values()
+
+    def states() -> dict[str, torch.Tensor]:
+        """Zeros, as every sample starts from."""
+        kinds = {name: function.inputs[name].sym_type.wrapped_type() for name in lowered.states}
+        return {k: torch.zeros(tuple(t.get_shape()), dtype=torch.half) for k, t in kinds.items()}
+
     if torch_model is None:
         runner = Executor(precast.program)
 
         def of_package(sample: dict[str, Any]) -> tuple[dict[str, Any], Outputs]:
-            out = runner.predict(sample)
-            return runner.bind(sample), {k: torch.as_tensor(v) for k, v in out.items()}
+            out = runner.predict(sample, runner.make_state() if lowered.states else None)
+            bound = runner.bind(sample) | states()
+            return bound, {k: torch.as_tensor(v) for k, v in out.items()}
 
         return of_package
 
@@ -390,9 +397,6 @@ def _binder(precast: Precast, lowered: Function, torch_model: TorchModel | None)
         for name, port, value in zip(lowered.inputs, precast.inputs, tensors, strict=True):
             dtype = {"fp16": torch.float16, "fp32": torch.float32}.get(port.dtype or "")
             bound[name] = value.to(dtype or torch.int32)
-        for name in lowered.states:
-            wrapped = function.inputs[name].sym_type.wrapped_type()
-            bound[name] = torch.zeros(tuple(wrapped.get_shape()), dtype=torch.float16)
-        return bound, dict(zip(names, values, strict=True))
+        return bound | states(), dict(zip(names, values, strict=True))
 
     return of_torch
