@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 demo: $(READY)
 	$(BIN)/mpsearch optimize examples.minilm:build --inputs examples.minilm:samples \
-		--budget 2e-3 --out minilm-mixed
+		--metric max_abs --budget 1e-2 --out minilm-mixed
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto
@@ -30,6 +30,7 @@ docs: $(READY)
 
 transcripts: $(READY)
 	$(BIN)/python docs/ops.py
+	$(BIN)/python docs/schemas.py
 	$(BIN)/python docs/transcripts.py
 
 $(READY): pyproject.toml constraints.txt

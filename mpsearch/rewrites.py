@@ -56,6 +56,14 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
     return x - torch.log(torch.exp(x).sum(dim, keepdim=True))
 
 
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """exp(x) over its sum, which PyTorch computes without overflow.
+
+    coreai-torch #104: exp leaves FP16's range at 11.1.
+    """
+    return torch.softmax(x, dim)
+
+
 def attention_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     """q k^T scaled before the product (FluidInference mobius#42)."""
     root = scale**0.5

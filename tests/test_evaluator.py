@@ -81,6 +81,27 @@ def test_an_infinite_error_is_final_after_one_sample():
     assert fp16.executions < floor.executions
 
 
+def test_a_metric_of_ones_own_is_given_fp32():
+    """Whatever its ops are typed: it would compute in FP16 itself otherwise."""
+    from mpsearch.evaluation.metrics import resolve
+
+    def measure(reference, outputs):
+        assert outputs["y"].dtype == reference["y"].dtype == "float32"
+        assert outputs["n"].dtype == "int32"
+        return 0.0
+
+    values = {"y": torch.ones(2), "n": torch.ones(2, dtype=torch.int32)}
+    narrow = values | {"y": values["y"].half()}
+    assert resolve(measure, False).whole([values], [narrow], []) == 0.0
+
+
+def test_a_loss_of_0_says_little_of_the_next():
+    from mpsearch.evaluation.coverage import expected
+
+    assert expected([0.0, 0.0, 0.02, 0.01], 0.05) < 0.5
+    assert expected([0.02, 0.01], 0.05) > 0.02
+
+
 @pytest.mark.parametrize(
     ("metric", "same", "changed"),
     [

@@ -92,6 +92,12 @@ CASES = {
         _normal(15),
         "ieee",
     ),
+    "softmax": (
+        lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
+        lambda x: rewrites.softmax(x, -1),
+        _normal(8),
+        "ieee",
+    ),
     "attention_scores": (_qk, _qk_rewritten, _normal(60), "ieee"),
     "linear_attention": (_attention, _attention_rewritten, _normal(8, (2, 4, 4096)), "ieee"),
     "complex_divide": (

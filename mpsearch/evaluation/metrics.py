@@ -207,8 +207,9 @@ def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:
 
 
 def _arrays(values: Outputs) -> dict[str, Any]:
-    # Copies: what a metric does to its arrays is its own affair.
-    return {k: v.detach().cpu().numpy().copy() for k, v in values.items()}
+    # Copies: what a metric does to its arrays is its own affair. It is not to compute in FP16.
+    wide = {k: v.float() if v.is_floating_point() else v for k, v in values.items()}
+    return {k: v.detach().cpu().numpy().copy() for k, v in wide.items()}
 
 
 def _task(function: Callable[..., float]) -> Callable[[Sequence[Outputs], Sequence[Any]], float]:

@@ -273,6 +273,25 @@ def _log_softmax(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
     )
 
 
+def _softmax(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
+    if verdict != "overflow":
+        return None
+    power = next((n for n in _back(graph, node, 2) if n.op_type == "exp"), None)
+    readers = {} if power is None else {n.op_type: n for n in graph.readers(power)}
+    if power is None or not readers.keys() == {"reduce_sum", "real_div"}:
+        return None
+    total, divided = readers["reduce_sum"], readers["real_div"]
+    axes = _constant(total, "axes")
+    if np.size(axes) != 1 or axes is None or divided not in graph.readers(total):
+        return None
+    return graph.remedy(
+        "softmax",
+        "Use softmax for exponentials over their sum: it takes the largest out before.",
+        [power, total, divided],
+        f"# x: {graph.shape(power.fp32.inputs['x'])}\ny = softmax(x, dim={int(np.ravel(axes)[0])})",
+    )
+
+
 def _attention(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
     if verdict != "overflow" or node.op_type != "matmul":
         return None
@@ -334,6 +353,7 @@ _MATCHES: tuple[_Match, ...] = (
     _softplus,
     _logsumexp,
     _log_softmax,
+    _softmax,
     _mask,
     _attention,
     _linear_attention,

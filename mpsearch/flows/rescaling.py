@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..program.precision import Precision
@@ -10,6 +11,7 @@ from ..scaling.patterns import Rewrite
 from ..scaling.scaled import planned, spelled, with_changes
 from .job import Job, measured, pose
 from .progress import Progress
+from .wording import spelled_otherwise
 
 #: Seconds for choosing exponents, and where that is only for a hint.
 _SECONDS, _HINT_SECONDS = 20.0, 5.0
@@ -59,20 +61,36 @@ def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) ->
 
 
 def hint(job: Job, kept: int) -> str:
-    """What scaling would give where it is off; empty where that is not better."""
+    """What another spelling, or scaling, would give where they are off; empty where nothing.
+
+    Of both, what keeps fewer ops in FP32; of equals the spelling, which inserts nothing.
+    """
     request, problem = job.request, job.problem
     if request.conversion.rescale != "off" or job.fits:
         return ""
+    best, words = kept, ""
+    if not request.conversion.rewrite:
+        spellings = spelled(job.prepared, problem.engine, job.range)
+        if spellings and (needed := _needed(job, spellings, UNSCALED)) < best:
+            best, words = needed, f"--rewrite keeps {needed or 'none'} of {kept} ops in FP32: "
+            words += spelled_otherwise(len(spellings))
+    if not best:
+        return words
     plan = planned(job.prepared, problem.engine, job.range, True, _HINT_SECONDS)
-    if not plan.scales or plan.left:
-        return ""
-    prepared = with_changes(job.prepared, job.rewrites, plan.scales)
-    execution = request.execution
-    evaluator = prepared.pool(execution.device, 0, problem.ending, request.chance)
+    if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
+        mode = "insert" if plan.inserted else "fold"
+        words = f"--rescale {mode} keeps {needed or 'none'} of {kept} ops in FP32: {plan.words}"
+    return words
+
+
+def _needed(job: Job, spellings: Sequence[Rewrite], plan: Plan) -> float:
+    """How many ops of the changed program leave FP16's range; infinity where these do not do."""
+    problem = job.problem
+    prepared = with_changes(job.prepared, spellings, plan.scales)
+    evaluator = prepared.pool(
+        job.request.execution.device, 0, problem.ending, job.request.chance
+    )
     _, range_ = measured(prepared, evaluator, problem.ending)
-    needed = len(range_.refused)
     precision = Precision.of(range_.refused, len(prepared.ops))
-    if needed >= kept or evaluator.evaluate(precision).loss > problem.limit:
-        return ""
-    mode = "insert" if plan.inserted else "fold"
-    return f"--rescale {mode} keeps {needed or 'none'} of {kept} ops in FP32: {plan.words}"
+    met = evaluator.evaluate(precision).loss <= problem.limit
+    return len(range_.refused) if met else math.inf

@@ -70,12 +70,16 @@ def promise(job: Job, tested: Tested) -> str:
     return said
 
 
+def spelled_otherwise(count: int) -> str:
+    """How many ops are rewritten, in words."""
+    return f"{count} op{'' if count == 1 else 's'} spelled otherwise"
+
+
 def explain(facts: dict[str, Any]) -> str:
     kept, total, status = len(facts["kept"]), facts["candidate_ops"], facts["status"]
     changes = [] if facts["rescaling"] is None else [facts["rescaling"].words]
     if facts["rewrites"]:
-        count = len(facts["rewrites"])
-        changes.insert(0, f"{count} op{'' if count == 1 else 's'} spelled otherwise")
+        changes.insert(0, spelled_otherwise(len(facts["rewrites"])))
     changed = "; ".join(changes)
     if not kept and status == "fp16_suffices" and changed:
         return f"FP16 meets the budget: none of {total} ops need FP32, with {changed}."

@@ -64,7 +64,7 @@ def summary(result: Result, written: Path | None, paint: Paint, width: int = WID
             f"         held-out      {value(result.heldout_error)}" + _promised(result),
             f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
             + _bound(result)
-            + f", in {_count(package.islands, 'island')} with {result.casts} casts",
+            + f", in {_count(package.islands, 'island')} with {_count(result.casts, 'cast')}",
             f"         {share(package.fp32_flops)} of the arithmetic leaves the Neural Engine",
             f"         {size(result.package_bytes)} on disk" + _stored(result),
         ]

@@ -25,7 +25,7 @@ _BETWEEN = frozenset(
 
 
 #: How an op is spelled otherwise (:func:`mpsearch.scaling.stable.rewrite`).
-Kind = Literal["softplus", "logsumexp", "log_softmax", "finite_mask", "exp", "log"]
+Kind = Literal["softplus", "logsumexp", "log_softmax", "softmax", "finite_mask", "exp", "log"]
 
 
 class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,8 +54,9 @@ def rewrites(
     """
     (function,) = program.functions.values()
     found = []
+    within = {op.x.op.name for op in function.operations if _by_hand(op)}
     for op in function.operations:
-        kind = _kind(op, frozenset(truths))
+        kind = None if op.name in within else _kind(op, frozenset(truths))
         if kind in ("exp", "log"):
             if exponent := exponents.get(op.name, 0):
                 found.append(Rewrite(op.name, op.op_type, kind, exponent))
@@ -79,9 +80,23 @@ def _kind(op: Operation, truths: frozenset[str]) -> Kind | None:
         return "logsumexp"
     if op.op_type == "log" and op.x.op is not None and op.x.op.op_type == "softmax":
         return "log_softmax"
+    if _by_hand(op):
+        return "softmax"
     if op.op_type in ("exp", "log"):
         return "exp" if op.op_type == "exp" else "log"
     return "finite_mask" if _masks(op, truths) else None
+
+
+def _by_hand(op: Operation) -> bool:
+    """Whether an op divides exponentials by their sum along an axis, and nothing else reads them."""
+    if op.op_type != "real_div" or op.x.op is None or op.y.op is None:
+        return False
+    above, below = op.x.op, op.y.op
+    if (above.op_type, below.op_type) != ("exp", "reduce_sum") or below.x is not op.x:
+        return False
+    axes, kept = below.axes, below.keep_dims
+    along = axes is not None and np.size(axes.val) == 1 and kept is not None and bool(kept.val)
+    return along and set(op.x.child_ops) == {op, below} and not op.x.consuming_blocks
 
 
 def _masks(op: Operation, truths: frozenset[str]) -> bool:

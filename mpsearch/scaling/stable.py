@@ -21,7 +21,7 @@ def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
 
     ``rewrites`` has a dict for each op: its name (``op``), ``type``, and the ``kind``:
     ``softplus``, relu(x) + log(1 + exp(-|x|)); ``logsumexp`` and ``log_softmax``, with the largest
-    value taken out first; ``finite_mask``, constants below -30000 that only softmax sees become
+    value taken out first; ``softmax`` for exponentials divided by their sum; ``finite_mask``, constants below -30000 that only softmax sees become
     -30000, or -40000 where something is added, and the sum is at least -30000; ``exp`` and ``log``
     with the power of two ``exponent`` taken out, exp(x - k ln 2) 2^k and log(x 2^-k) + k ln 2.
 
@@ -94,6 +94,11 @@ def _log_softmax(function, op):  # type: ignore[no-untyped-def]
     _replace(function, op, make("sub", x=rest, y=log))
 
 
+def _softmax(function, op):  # type: ignore[no-untyped-def]
+    axis = int(np.ravel(op.y.op.axes.val)[0])
+    _replace(function, op, _builder(op)("softmax", x=op.x.op.x, axis=axis))
+
+
 def _exp(function, op, exponent):  # type: ignore[no-untyped-def]
     make = _builder(op)
     less = make("sub", x=op.x, y=exponent * math.log(2))
@@ -144,6 +149,7 @@ _REWRITES = {
     "softplus": _softplus,
     "logsumexp": _logsumexp,
     "log_softmax": _log_softmax,
+    "softmax": _softmax,
     "finite_mask": _finite_mask,
     "exp": _exp,
     "log": _log,
