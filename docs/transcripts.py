@@ -41,17 +41,17 @@ def run(name: str) -> None:
     command = COMMANDS[name]
     words = [str(Path(sys.executable).parent / "mpsearch"), *shlex.split(command)[1:]]
     with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "examples").symlink_to(ROOT / "examples")
         done = subprocess.run(
             words,
             cwd=scratch,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "ignore"},
+            env={"PATH": "/usr/bin:/bin", "PYTHONWARNINGS": "ignore"},
             capture_output=True,
             text=True,
             check=True,
         )
     start = "$ " + command.replace(" --", " \\\n      --", 1)
-    printed = done.stdout.replace(f"{ROOT}/", "")
-    (HERE / "transcripts" / f"{name}.txt").write_text(f"{start}\n{printed}")
+    (HERE / "transcripts" / f"{name}.txt").write_text(f"{start}\n{done.stdout}")
 
 
 if __name__ == "__main__":

@@ -456,8 +456,8 @@ class Incremental:
         return self._seconds / once if once else 0.0
 
     def _make_room(self) -> None:
-        """Drop the older half of what may be remembered, for work that holds much besides."""
-        self._memory.trim(self._memory.limit // 2)
+        """Keep the newest quarter of what may be remembered, for work that holds much besides."""
+        self._memory.trim(self._memory.limit // 4)
         give_back()
 
     def release(self) -> None:

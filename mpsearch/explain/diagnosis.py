@@ -88,9 +88,12 @@ class Diagnosis:
         every = Precision.all_fp32(engine.candidates)
         self._exact = {s: engine.outputs(every, s) for s in self._samples}
         self._makers = {slot: n for n in engine.nodes for slot in n.outputs}
+        #: Of the op that is looked at: what it may compute, and the error that it then makes.
+        self._known: dict[int, list[tuple[tuple[Any, ...], float]]] = {}
 
     def verdict(self, node: Node) -> tuple[str, float]:
         """The verdict on an op, and its error alone in FP16 (the worst sample and profile)."""
+        self._known = {}
         profiles = range(self._engine.profiles)
         errors = {(s, p): self._native(node, s, p) for s in self._samples for p in profiles}
         worst = max(errors.values())
@@ -201,7 +204,18 @@ class Diagnosis:
         return out if isinstance(out, tuple) else (out,)
 
     def _error(self, node: Node, sample: int, results: tuple[Any, ...]) -> float:
-        """The largest relative L2 error of an output against all-FP32."""
+        """The largest relative L2 error of an output against all-FP32, where the op gives these.
+
+        Most losses change nothing on their own: what was seen before is not run again.
+        """
+        known = self._known.setdefault(sample, [])
+        for seen, error in known:
+            if all(map(_same, seen, results)):
+                return error
+        known.append((results, self._measured(node, sample, results)))
+        return known[-1][1]
+
+    def _measured(self, node: Node, sample: int, results: tuple[Any, ...]) -> float:
         outputs = self._engine.replaced(sample, node, results)
         worst = 0.0
         for name, exact in self._exact[sample].items():
@@ -252,6 +266,13 @@ def _each(value: Any, losses: Losses) -> Any:
     if isinstance(value, Tensor):
         return losses.apply(value) if value.is_floating_point() else value
     return [_each(v, losses) for v in value] if isinstance(value, list) else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results are equal, whatever dtype they are stored in."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    return a is b
 
 
 def _size(value: Tensor) -> float:

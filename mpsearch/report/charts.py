@@ -68,6 +68,7 @@ def progress(result: Mapping[str, Any]) -> str:
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("evaluation")
         axes.set_ylabel("ops in FP32")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..files import printable
 
+#: Fewer trials than this are no progress to draw.
+_TRIALS = 3
 #: Islands, and rows of an island, that are drawn.
 _ISLANDS, _ROWS = 12, 30
 #: Heights and widths of the drawing of an island, in CSS pixels.
@@ -40,7 +42,7 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     template = environment.get_template("template.html")
     drawn = {
         "sensitivity": charts.sensitivity(result) if _predicted(result) else "",
-        "progress": charts.progress(result) if result["trials"] else "",
+        "progress": charts.progress(result) if len(result["trials"]) >= _TRIALS else "",
         "front": charts.front(result) if len(result["front"]) > 1 else "",
     }
     return template.render(

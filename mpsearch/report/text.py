@@ -256,13 +256,19 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], limits: tuple[int, ...], width: int) -> list[str]:
-    """Rows in columns no wider than their limits; what is cut loses its front.
+    """Rows in columns no wider than their limits, but for room that is left; what is cut loses its
+    front.
 
     Where they are too wide together, the second is left out until three are left, and the first
     gives way.
     """
     rows = [tuple(map(printable, row)) for row in rows]
-    widths = [min(max(len(row[i]) for row in rows), limit) for i, limit in enumerate(limits)]
+    wanted = [max(len(row[i]) for row in rows) for i in range(len(limits))]
+    widths = [min(full, limit) for full, limit in zip(wanted, limits, strict=True)]
+    room = width - sum(widths) - 2 * len(widths)
+    for place, full in enumerate(wanted):
+        widths[place] += (more := max(min(full - widths[place], room), 0))
+        room -= more
     while sum(widths) + 2 * len(widths) > width:
         if len(widths) > 3:
             rows = [(row[0], *row[2:]) for row in rows]

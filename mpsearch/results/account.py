@@ -29,6 +29,8 @@ _MEASURED_ALONE = 64
 #: Of the budget: what is predicted to be less is not measured alone. The model is of first order,
 #: and right to a factor of two or three where it predicts so little.
 _LITTLE = 0.25
+#: On so many samples, those likeliest to break the budget. It is shown and decides nothing.
+_SAMPLES_ALONE = 4
 #: Ops are listed that the next input may bring so near to FP16's range.
 _NEAR = 4.0
 #: The verdict on ops that break nothing alone: they are kept for what they add to others.
@@ -47,6 +49,18 @@ def kept_ops(
 
     It is measured where it may break the budget, and predicted where it does by far not.
     """
+    evaluator = problem.evaluator
+    searched = list(evaluator.searched)
+    evaluator.search_on(searched[:_SAMPLES_ALONE])
+    try:
+        return _kept_ops(prepared, problem, precision, range_)
+    finally:
+        evaluator.search_on(searched)
+
+
+def _kept_ops(
+    prepared: Prepared, problem: Problem, precision: Precision, range_: Range
+) -> tuple[KeptOp, ...]:
     kept = [op for op in prepared.ops if op.index in precision]
     measure = len(kept) <= _MEASURED_ALONE
     predicted = {op.index: math.sqrt(problem.guide.model.harm((op.index,), ())) for op in kept}
