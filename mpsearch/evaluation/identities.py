@@ -16,6 +16,7 @@ from cachetools import LRUCache
 from torch import Tensor, float16
 
 from ..executor.runtime import tensor_bytes
+from ..memory import give_back, resident
 
 Results = tuple[Any, ...]
 Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
@@ -23,6 +24,9 @@ Where = tuple[int, int]  # identity of a result (negative: a model input), place
 #: What a key takes, about, and what all keys may take however small the limit.
 _KEY_BYTES = 1_000
 _LEAST_KEY_BYTES = 64 << 20
+#: By what share of the limit the process may hold more than is remembered, in holes that dropped
+#: results left, before these are handed back; and how often that is looked at.
+_HOLES, _LOOK = 0.5, 0.125
 #: How many elements of a result are looked at before all of them are.
 _GLIMPSE = 32
 
@@ -62,6 +66,7 @@ class Identities:
         self._keys: list[Key] = []  # by identity
         self._alike: dict[tuple[int, int, bytes], list[int]] = {}
         self._digests: dict[int, bytes] = {}
+        self._before, self._fresh = resident(), 0
 
     @property
     def overgrown(self) -> bool:
@@ -106,8 +111,15 @@ class Identities:
 
     def hold(self, identity: int, results: Results) -> None:
         """Remember a result, unless it is larger than all that may be."""
-        if tensor_bytes(results) <= self.limit:
-            self._tensors[identity] = results
+        size = tensor_bytes(results)
+        if size > self.limit:
+            return
+        self._tensors[identity] = results
+        self._fresh += size
+        if self._fresh > _LOOK * self.limit:
+            self._fresh = 0
+            if resident() - self._before - self.used > _HOLES * self.limit:
+                give_back()
 
     def trim(self, limit: int) -> None:
         """Drop results, the least recently used first, until ``limit`` bytes are left."""

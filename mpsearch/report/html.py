@@ -9,7 +9,7 @@ from typing import Any
 from ..files import printable
 
 #: Fewer trials than this are no progress to draw.
-_TRIALS = 3
+_TRIALS = 2
 #: Islands, and rows of an island, that are drawn.
 _ISLANDS, _ROWS = 12, 30
 #: Heights and widths of the drawing of an island, in CSS pixels.
