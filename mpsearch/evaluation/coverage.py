@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from scipy import special
 
-#: Losses are taken for log-normal where they are positive; no loss counts for less than this share of
-#: the worst. By logarithms, a metric that is 0 on some inputs would otherwise fear anything.
+#: Losses are taken for log-normal where they are positive; no loss counts for less than this share
+#: of the worst. By logarithms, a metric that is 0 on some inputs would otherwise fear anything.
 _LEAST = 1e-2
 
 

@@ -278,7 +278,7 @@ def _softmax(graph: _Graph, node: Node, verdict: str) -> Remedy | None:
         return None
     power = next((n for n in _back(graph, node, 2) if n.op_type == "exp"), None)
     readers = {} if power is None else {n.op_type: n for n in graph.readers(power)}
-    if power is None or not readers.keys() == {"reduce_sum", "real_div"}:
+    if power is None or readers.keys() != {"reduce_sum", "real_div"}:
         return None
     total, divided = readers["reduce_sum"], readers["real_div"]
     axes = _constant(total, "axes")

@@ -87,9 +87,7 @@ def _needed(job: Job, spellings: Sequence[Rewrite], plan: Plan) -> float:
     """How many ops of the changed program leave FP16's range; infinity where these do not do."""
     problem = job.problem
     prepared = with_changes(job.prepared, spellings, plan.scales)
-    evaluator = prepared.pool(
-        job.request.execution.device, 0, problem.ending, job.request.chance
-    )
+    evaluator = prepared.pool(job.request.execution.device, 0, problem.ending, job.request.chance)
     _, range_ = measured(prepared, evaluator, problem.ending)
     precision = Precision.of(range_.refused, len(prepared.ops))
     met = evaluator.evaluate(precision).loss <= problem.limit

@@ -88,7 +88,7 @@ def _kind(op: Operation, truths: frozenset[str]) -> Kind | None:
 
 
 def _by_hand(op: Operation) -> bool:
-    """Whether an op divides exponentials by their sum along an axis, and nothing else reads them."""
+    """Whether an op divides exponentials, which nothing else reads, by their sum along an axis."""
     if op.op_type != "real_div" or op.x.op is None or op.y.op is None:
         return False
     above, below = op.x.op, op.y.op

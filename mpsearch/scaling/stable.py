@@ -21,9 +21,10 @@ def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
 
     ``rewrites`` has a dict for each op: its name (``op``), ``type``, and the ``kind``:
     ``softplus``, relu(x) + log(1 + exp(-|x|)); ``logsumexp`` and ``log_softmax``, with the largest
-    value taken out first; ``softmax`` for exponentials divided by their sum; ``finite_mask``, constants below -30000 that only softmax sees become
-    -30000, or -40000 where something is added, and the sum is at least -30000; ``exp`` and ``log``
-    with the power of two ``exponent`` taken out, exp(x - k ln 2) 2^k and log(x 2^-k) + k ln 2.
+    value taken out first; ``softmax`` for exponentials divided by their sum; ``finite_mask``,
+    constants below -30000 that only softmax sees become -30000, or -40000 where something is added,
+    and the sum is at least -30000; ``exp`` and ``log`` with the power of two ``exponent`` taken
+    out, exp(x - k ln 2) 2^k and log(x 2^-k) + k ln 2.
 
     Raises ValueError where the program has no such op.
     """
