@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ..program.precision import Precision
@@ -83,12 +82,12 @@ def hint(job: Job, kept: int) -> str:
     return words
 
 
-def _needed(job: Job, spellings: Sequence[Rewrite], plan: Plan) -> float:
-    """How many ops of the changed program leave FP16's range; infinity where these do not do."""
+def _needed(job: Job, spellings: Sequence[Rewrite], plan: Plan) -> int:
+    """How many ops of the changed program leave FP16's range; all where these do not do."""
     problem = job.problem
     prepared = with_changes(job.prepared, spellings, plan.scales)
     evaluator = prepared.pool(job.request.execution.device, 0, problem.ending, job.request.chance)
     _, range_ = measured(prepared, evaluator, problem.ending)
     precision = Precision.of(range_.refused, len(prepared.ops))
     met = evaluator.evaluate(precision).loss <= problem.limit
-    return len(range_.refused) if met else math.inf
+    return len(range_.refused) if met else len(prepared.ops)
