@@ -23,6 +23,8 @@ from typing import Any
 
 from benchmarks.architectures import ARCHITECTURES, HELD_OUT
 
+#: The stages of the table's last column.
+_SHOWN = ("conversion", "search", "writing", "held-out", "report")
 #: Seconds that one architecture may take.
 _LIMIT = 1800
 
@@ -34,7 +36,37 @@ def _peak() -> float:
 
 def _quiet() -> None:
     warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    for name in ("transformers", "diffusers", "coremltools", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class _Stages(logging.Handler):
+    """Seconds of each stage, as mpsearch's logger says when they begin."""
+
+    #: By how a message begins; what follows the held-out data is for the report.
+    NAMES = {
+        "converting": "conversion",
+        "measuring all-FP32": "search",
+        "writing the package": "writing",
+        "testing on held-out": "held-out",
+    }
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.seconds: dict[str, float] = {}
+        self._name, self._since = "", time.perf_counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO:
+            said = record.getMessage()
+            found = (name for start, name in self.NAMES.items() if said.startswith(start))
+            self.begin(next(found, "report" if self._name in ("held-out", "report") else "search"))
+
+    def begin(self, name: str) -> None:
+        now = time.perf_counter()
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
 
 
 def plain(name: str, full: bool) -> dict[str, Any]:
@@ -97,6 +129,10 @@ def searched(name: str, full: bool, budget: float) -> dict[str, Any]:
     _quiet()
     import mpsearch
 
+    stages = _Stages()
+    logger = logging.getLogger("mpsearch")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(stages)
     model, samples = ARCHITECTURES[name](full)
     started = time.perf_counter()
     try:
@@ -104,6 +140,7 @@ def searched(name: str, full: bool, budget: float) -> dict[str, Any]:
     except mpsearch.MpsearchError as error:
         return {"failed": str(error)[:200], "seconds": time.perf_counter() - started}
     seconds = time.perf_counter() - started
+    stages.begin("")
     if found.status == "infeasible":
         return {"failed": found.explanation[:200], "seconds": seconds}
     return {
@@ -117,6 +154,7 @@ def searched(name: str, full: bool, budget: float) -> dict[str, Any]:
         "heldout": found.heldout_error,
         "met": found.met,
         "evaluations": found.evaluations,
+        "stages": stages.seconds,
     }
 
 
@@ -147,17 +185,19 @@ def _apart(mode: str, name: str, full: bool, budget: float) -> dict[str, Any]:
 def _row(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
     star = "*" if name in HELD_OUT else ""
     if "parameters" not in a:
-        return f"| {name}{star} | {a['failed']} |" + " |" * 9
+        return f"| {name}{star} | {a['failed']} |" + " |" * 10
     head = f"| {name}{star} | {a['parameters'] / 1e6:.1f} M "
     first = a["failed"].replace("|", "/") or f"{a['seconds']:.1f} s, {a['peak'] / 1e9:.2f} GB"
     if b["failed"]:
-        return head + f"| {first} | {b['failed']} |" + " |" * 7
+        return head + f"| {first} | {b['failed']} |" + " |" * 8
     allowed = a["seconds"] + 60 * a["forwards"] + 10
+    stages = " + ".join(f"{b['stages'].get(stage, 0):.0f}" for stage in _SHOWN)
     show = "inf" if b["error_fp16"] is None else f"{b['error_fp16']:.2g}"
     return head + (
         f"| {first} | {b['seconds']:.1f} s, {b['peak'] / 1e9:.2f} GB "
         f"| {b['seconds'] / allowed:.2f} | {b['peak'] / a['peak']:.2f} | {b['ops']} | {b['kept']} "
-        f"| {show} | {b['error']:.2g} | {b['heldout']:.2g} | {'yes' if b['met'] else 'no'} |"
+        f"| {show} | {b['error']:.2g} | {b['heldout']:.2g} | {'yes' if b['met'] else 'no'} "
+        f"| {stages} |"
     )
 
 
@@ -183,9 +223,10 @@ def main() -> None:
     ]
     print(
         "| architecture | parameters | plain conversion | optimize | of the time allowed "
-        "| memory, to plain | ops | FP32 ops | all FP16 | error | held-out | met |"
+        "| memory, to plain | ops | FP32 ops | all FP16 | error | held-out | met "
+        "| seconds: conversion, search, writing, held-out, report |"
     )
-    print("|---" * 12 + "|")
+    print("|---" * 13 + "|")
     for name in names:
         a = _apart("plain", name, given.full, given.budget)
         b = _apart("searched", name, given.full, given.budget)
