@@ -46,8 +46,8 @@ def _pages():
 def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks of a page, one after the other, as a reader would paste them."""
     text = (ROOT / "docs" / page).read_text()
-    for needed in ("transformers", "diffusers", "sklearn"):
-        if f"from {needed}" in text:
+    for needed in ("transformers", "diffusers", "sklearn", "lightning"):
+        if f"from {needed}" in text or f"mpsearch.training.{needed}" in text:
             pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
