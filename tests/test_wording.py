@@ -24,6 +24,16 @@ def test_what_overflows_is_told_from_what_rounds():
     assert len(mpsearch.optimize(model, samples, 1.3 * error).kept) == cures
 
 
+def test_in_decibels_more_is_better():
+    case = zoo.cases(["t5_residual"])["t5_residual"]
+    model, samples = zoo.drawn(case, 0, 12)
+    found = mpsearch.optimize(model, samples, 70.0, "snr")
+    said = re.search(
+        r"cures? what overflows \(snr (\S+)\); \d+ more buys? rounding up to 70", found.explanation
+    )
+    assert found.met and float(said[1]) < 70
+
+
 def test_where_nothing_breaks_the_budget_that_needs_nothing_is_named():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8))

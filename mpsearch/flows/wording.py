@@ -116,11 +116,11 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
         if not finite or question.objective != "ops":
             return ""
         needed, error = min(finite)
-        if facts["budget"] >= error > 0:
+        if show(error) <= show(facts["budget"]) and error > 0:
             return ""  # too near the budget for other inputs, which more ops are for
-        return _cures(needed, kept, "is not finite", error, facts["budget"])
+        return _cures(job, needed, kept, "is not finite", error, facts["budget"])
     if needed:
-        found = _cures(needed, kept, "overflows", show(least.loss), facts["budget"])
+        found = _cures(job, needed, kept, "overflows", show(least.loss), facts["budget"])
         return found if needed < kept else ""
     verdicts = {op.verdict for op in facts["kept"]}
     if "" in verdicts or verdicts & _BROKEN or least.loss <= 0:
@@ -131,11 +131,13 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     )
 
 
-def _cures(needed: int, kept: int, what: str, error: float, budget: float) -> str:
-    one = needed == 1
+def _cures(job: Job, needed: int, kept: int, what: str, error: float, budget: float) -> str:
+    metric, more = job.prepared.metric, kept - needed
+    named = f"{metric.name} {error:.3g}" if metric.larger_is_better else f"error {error:.2g}"
     return (
-        f"{needed} of them cure{'s' if one else ''} what {what} (error {error:.2g}); "
-        f"{kept - needed} more buy{'s' if kept - needed == 1 else ''} rounding down to {budget:g}."
+        f"{needed} of them cure{'s' if needed == 1 else ''} what {what} ({named}); {more} more "
+        f"buy{'s' if more == 1 else ''} rounding {'up' if metric.larger_is_better else 'down'} to "
+        f"{budget:g}."
     )
 
 
