@@ -184,7 +184,9 @@ def test_a_conversion_of_ones_own(name, tmp_path):
         traced = torch.jit.trace(model, torch.rand(SHAPE))
         ours = {"minimum_deployment_target": ct.target.iOS17, **wanted}
         theirs = ct.convert(traced, **ours, **FP32)
+    passes = list(getattr(wanted.get("pass_pipeline"), "passes", []))
     made = mpsearch.convert(model, torch.rand(SHAPE), **wanted)
+    assert passes == list(getattr(wanted.get("pass_pipeline"), "passes", []))
     assert asked_for(made.get_spec()) == asked_for(theirs.get_spec())
     assert ops(made) == ops(theirs)
     found = mpsearch.optimize(

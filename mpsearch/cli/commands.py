@@ -36,7 +36,10 @@ _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pi
 )
 @click.pass_context
 def main(ctx: click.Context, log_level: str) -> None:
-    """Find the fewest ops that must stay FP32 for a model to work in Core ML's FP16."""
+    """Find the fewest ops that must stay FP32 for a model to work in Core ML's FP16.
+
+    An op is one operation of the converted model, such as a convolution or a sum.
+    """
     logger, handler = logging.getLogger("mpsearch"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)

@@ -95,6 +95,7 @@ def summary(result: Result, written: Path | None, paint: Paint, width: int = WID
         lines += ["", *_columns(rows, (18, 14, 22, 13, 7), width)]
         if len(result.kept) > len(shown):
             lines.append(f"  and {len(result.kept) - len(shown)} more, in report.html")
+        lines += _wrap("  (op: one operation of the converted model)", width)
     if result.rescale_hint:
         lines += ["", *_wrap(f"or: {result.rescale_hint}", width)]
     places = Counter((remedy.title, remedy.kind) for remedy in result.remedies)

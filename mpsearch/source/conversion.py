@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -117,7 +118,8 @@ def packaged(model: TorchModel, sample: dict[str, Any], arguments: Mapping[str, 
         given["inputs"] = [_port(k, v, [sample], "fp32").tensor_type() for k, v in tensors.items()]
     failures: list[str] = []
     for route in _ROUTES:
-        if found := _converted(model, sample, route, {**given}, failures):
+        # Copies: coremltools takes passes out of the pipeline, and names inputs.
+        if found := _converted(model, sample, route, copy.deepcopy(given), failures):
             made, routed, _ = found
             if len(made.output_description) < len(values):
                 failures.append("it lost an output")
