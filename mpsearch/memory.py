@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 #: What a few numbers in a file may ask for, in elements (1 GiB of FP32).
 MOST_ELEMENTS = 1 << 28
@@ -30,12 +28,3 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
-
-
-def resident() -> int:
-    """Bytes of memory that the process holds, where the system says so (Linux); 0 elsewhere."""
-    try:
-        pages = Path("/proc/self/statm").read_text().split()[1]
-    except OSError:
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import xxhash
 from cachetools import LRUCache
 from torch import Tensor, float16
 
 from ..executor.runtime import tensor_bytes
-from ..memory import give_back, resident
+from ..memory import give_back
 
 Results = tuple[Any, ...]
 Where = tuple[int, int]  # identity of a result (negative: a model input), place within it
@@ -66,7 +67,8 @@ class Identities:
         self._keys: list[Key] = []  # by identity
         self._alike: dict[tuple[int, int, bytes], list[int]] = {}
         self._digests: dict[int, bytes] = {}
-        self._before, self._fresh = resident(), 0
+        self._process, self._fresh = psutil.Process(), 0
+        self._before = self._process.memory_info().rss
 
     @property
     def overgrown(self) -> bool:
@@ -118,7 +120,8 @@ class Identities:
         self._fresh += size
         if self._fresh > _LOOK * self.limit:
             self._fresh = 0
-            if resident() - self._before - self.used > _HOLES * self.limit:
+            taken = self._process.memory_info().rss - self._before
+            if taken - self.used > _HOLES * self.limit:
                 give_back()
 
     def trim(self, limit: int) -> None:

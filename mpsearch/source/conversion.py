@@ -64,13 +64,12 @@ def convert(
         "compute_precision": ct.precision.FLOAT32,
         "minimum_deployment_target": getattr(ct.target, target),
         "inputs": [p.tensor_type() for p in inputs],
+        "pass_pipeline": PassPipeline(passes_before_cast(), "precast"),
     }
     failures: list[str] = []
     for outputs in _named_outputs(values, inputs, first, io_dtype):
         arguments["outputs"] = [p.tensor_type(output=True) for p in outputs]
         for route in _ROUTES:
-            # A pass list of its own: coremltools takes passes out of the one it is given.
-            arguments["pass_pipeline"] = PassPipeline(passes_before_cast(), "precast")
             found = _converted(model, first, route, arguments, failures)
             if found is not None:
                 program, routed, added = found
@@ -118,8 +117,7 @@ def packaged(model: TorchModel, sample: dict[str, Any], arguments: Mapping[str, 
         given["inputs"] = [_port(k, v, [sample], "fp32").tensor_type() for k, v in tensors.items()]
     failures: list[str] = []
     for route in _ROUTES:
-        # Copies: coremltools takes passes out of the pipeline, and names inputs.
-        if found := _converted(model, sample, route, copy.deepcopy(given), failures):
+        if found := _converted(model, sample, route, given, failures):
             made, routed, _ = found
             if len(made.output_description) < len(values):
                 failures.append("it lost an output")
@@ -190,7 +188,8 @@ def _converted(
             routed = route(model, sample)
             if routed is None:
                 return None
-            given = dict(arguments)
+            # A copy: coremltools takes passes out of the pipeline that it is given.
+            given = copy.deepcopy(arguments)
             if model.states:
                 given["states"] = _states(model, routed.wrapper)
             # Ops without a name are numbered on from whatever coremltools built before, a
