@@ -130,12 +130,12 @@ def test_lightning(config, tmp_path):
         trainer.fit(module, loader)
         return _state(module), (tmp_path / logger.name).rglob("metrics.csv")
 
-    callback = PrecisionCallback(samples(), config, every=2, part=lambda module: module.net)
+    callback = PrecisionCallback(Watch(samples(), config), 2, lambda module: module.net)
     with_it, logged = run([callback])
     _equal(with_it, run([])[0])
     assert callback.watch.checked.holds
     assert any("mpsearch/error" in file.read_text() for file in logged)
-    whole = PrecisionCallback(samples(), budget=1e-2)
+    whole = PrecisionCallback(Watch(samples(), budget=1e-2))
     _equal(run([whole])[0], with_it)
     assert whole.watch.result.met
 
@@ -176,7 +176,7 @@ def test_trainer_of_transformers(config, tmp_path):
         trainer.train()
         return _state(model), trainer.state.log_history
 
-    callback = PrecisionCallback(samples(), config, every=2)
+    callback = PrecisionCallback(Watch(samples(), config), every=2)
     with_it, logged = run([callback])
     _equal(with_it, run([])[0])
     assert [row["step"] for row in logged if "mpsearch/error" in row] == [2, 4, 6, 6]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from ..package.config import Config
 from .watch import Watch
 
 
@@ -18,27 +16,23 @@ class PrecisionCallback(Callback):
 
     Parameters
     ----------
+    watch
+        What it asks, and what that found.
     every
         How many epochs from one check to the next.
     part
         What of the ``LightningModule`` is converted; default: all of it.
-    data, config, budget, options
-        As for :class:`mpsearch.training.watch.Watch`, which ``watch`` is.
 
     In several processes the first one checks, and the others wait for it at their next step.
     """
 
     def __init__(
         self,
-        data: Any,
-        config: Config | str | Path | None = None,
-        budget: float | None = None,
-        *,
+        watch: Watch,
         every: int = 1,
         part: Callable[[LightningModule], Any] = lambda module: module,
-        **options: Any,
     ) -> None:
-        self.watch = Watch(data, config, budget, **options)
+        self.watch = watch
         self._every = every
         self._part = part
 

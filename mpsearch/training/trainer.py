@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -13,7 +12,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..package.config import Config
 from .watch import Watch
 
 
@@ -22,28 +20,24 @@ class PrecisionCallback(TrainerCallback):
 
     Parameters
     ----------
+    watch
+        What it asks, and what that found.
     every
         How many steps from one check to the next.
     log
         What is given the numbers, such as ``trainer.log``; it may be set once there is a trainer.
-        They stand in ``trainer.state.log_history`` in any case.
-    data, config, budget, options
-        As for :class:`mpsearch.training.watch.Watch`, which ``watch`` is.
+        Without it they are added to ``trainer.state.log_history``.
 
     In several processes the first one checks, and the others wait for it at their next step.
     """
 
     def __init__(
         self,
-        data: Any,
-        config: Config | str | Path | None = None,
-        budget: float | None = None,
-        *,
+        watch: Watch,
         every: int = 500,
         log: Callable[[dict[str, float]], Any] | None = None,
-        **options: Any,
     ) -> None:
-        self.watch = Watch(data, config, budget, **options)
+        self.watch = watch
         self.log = log
         self._every = every
 
