@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -92,6 +93,16 @@ class Evaluator(Generic[B]):
         """Evaluate on these samples from now on, where each has a loss of its own."""
         if self.by_sample:
             self.searched = list(samples)
+
+    @contextmanager
+    def likeliest(self, count: int) -> Iterator[None]:
+        """Evaluate on so many samples, those likeliest to break the budget, within the block."""
+        searched = list(self.searched)
+        self.search_on(searched[:count])
+        try:
+            yield
+        finally:
+            self.search_on(searched)
 
     def losses(
         self,

@@ -49,28 +49,17 @@ def kept_ops(
 
     It is measured where it may break the budget, and predicted where it does by far not.
     """
-    evaluator = problem.evaluator
-    searched = list(evaluator.searched)
-    evaluator.search_on(searched[:_SAMPLES_ALONE])
-    try:
-        return _kept_ops(prepared, problem, precision, range_)
-    finally:
-        evaluator.search_on(searched)
-
-
-def _kept_ops(
-    prepared: Prepared, problem: Problem, precision: Precision, range_: Range
-) -> tuple[KeptOp, ...]:
     kept = [op for op in prepared.ops if op.index in precision]
     measure = len(kept) <= _MEASURED_ALONE
     predicted = {op.index: math.sqrt(problem.guide.model.harm((op.index,), ())) for op in kept}
     losses = {i: math.inf if _finite(loss) is None else loss for i, loss in predicted.items()}
-    if measure:
-        little = _LITTLE * problem.limit if prepared.metric.name == "rel_l2" else 0.0
-        doubtful = [i for i, loss in losses.items() if loss >= little]
-        losses |= {i: _alone(problem, i) for i in doubtful}
-    breaking = [i for i, loss in losses.items() if loss > problem.limit]
-    verdicts = _verdicts(prepared, problem, breaking) if measure else {}
+    with problem.evaluator.likeliest(_SAMPLES_ALONE):
+        if measure:
+            little = _LITTLE * problem.limit if prepared.metric.name == "rel_l2" else 0.0
+            doubtful = [i for i, loss in losses.items() if loss >= little]
+            losses |= {i: _alone(problem, i) for i in doubtful}
+        breaking = [i for i, loss in losses.items() if loss > problem.limit]
+        verdicts = _verdicts(prepared, problem, breaking) if measure else {}
     rest = ADDS_UP if measure else ""
     return tuple(
         KeptOp(
