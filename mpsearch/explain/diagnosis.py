@@ -42,7 +42,7 @@ _GONE = 0.25
 _CANCELLED = 0.1
 _SUMS = ("cumsum", "reduce_", "matmul", "linear", "conv", "einsum", "lstm", "gru", "rnn")
 #: How many samples, those with the largest error, a verdict rests on.
-_SAMPLES = 2
+_SAMPLES = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,10 @@ from .progress import Progress
 from .rescaling import hint
 from .writing import Written
 
+#: Trials for the bound in the report: one for each op that breaks the budget alone, and more for
+#: those that break it together; a bound that these do not show is far from tight.
+_BOUND_TRIALS = 96
+
 
 @dataclass(frozen=True)
 class Found:
@@ -310,7 +314,7 @@ def _lower_bound(job: Job, found: Found) -> Bound | None:
         return Bound(None, False)
     problem.release()
     problem.tighten(problem.limit)
-    return lower_bound(problem)
+    return lower_bound(problem, trials=_BOUND_TRIALS)
 
 
 # -- what is written besides the package ----------------------------------------------------------

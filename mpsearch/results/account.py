@@ -30,7 +30,7 @@ _MEASURED_ALONE = 64
 #: and right to a factor of two or three where it predicts so little.
 _LITTLE = 0.25
 #: On so many samples, those likeliest to break the budget. It is shown and decides nothing.
-_SAMPLES_ALONE = 4
+_SAMPLES_ALONE = 2
 #: Ops are listed that the next input may bring so near to FP16's range.
 _NEAR = 4.0
 #: The verdict on ops that break nothing alone: they are kept for what they add to others.

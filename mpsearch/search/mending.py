@@ -19,7 +19,8 @@ def mend(problem: Problem, kept: Kept) -> None:
     """Find a set that meets the limit near one that no longer does.
 
     Units are added in the order of what the rounding model says that they relieve, then taken back
-    where they turn out not to be needed; ``problem.best`` is then a set that meets the limit.
+    where they turn out not to be needed; ``problem.best`` is then a set that meets the limit. Those
+    of ``kept`` were needed for less, and are not tried again.
 
     Raises
     ------
@@ -31,9 +32,9 @@ def mend(problem: Problem, kept: Kept) -> None:
         return
     order = enlarging(problem, kept)
     mended = kept.union(order[: _least(problem, kept, order)])
-    problem.extend(max(problem.remaining, _TRIALS + len(mended)))
+    problem.extend(max(problem.remaining, _TRIALS + len(mended - kept)))
     with suppress(Stop):
-        prune(problem, mended, "mend")
+        prune(problem, mended, "mend", needed=kept)
     problem.ending.check()
 
 

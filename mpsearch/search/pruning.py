@@ -6,11 +6,17 @@ from .problem import Problem
 from .question import Kept
 
 
-def prune(problem: Problem, kept: Kept, by: str = "prune", again: bool = False) -> Kept:
+def prune(
+    problem: Problem,
+    kept: Kept,
+    by: str = "prune",
+    again: bool = False,
+    needed: Kept = frozenset(),
+) -> Kept:
     """Cast units, those of least predicted harm first, more at once while that goes well.
 
     A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
-    that is known to be so. ``by`` is the name of the pass.
+    that is known to be so. ``by`` is the name of the pass; units that are ``needed`` stay.
 
     Raises
     ------
@@ -22,8 +28,9 @@ def prune(problem: Problem, kept: Kept, by: str = "prune", again: bool = False) 
     changed = True
     while changed:
         changed = False
-        harm = {u: problem.harm(u, kept) / max(question.cost[u], least) for u in kept}
-        order = sorted(kept, key=lambda u: (harm[u], u))
+        free = kept - needed
+        harm = {u: problem.harm(u, kept) / max(question.cost[u], least) for u in free}
+        order = sorted(free, key=lambda u: (harm[u], u))
         place, step = 0, 1
         while place < len(order):
             smaller = kept.difference(order[place : place + step])
