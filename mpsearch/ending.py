@@ -36,6 +36,11 @@ class Ending:
     ----------
     timeout
         Seconds from :meth:`start`, which is called when the model has been converted.
+
+    Attributes
+    ----------
+    reason
+        Why the search ended where that was neither its time nor a signal; empty otherwise.
     """
 
     def __init__(self, timeout: float | None = None) -> None:
@@ -43,6 +48,7 @@ class Ending:
         self._timeout = math.inf if timeout is None else timeout
         self._deadline = math.inf
         self._signals = 0
+        self.reason = ""
         self._late = False
 
     def start(self) -> None:
@@ -68,6 +74,11 @@ class Ending:
     def hurry(self) -> bool:
         """Whether what only the report needs is to be left out."""
         return self._signals > 1 or self._late or self.left < 0
+
+    def give_up(self, reason: str) -> None:
+        """End the search now, for a reason that people are told."""
+        self._signals = max(self._signals, 1)
+        self.reason = self.reason or reason
 
     def after(self, share: float) -> Callable[[], bool]:
         """Whether, when asked, this share of the time left now is used up, or the run is over."""

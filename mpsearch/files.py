@@ -255,7 +255,7 @@ def written(path: Path, ours: Ours) -> Iterator[Path]:
     parents = [p for p in path.parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with room(path.parent, f".{path.name}-mpsearch-") as made:
+        with room(path.parent, _room_of(path)) as made:
             scratch = made / path.name
             yield scratch
             check_replaceable(path, ours)
@@ -310,7 +310,7 @@ def check_writable(path: Path, ours: Ours) -> None:
         if not parent.is_dir():
             raise InputError(f"cannot write to {parent}: it is no folder; write elsewhere")
         # Names as long as those that writing will make, in a folder that is gone again at once.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-mpsearch-", dir=parent) as probe:
+        with tempfile.TemporaryDirectory(prefix=_room_of(path), dir=parent) as probe:
             for name in missing:
                 (Path(probe) / name).mkdir(exist_ok=True)
     except OSError as error:
@@ -333,6 +333,15 @@ def _publish(scratch: Path, path: Path, made: Path) -> None:
     except BaseException:
         os.rename(former / path.name, path)
         raise
+
+
+def put_back(path: Path) -> None:
+    """Put back an output that a process was killed in replacing, and remove what it left."""
+    _sweep(path.parent, _room_of(path))
+
+
+def _room_of(path: Path) -> str:
+    return f".{path.name}-mpsearch-"
 
 
 def _restore(left: Path, parent: Path) -> None:
@@ -368,6 +377,8 @@ def _exchanger() -> Callable[[bytes, bytes], int] | None:
 MANIFEST = "manifest.json"
 #: What systems and Python leave in any folder, and make again.
 _DISPOSABLE = ("__pycache__", ".DS_Store")
+#: Where a search under way keeps its study, in the folder that its result will take.
+SEARCH = ".search"
 
 
 def write_manifest(folder: Path, made_by: str) -> None:
@@ -390,7 +401,7 @@ def foreign(folder: Path) -> str | None:
     if not folder.is_dir():
         return "it is a file, and a folder is to be written"
     found = _files(folder)
-    if not found and not any(folder.iterdir()):
+    if not found and {p.name for p in folder.iterdir()} <= {SEARCH}:
         return None
     mine = listed(folder)
     if not mine:
@@ -406,4 +417,5 @@ def _files(folder: Path) -> list[str]:
         for p in folder.rglob("*")
         if (p.is_symlink() or not p.is_dir())
         and not any(part in _DISPOSABLE for part in p.relative_to(folder).parts)
+        and p.relative_to(folder).parts[0] != SEARCH
     )

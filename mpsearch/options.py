@@ -346,8 +346,11 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed
         For everything random.
     storage
-        Where Optuna is to keep the study of the search, for instance ``sqlite:///study.db``; None:
-        in memory.
+        Where to keep every evaluation as it is made, as a study of Optuna's:
+        ``sqlite:///study.db``, ``postgresql://...``, ``journal:study.log``; None: in memory.
+    resume
+        Go on with the study in ``storage`` where it is of the same model, data and options;
+        limits may be others. Without one the search begins.
     progress
         Whether to show a progress bar; None: where stderr is a terminal.
 
@@ -361,11 +364,14 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cache_bytes: int | None = None
     seed: int = 0
     storage: str | None = None
+    resume: bool = False
     progress: bool | None = None
 
     def __post_init__(self) -> None:
         if self.cache_bytes is not None:
             self._set(cache_bytes=count(self.cache_bytes, "cache_bytes", 0))
+        if self.resume and self.storage is None:
+            raise InputError("resume needs the storage of the run to go on with; give storage")
         self._set(seed=seed(self.seed))
 
 

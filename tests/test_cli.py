@@ -43,6 +43,7 @@ def test_optimize_writes_everything(written):
         "precision.json",
         "report.html",
         "result.json",
+        "study.db",
     }
     assert json.loads((out / "result.json").read_text()) == printed
     assert printed["status"] == "met"

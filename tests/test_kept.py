@@ -44,9 +44,12 @@ def here(tmp_path, monkeypatch):
 
 
 def contents(folder):
+    """Every file of a result, without the study of a later search that was cut short."""
     folder = Path(folder)
     return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.relative_to(folder).parts[0] != ".search"
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from .. import options as choices
 from ..errors import InputError
@@ -20,6 +23,7 @@ from .ending import CHECK_FAILED, EXIT, OK, Group
 
 if TYPE_CHECKING:
     from ..flows.progress import Progress
+    from ..results.unfinished import Unfinished
 
 _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pickle), an FP32 \
 .mlpackage, or package.module:factory."
@@ -148,6 +152,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
 @shared.execution
 @shared.storage
+@click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
 @click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
 @click.pass_context
 def optimize(
@@ -158,6 +163,7 @@ def optimize(
     out: Path | None,
     metric: str | None,
     as_json: bool,
+    resume: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -165,7 +171,9 @@ def optimize(
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target, foreign)
     conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
-    limits, execution = shared.group(Limits, options), shared.group(Execution, options)
+    limits = shared.group(Limits, options)
+    options["resume"] = resume and options["storage"] is not None
+    execution = shared.group(Execution, options)
 
     bar = _loading(execution.progress)
     from ..ending import Ending
@@ -173,6 +181,7 @@ def optimize(
     from ..flows.optimize import answer
     from ..flows.surroundings import neutral
     from ..report import text
+    from ..results.unfinished import unfinished
 
     request = Request(
         budget,
@@ -189,10 +198,16 @@ def optimize(
     loaded, data = _load(model, options, execution.seed)
     bar.close()
     ending = Ending(limits.timeout)
-    with ending.listening():
+    with contextlib.ExitStack() as stack:
+        under_way = None
+        if execution.storage is None:
+            under_way = stack.enter_context(unfinished(target, resume))
+            kept = msgspec.structs.replace(execution, storage=under_way.url, resume=resume)
+            request = dataclasses.replace(request, execution=kept)
+        stack.enter_context(ending.listening())
         with neutral():
             result = answer(request, loaded, data, ending, model)
-        written, lost = _save(result, target)
+        written, lost = _save(result, target, under_way)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     else:
@@ -207,14 +222,18 @@ def optimize(
     ctx.exit(EXIT[result.status])
 
 
-def _save(result: Any, target: Path) -> tuple[Path | None, InputError | None]:
+def _save(
+    result: Any, target: Path, under_way: Unfinished | None
+) -> tuple[Path | None, InputError | None]:
     """Where the result was written, and what went wrong; what cannot be written is shown."""
-    if result.status == "infeasible":
-        return None, None
+    study = None if under_way is None or not under_way.study.exists() else under_way.study
     try:
-        return result.save(target), None
+        written = None if result.status == "infeasible" else result.save(target, study)
     except InputError as error:
         return None, error
+    if under_way is not None:
+        under_way.done = result.status not in ("interrupted", "unwritten")
+    return written, None
 
 
 def _columns() -> int:
@@ -339,9 +358,10 @@ def pareto(
     bar = _loading(execution.progress)
     from ..flows import pareto as front
     from ..report import text
-    from ..search.record import check_storage
+    from ..search.store import open_storage
 
-    check_storage(execution.storage)
+    if execution.storage is not None:
+        open_storage(execution.storage)
     _check(metric, None, execution.device)
     loaded, data = _load(model, options, execution.seed)
     bar.close()

@@ -127,7 +127,11 @@ execution = options(
         "--progress/--no-progress", default=None, help="Show a bar (default: on a terminal)."
     ),
 )
-storage = click.option("--storage", help="Keep Optuna's study there, e.g. sqlite:///study.db.")
+storage = click.option(
+    "--storage",
+    metavar="URL",
+    help="Keep every evaluation there: sqlite:///study.db, postgresql://..., journal:study.log.",
+)
 
 
 def group(kind: type[G], options: dict[str, Any]) -> G:

@@ -168,6 +168,12 @@ class Evaluator(Generic[B]):
         ran = self.backend.executions - executed
         return Measured(loss, worst, exact, ran, time.perf_counter() - started)
 
+    def repeat(self, measured: Measured, searched: Sequence[int]) -> None:
+        """Stand as after an evaluation that gave this, with the samples in that order."""
+        self.search_on(searched)
+        self.evaluations += 1
+        self.backend.executions += measured.executions
+
     def expected(self, losses: Sequence[float], student: bool = False) -> float:
         """What the next input's loss is expected to stay below; the worst of these if not asked."""
         if not self.aims_beyond or self._chance is None:

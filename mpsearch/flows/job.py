@@ -26,11 +26,12 @@ from ..search import pins
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
 from ..search.question import Question, units
-from ..search.record import Record, Trial, check_storage
+from ..search.record import Trial
 from ..search.registry import find_strategy
 from ..search.risk import Range
-from ..source.identity import study_name
+from ..search.store import open_storage
 from ..source.prepare import Prepared, check_device
+from .keeping import fields, record
 
 DEFAULT_TRIALS = 300
 #: How many samples a set is searched on, before it is looked at on the others.
@@ -75,7 +76,8 @@ class Request:
         self.limit(resolve(self.metric, False))
         self.search  # noqa: B018 - an unknown strategy fails before the work
         chosen(self.numerics)
-        check_storage(self.execution.storage)
+        if self.execution.storage is not None:
+            open_storage(self.execution.storage)
         check_device(self.execution.device)
 
     def limit(self, metric: Metric) -> float:
@@ -202,7 +204,14 @@ def pose(
     problem = Problem(
         question,
         evaluator,
-        Record(study_name(prepared), execution.storage, _about(request, prepared, name)),
+        record(
+            prepared,
+            execution,
+            ending,
+            _asked(request),
+            _about(request, prepared, name),
+            repr((plan.scales, tuple(rewrites))),
+        ),
         trials=request.limits.trials or DEFAULT_TRIALS,
         ending=ending,
         watch=watch,
@@ -263,6 +272,16 @@ def _whole(refused: Iterable[int], ops: Sequence[CandidateOp], by: str) -> set[i
         layers = {ops[i].layer for i in found if ops[i].layer}
         found |= {op.index for op in ops if op.layer in layers}
     return found
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """All that was asked for on which answers depend."""
+    return {
+        "budget": request.budget,
+        "heldout": request.heldout,
+        "strategy": request.strategy_name,
+        **fields(request.conversion, request.constraints),
+    }
 
 
 def _about(request: Request, prepared: Prepared, name: str | None) -> dict[str, Any]:

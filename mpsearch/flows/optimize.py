@@ -147,6 +147,8 @@ def answer(
         bar.stage("measuring all-FP32 and all-FP16")
         job = pose(request, prepared, ending, name, started, bar.trial)
         problem = job.problem
+        if (store := problem.record.store) is not None and store.known:
+            bar.stage(f"going on from {store.known} evaluations of a run before")
         if problem.floor() > problem.limit or not problem.admit(problem.everything).met:
             return infeasible(job)
         ending.stage = Stage.SEARCH

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -331,8 +330,6 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
         io_dtype=prepared.io_dtype,
         states=tuple(states),
     )
-    storage = request.execution.storage
-    shown = None if storage is None else re.sub(r"//[^@/]*@", "//...@", storage)  # no passwords
     errors = ("error", "error_fp16", "error_fp32", "heldout_error")
     return Config(
         source=job.name,
@@ -347,7 +344,8 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
         conversion=conversion,
         constraints=request.constraints,
         limits=request.limits,
-        execution=msgspec.structs.replace(request.execution, storage=shown),
+        # Where this run kept its study says nothing of the set, and may hold a password.
+        execution=msgspec.structs.replace(request.execution, storage=None, resume=False),
         errors={name: number(facts.get(name)) for name in errors},
         inputs=tuple(
             msgspec.convert({"name": p.name, "dtype": p.dtype, "shape": p.shape}, InputSpec)

@@ -18,10 +18,10 @@ from ..search import registry as search
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
 from ..search.question import Question, units
-from ..search.record import Record, check_storage
-from ..source.identity import study_name
+from ..search.store import open_storage
 from ..source.prepare import Prepared, check_device, prepare
 from .job import measured
+from .keeping import fields, record
 from .progress import Progress
 from .surroundings import undisturbed
 
@@ -63,7 +63,8 @@ def pareto(
     trials = limits.trials or _TRIALS
     heldout = options.number(heldout, "heldout")
     run_strategy = search.find_strategy(strategy)
-    check_storage(execution.storage)
+    if execution.storage is not None:
+        open_storage(execution.storage)
     check_device(execution.device)
     bar = Progress(execution.progress)
     ending = Ending(limits.timeout)
@@ -86,9 +87,15 @@ def pareto(
             harmless=range_.harmless,
             seed=execution.seed,
         )
-        record = Record(study_name(prepared), execution.storage)
+        asked = {"points": points, "heldout": heldout, **fields(conversion)}
         problem = Problem(
-            question, evaluator, record, trials=trials, ending=ending, watch=bar.trial, floor=floor
+            question,
+            evaluator,
+            record(prepared, execution, ending, asked, {}),
+            trials=trials,
+            ending=ending,
+            watch=bar.trial,
+            floor=floor,
         )
         problem.admit(problem.everything)
         ending.stage = Stage.SEARCH

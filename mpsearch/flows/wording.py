@@ -157,6 +157,8 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
         more.append(
             "The model has half-precision parts; an FP32 copy was searched and is the reference."
         )
+    if job.problem.ending.reason:
+        more.append(job.problem.ending.reason)
     return (*notes, *more)
 
 

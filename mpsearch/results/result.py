@@ -21,6 +21,7 @@ from ..report import html, text
 from ..scaling.exponents import Scale, ScaledTensor
 from ..scaling.patterns import Rewrite
 from ..search.cost import Cost
+from . import unfinished
 from .answer import Answer
 
 PACKAGE = "model.mlpackage"
@@ -380,8 +381,10 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         found = Answer.as_dict(self)
         return {**found, "fp32_ops": self.fp32_ops, "gap": self.gap}
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, study: str | Path | None = None) -> Path:
         """Write the package, ``op_selector.py`` and the JSON files, and ``report.html``.
+
+        ``study`` is an SQLite file with the study of the search, to be written with them.
 
         The folder appears as a whole or not at all; one written before is replaced. What was cut
         short never replaces what was finished, nor what is better: it is then written beside it,
@@ -416,6 +419,8 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
             (out / "result.json").write_bytes(
                 msgspec.json.format(msgspec.json.encode(content)) + b"\n"
             )
+            if study is not None:
+                unfinished.copy(Path(study), out / unfinished.STUDY)
             page = html.render(content, source.config.as_dict())
             (out / "report.html").write_text(page, encoding="utf-8")
             files.write_manifest(out, f"mpsearch {source.config.versions['mpsearch']}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from cachetools import LRUCache
 
 from ..evaluation.evaluator import Evaluator
@@ -18,11 +17,10 @@ from .question import Kept, Question
 from .recording import rounding_model_of
 from .response import Response, Sketch
 from .rounding import RoundingModel
+from .store import Errors
 
 #: What the sketched errors of trials may take: a proof by exhaustion makes 100,000 of them.
 _ERROR_BYTES = 64 << 20
-
-Errors = dict[tuple[int, int], np.ndarray]  # sample, profile -> sketched error
 
 
 class Guide:
@@ -131,6 +129,15 @@ class Watching:
         error = self._sketch(sample, outputs)
         if error is not None:
             self._found[sample, profile] = error
+
+    @property
+    def errors(self) -> Errors:
+        """The sketched errors of the outputs seen."""
+        return self._found
+
+    def restore(self, errors: Errors) -> None:
+        """Take in what was seen of the outputs before."""
+        self._found.update(errors)
 
     def done(self) -> None:
         """The trial is over."""

@@ -9,6 +9,7 @@ so far is the result.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from .guide import Guide
 from .question import Kept, Question
 from .record import FP32_OR_FP16, Record, Trial
 from .response import Response
+from .store import Answer, Lost, call
 
 
 class Strategy(Protocol):
@@ -260,7 +262,9 @@ class Problem:
             return known
         every = Precision.all_fp32(len(self.question.ops))
         if self._floor is not None and self.question.precision(key) == every:
-            return self._judged(key, "ends", self._floor)
+            order = tuple(self.evaluator.searched)
+            answer = call("floor", every, order, math.inf), Answer(self._floor, order)
+            return self._judged(key, "ends", self._floor, kept=answer)
         return self.evaluate(key, "ends", exact=True, enough=self._over)
 
     def admit_fp16(self) -> bool:
@@ -304,9 +308,20 @@ class Problem:
             overflows.extend(node.name for node in question.harmful(self.engine.lost))
 
         limit = math.inf if exact else question.limit
+        wanted = call("set", precision, self.evaluator.searched, limit)
+        known = self.record.recall(wanted)
+        if known is not None and known.measured is not None:
+            watching.restore(known.errors)
+            watching.done()
+            self.evaluator.repeat(known.measured, known.searched)
+            return self._judged(key, by, known.measured, asked, known.overflows, (wanted, known))
         measured = self.evaluator.evaluate(precision, limit, see, enough, remember)
         watching.done()
-        return self._judged(key, by, measured, asked, overflows[0] if overflows else "")
+        first = overflows[0] if overflows else ""
+        order = tuple(self.evaluator.searched)
+        answer = Answer(measured, order, first, watching.errors)
+        kept = None if enough is not None and enough() else (wanted, answer)
+        return self._judged(key, by, measured, asked, first, kept)
 
     def _judged(
         self,
@@ -315,6 +330,7 @@ class Problem:
         measured: Measured,
         asked: optuna.trial.Trial | None = None,
         overflows: str = "",
+        kept: tuple[str, Answer] | None = None,
     ) -> Trial:
         """Record what came of a set.
 
@@ -336,7 +352,7 @@ class Problem:
             measured.executions,
             measured.seconds,
         )
-        self.record.add(question, trial, asked)
+        self._keeping(lambda: self.record.add(question, trial, asked, kept))
         self._consider(trial)
         if self._watch is not None:
             self._watch(trial, self)
@@ -347,9 +363,24 @@ class Problem:
         return self._noted(precision, by).worst
 
     def _noted(self, precision: Precision, by: str) -> Measured:
-        measured = self.evaluator.evaluate(precision, enough=self._over)
-        self.record.note(self.question, precision, measured, by)
+        wanted = call("other", precision, self.evaluator.searched, math.inf)
+        known = self.record.recall(wanted)
+        if known is not None and known.measured is not None:
+            measured = known.measured
+            self.evaluator.repeat(measured, known.searched)
+        else:
+            measured = self.evaluator.evaluate(precision, enough=self._over)
+            known = Answer(measured, tuple(self.evaluator.searched))
+        kept = None if self._over() else (wanted, known)
+        self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return measured
+
+    def _keeping(self, work: Callable[[], None]) -> None:
+        """Record something; where it cannot be kept, the run ends with what was found."""
+        try:
+            work()
+        except Lost as lost:
+            self.ending.give_up(str(lost))
 
     def overflows(self, kept: Iterable[int]) -> list[CandidateOp]:
         """Ops left in FP16 that overflow where they would be finite in FP32."""
@@ -408,14 +439,38 @@ class Problem:
             return sum(loss > limit for loss in losses) >= _OFFENDERS or losses[-1] == math.inf
 
         precision = self.question.precision(trial.kept)
-        found = evaluator.losses(precision, rest, enough) if rest else {}
+        found = self._losses(precision, rest, "confirm", enough) if rest else {}
         self._last |= found
         offenders = [s for s in rest if found.get(s, -math.inf) > limit]
         if offenders or not rest:
             worst = max(found.values(), default=trial.loss)
             return Confirmed(sorted(offenders, key=lambda s: (-found[s], s)), worst)
-        found |= evaluator.losses(precision, evaluator.searched)
+        found |= self._losses(precision, evaluator.searched, "expect")
         return Confirmed([], evaluator.expected(list(found.values()), student=True))
+
+    def _losses(
+        self,
+        precision: Precision,
+        samples: Sequence[int],
+        by: str,
+        enough: Callable[[Sequence[float]], bool] | None = None,
+    ) -> dict[int, float]:
+        """The evaluator's losses of single samples, recorded."""
+        wanted = call(by, precision, samples, self.limit)
+        known = self.record.recall(wanted)
+        if known is None:
+            started, executed = time.perf_counter(), self.engine.executions
+            found = self.evaluator.losses(precision, samples, enough)
+            worst, every = max(found.values()), len(found) == len(samples)
+            seconds = time.perf_counter() - started
+            ran = self.engine.executions - executed
+            known = Answer(Measured(worst, worst, every, ran, seconds), losses=found)
+        else:
+            self.engine.executions += known.measured.executions if known.measured else 0
+        assert known.measured is not None
+        measured, kept = known.measured, (wanted, known)
+        self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
+        return dict(known.losses)
 
     def require(self, units: Iterable[int]) -> None:
         """Take no set from now on that lacks one of these units."""

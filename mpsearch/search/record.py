@@ -11,10 +11,10 @@ from typing import Any
 
 import optuna
 
-from ..errors import InputError
 from ..evaluation.evaluator import Measured
 from ..program.precision import Precision
 from .question import Kept, Question
+from .store import Answer, Store, silence
 
 #: The constraint under which a trial's distance from the budget stands in the study.
 BUDGET = "budget"
@@ -22,25 +22,6 @@ BUDGET = "budget"
 _FOR_THE_DASHBOARD = "constraints"
 #: A set in the study's terms: whether a unit is FP32.
 FP32_OR_FP16 = optuna.distributions.CategoricalDistribution((False, True))
-
-
-def check_storage(url: str | None) -> None:
-    """Fail early where Optuna cannot keep a study.
-
-    Raises
-    ------
-    InputError
-        If it cannot be opened.
-    """
-    if url is None:
-        return
-    try:
-        optuna.storages.get_storage(url)
-    except Exception as error:  # whatever the database's driver raises
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"storage {url!r} cannot be opened ({reason}); give a URL such as sqlite:///study.db"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +79,10 @@ class Record:
     Parameters
     ----------
     name
-        The study's name; a number is added where there is one of that name.
-    storage
-        Where Optuna is to keep it, as a URL; None for in memory.
+        The study's name; that of ``store`` where there is one.
+    store
+        Where evaluations are kept as they are made, each with its trial. The study itself is in
+        memory, so that samplers see what they saw in the run before.
     about
         What the dashboard is to say of it.
     """
@@ -108,10 +90,11 @@ class Record:
     def __init__(
         self,
         name: str | None = None,
-        storage: str | None = None,
+        store: Store | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.study = _create(name, storage)
+        self.store = store
+        self.study = _create(name if store is None else store.name)
         for key, fact in (about or {}).items():
             self.study.set_user_attr(key, fact)
         self.trials: list[Trial] = []
@@ -130,25 +113,43 @@ class Record:
         """Never take this set, whatever its loss."""
         self._rejected.add(frozenset(kept))
 
+    def recall(self, call: str) -> Answer | None:
+        """What an evaluation gave in a run before."""
+        return None if self.store is None else self.store.recall(call)
+
     def add(
-        self, question: Question, trial: Trial, asked: optuna.trial.Trial | None = None
+        self,
+        question: Question,
+        trial: Trial,
+        asked: optuna.trial.Trial | None = None,
+        kept: tuple[str, Answer] | None = None,
     ) -> None:
-        """Record a trial; ``asked`` is what Optuna's sampler asked for it with."""
+        """Record a trial.
+
+        ``asked`` is what Optuna's sampler asked for it with, ``kept`` what it is to be found by in
+        another run, and what it gave.
+        """
         self.trials.append(trial)
         self._known[trial.kept] = trial
         facts = _facts(question, question.precision(trial.kept), trial.loss, trial.exact)
         facts |= {"pass": trial.asked_by, "executions": trial.executions, "seconds": trial.seconds}
         if trial.overflows:
             facts["overflows"] = trial.overflows
-        self._tell(trial.price, facts, excess(question, trial), asked)
+        self._tell(trial.price, facts, excess(question, trial), asked, kept)
 
     def note(
-        self, question: Question, precision: Precision, measured: Measured, asked_by: str
+        self,
+        question: Question,
+        precision: Precision,
+        measured: Measured,
+        asked_by: str,
+        kept: tuple[str, Answer] | None = None,
     ) -> None:
         """Record an evaluation of something that is no set of units."""
         facts = _facts(question, precision, measured.loss, measured.exact)
         facts |= {"pass": asked_by, "executions": measured.executions, "seconds": measured.seconds}
-        self._tell(float(len(precision)), facts, _excess(question, measured.loss), None)
+        beyond = _excess(question, measured.loss)
+        self._tell(float(len(precision)), facts, beyond, None, kept)
 
     def ask(self, sampler: optuna.samplers.BaseSampler) -> optuna.trial.Trial:
         """What a sampler proposes next, with all that was tried before it."""
@@ -165,7 +166,19 @@ class Record:
         facts: Mapping[str, Any],
         beyond: float,
         asked: optuna.trial.Trial | None,
+        kept: tuple[str, Answer] | None = None,
     ) -> None:
+        told = self._told(value, facts, beyond, asked)
+        if self.store is not None and kept is not None:
+            self.store.keep(*kept, told)
+
+    def _told(
+        self,
+        value: float,
+        facts: Mapping[str, Any],
+        beyond: float,
+        asked: optuna.trial.Trial | None,
+    ) -> optuna.trial.FrozenTrial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if asked is None:
@@ -179,13 +192,13 @@ class Record:
                     spent = timedelta(seconds=facts.get("seconds", 0.0))
                     told.datetime_start = told.datetime_complete - spent
                 self.study.add_trial(told)
-                return
+                return told
             for key, fact in facts.items():
                 asked.set_user_attr(key, fact)
             asked.set_constraint(BUDGET, beyond)
             storage = self.study._storage  # Optuna has no public way to set this one any more
             storage.set_trial_system_attr(asked._trial_id, _FOR_THE_DASHBOARD, [beyond])
-            self.study.tell(asked, value)
+            return self.study.tell(asked, value)
 
     def judge(self, question: Question) -> None:
         """Judge all trials again by the limit of another question about the same units."""
@@ -249,19 +262,10 @@ def _facts(question: Question, precision: Precision, loss: float, exact: bool) -
     }
 
 
-def _create(name: str | None, storage: str | None) -> optuna.Study:
-    number, level = 1, optuna.logging.get_verbosity()
-    while True:
-        numbered = name if name is None or number == 1 else f"{name} ({number})"
-        try:
-            optuna.logging.set_verbosity(optuna.logging.ERROR)  # it says that it made a study
-            return optuna.create_study(
-                study_name=numbered,
-                storage=storage,
-                direction="minimize",
-                sampler=optuna.samplers.RandomSampler(seed=0),
-            )
-        except optuna.exceptions.DuplicatedStudyError:
-            number += 1
-        finally:
-            optuna.logging.set_verbosity(level)
+def _create(name: str | None) -> optuna.Study:
+    with silence():
+        return optuna.create_study(
+            study_name=name,
+            direction="minimize",
+            sampler=optuna.samplers.RandomSampler(seed=0),
+        )

@@ -51,7 +51,10 @@ class Sketch:
         self._hashes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, sample: int, outputs: Outputs) -> np.ndarray | None:
-        """The error of a sample, at most 256 numbers for each output; None where not finite."""
+        """The error of a sample, at most 256 numbers for each output; None where not finite.
+
+        Rounded to FP32, in which it may be kept.
+        """
         parts = []
         for name, reference in self._references[sample].items():
             if not reference.is_floating_point():
@@ -62,7 +65,7 @@ class Sketch:
             if not bool(torch.isfinite(error).all()):
                 return None
             parts.append(self._short(error).numpy())
-        return np.concatenate(parts) if parts else None
+        return np.concatenate(parts).astype(np.float32).astype(np.float64) if parts else None
 
     def _short(self, error: torch.Tensor) -> torch.Tensor:
         count = error.numel()

@@ -20,6 +20,18 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
+def data_digest(prepared: Prepared) -> str:
+    """What tells data from other data: a digest of all samples and targets."""
+    digest = xxhash.xxh3_128()
+    for sample in (*prepared.calibration.samples, *prepared.heldout.samples):
+        for name, value in sample.items():
+            digest.update(name.encode())
+            digest.update(_bytes(value))
+    for target in (*prepared.calibration.targets, *prepared.heldout.targets):
+        digest.update(_bytes(target))
+    return digest.hexdigest()
+
+
 def study_name(prepared: Prepared) -> str:
     """The name of the study of a search: the same for the same model, data, metric and versions.
 
@@ -27,10 +39,7 @@ def study_name(prepared: Prepared) -> str:
     """
     digest = xxhash.xxh3_128()
     digest.update(prepared.fingerprint.encode())
-    for sample in (*prepared.calibration.samples, *prepared.heldout.samples):
-        for name, value in sample.items():
-            digest.update(name.encode())
-            digest.update(_bytes(value))
+    digest.update(data_digest(prepared).encode())
     profiles = [p.name for p in prepared.profiles]
     digest.update(repr((prepared.metric.name, profiles, sorted(versions().items()))).encode())
     return f"{prepared.source} {digest.hexdigest()[:16]}"

@@ -1,10 +1,10 @@
 """Ends runs at random instants, over an empty folder and over a former result.
 
-    python -m tests.trials.kills --kill 100 --int 50 --term 50 --double 20
+    python -m tests.trials.kills --kill 200 --int 50 --term 50 --double 20
 
 After each: the former or the new result is whole; where a set was known, SIGINT and SIGTERM have it
-written; a complete former result is never replaced by what was cut short; the next run leaves
-nothing behind.
+written; a complete former result is never replaced by what was cut short; a run with ``--resume``
+ends with the result of an unbroken one, evaluates nothing again, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -36,16 +36,23 @@ PARTS = {
     "precision.json",
     "report.html",
     "result.json",
+    "study.db",
 }
+#: What two runs of the same search may differ in: what they cost.
+COST = ("seconds", "forward_equivalents", "op_executions")
 
 
 def whole(folder: Path) -> str | None:
     """What is wrong with a written result; None where it is whole."""
-    if {p.name for p in folder.iterdir()} != PARTS:
-        return f"parts {sorted(p.name for p in folder.iterdir())}"
+    parts = {p.name for p in folder.iterdir()} - {".search"}
+    if parts != PARTS and not (folder.name == "out" and not parts):
+        return f"parts {sorted(parts)}"
+    if not parts:
+        return None
     result = json.loads((folder / "result.json").read_text())
     listed = json.loads((folder / "manifest.json").read_text())["files"]
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    there = {p.as_posix() for p in files if p.parts[0] != ".search"}
     if there != set(listed):
         return f"files {there ^ set(listed)}"
     if not (folder / "report.html").read_text().rstrip().endswith("</html>"):
@@ -59,9 +66,10 @@ def whole(folder: Path) -> str | None:
 
 
 def trial(
-    signals: Sequence[int], former: Path | None, longest: float, seed: str
-) -> tuple[str, str | None]:
-    """One run, ended after a part of ``longest`` seconds: what came of it, and what is wrong."""
+    signals: Sequence[int], former: Path | None, unbroken: Path, longest: float, seed: str
+) -> tuple[str, int, str | None]:
+    """One run, ended after a part of ``longest`` seconds: what came of it, how many evaluations
+    were made twice, and what is wrong."""
     generator = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
         here, tmp = Path(scratch) / "here", Path(scratch) / "tmp"
@@ -85,8 +93,13 @@ def trial(
         outcome = run(ARGV, here, tmp, 120.0, end)
         came, wrong = _judge(outcome, out, before, bool(was_known and was_known[0]), signals)
         if wrong is None:
-            wrong = _next_run(here, tmp, out)
-    return came, wrong
+            wrong = _resumed(here, tmp, out, unbroken)
+        evaluated = Path(f"{known}.evaluated")
+        asked = evaluated.read_text().split() if evaluated.exists() else []
+        twice = len(asked) - len(set(asked))
+        if wrong is None and twice > 1:  # one was made, and not yet stored, when the signal came
+            wrong = f"{twice} evaluations were made twice"
+    return came, twice, wrong
 
 
 def _judge(
@@ -96,16 +109,17 @@ def _judge(
     for folder in (out, beside):
         if folder.exists() and (problem := whole(folder)) is not None:
             return "broken", f"{folder.name}: {problem}"
-    if before is not None and not out.exists():
+    if before is not None and not (out / "result.json").exists():
         return "lost", "the former result is gone"
-    changed = out.exists() and (out / "result.json").read_bytes() != before
+    there = (out / "result.json").exists()
+    changed = there and (out / "result.json").read_bytes() != before
     if signals[0] == signal.SIGKILL:
         return ("new" if changed else "former or none"), None
     if outcome.code == -signals[0] and not (known or changed or beside.exists()):
         return "before it listened", None  # while Python was starting: the system's own doing
     if outcome.code not in (0, 130):
         return "code", f"exit code {outcome.code}: {outcome.stderr[-300:]}"
-    status = json.loads((out / "result.json").read_text())["status"] if out.exists() else ""
+    status = json.loads((out / "result.json").read_text())["status"] if there else ""
     if before is not None and changed and status == "interrupted":
         return "replaced", "an interrupted result has replaced a complete one"
     if outcome.code == 0:
@@ -117,22 +131,20 @@ def _judge(
     return ("written" if changed or beside.exists() else "nothing known"), None
 
 
-def _next_run(here: Path, tmp: Path, out: Path) -> str | None:
-    """That another run works, and that nothing of any is left but results."""
-    outcome = run(["report", "out"] if out.exists() else ARGV, here, tmp, 120.0)
+def _resumed(here: Path, tmp: Path, out: Path, unbroken: Path) -> str | None:
+    """That going on ends as an unbroken run, and that nothing of any is left but results."""
+    outcome = run([*ARGV, "--resume"], here, tmp, 120.0)
     if outcome.code != 0:
-        return f"the next run: exit code {outcome.code}: {outcome.stderr[-300:]}"
-    if not out.exists():
-        return "the next run wrote nothing"
+        return f"--resume: exit code {outcome.code}: {outcome.stderr[-300:]}"
     if outcome.litter or (problem := whole(out)) is not None:
-        return f"the next run: {outcome.litter or problem}"
-    names = {p.name for p in here.iterdir()} - {"out", "out-interrupted"}
-    if names:
-        second = run(ARGV, here, tmp, 120.0)  # report sweeps beside report.html, not beside out
-        names = {p.name for p in here.iterdir()} - {"out", "out-interrupted"}
-        if second.code != 0 or names:
-            return f"litter {names}, exit code {second.code}"
-    return None
+        return f"--resume: {outcome.litter or problem}"
+    a, b = (json.loads((folder / "result.json").read_text()) for folder in (out, unbroken))
+    differ = [key for key in a if key not in COST and a[key] != b[key]]
+    if differ:
+        return f"--resume: another result: {differ}"
+    litter = {p.name for p in here.iterdir()} - {"out", "out-interrupted"}
+    litter |= {p.name for p in out.iterdir()} - PARTS
+    return f"litter {litter}" if litter else None
 
 
 def campaign(counts: dict[str, int], seed: int, say: Callable[[str], object] = print) -> list[str]:
@@ -153,19 +165,23 @@ def campaign(counts: dict[str, int], seed: int, say: Callable[[str], object] = p
         former = here / "out"
         for kind, count in counts.items():
             tally: Counter[str] = Counter()
+            again = 0
             for i in range(count):
                 place = former if i % 2 else None
-                came, problem = trial(kinds[kind], place, longest, f"{seed}/{kind}/{i}")
+                came, twice, problem = trial(
+                    kinds[kind], place, former, longest, f"{seed}/{kind}/{i}"
+                )
                 tally[came] += 1
+                again += twice
                 if problem is not None:
                     wrong.append(f"{kind} {i}: {problem}")
-            say(f"{kind}: {count} runs of {longest:.1f} s: {dict(tally)}")
+            say(f"{kind}: {count} runs of {longest:.1f} s: {dict(tally)}; evaluated twice: {again}")
     return wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for kind, count in (("kill", 100), ("int", 50), ("term", 50), ("double", 20)):
+    for kind, count in (("kill", 200), ("int", 50), ("term", 50), ("double", 20)):
         parser.add_argument(f"--{kind}", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())

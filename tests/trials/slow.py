@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import mpsearch.search.problem
+import mpsearch.search.store
 from tests.models import Norm
 
 
@@ -49,3 +50,12 @@ def _announce():
         return original(self)
 
     mpsearch.search.problem.Problem.admit_fp16 = admit_fp16
+    kept = mpsearch.search.store.Store.keep
+
+    def keep(self, asked, answer, trial):
+        if self.recall(asked) is None:  # it was evaluated, and not taken from the run before
+            with Path(f"{place}.evaluated").open("a") as log:
+                log.write(f"{asked}\n")
+        kept(self, asked, answer, trial)
+
+    mpsearch.search.store.Store.keep = keep

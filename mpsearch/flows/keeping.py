@@ -1,0 +1,65 @@
+"""The record of a search, kept where that is asked for, so that another run can go on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import xxhash
+
+from ..ending import Ending
+from ..options import Execution
+from ..search.record import Record
+from ..search.store import Store
+from ..source.identity import data_digest, study_name, versions
+from ..source.prepare import Prepared
+
+
+def record(
+    prepared: Prepared,
+    execution: Execution,
+    ending: Ending,
+    asked: Mapping[str, Any],
+    about: Mapping[str, Any],
+    changes: str = "",
+) -> Record:
+    """The record of a search; with ``execution.resume`` one that knows what was evaluated before.
+
+    Parameters
+    ----------
+    asked
+        What was asked for, of all that answers depend on. How long it may take is not of it.
+    about
+        What the dashboard is to say.
+    changes
+        How the program differs from the converted one.
+
+    Raises
+    ------
+    InputError
+        If there is a study to go on with, and it is of something else; it says of what.
+    """
+    name = study_name(prepared)
+    if execution.storage is None:
+        return Record(name, about=about)
+    facts = {
+        "name": prepared.source,
+        "model": prepared.fingerprint,
+        "data": data_digest(prepared),
+        "metric": prepared.metric.name,
+        "numerics": ",".join(p.name for p in prepared.profiles),
+        "seed": execution.seed,
+        "device": execution.device,
+        **asked,
+        **versions(),
+        "changes": xxhash.xxh3_64_hexdigest(changes.encode()),
+    }
+    known = {key: str(value) for key, value in facts.items()}
+    store = Store(execution.storage, name, known, about, execution.resume, lambda: ending.over)
+    return Record(name, store, about)
+
+
+def fields(*groups: msgspec.Struct) -> dict[str, Any]:
+    """The options of groups, by name."""
+    return {key: value for group in groups for key, value in msgspec.structs.asdict(group).items()}

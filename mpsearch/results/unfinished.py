@@ -1,0 +1,132 @@
+"""The study of a search under way, in the folder that its result will take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import SEARCH, put_back, unwritable
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: two runs into one folder are then not told apart
+    fcntl = None  # type: ignore[assignment]
+
+#: The study in the folder of a result.
+STUDY = "study.db"
+
+
+class Unfinished:
+    """``OUT/.search``, with a study in SQLite, held by one process at a time.
+
+    A former result in ``OUT`` stays as it is. When a new one takes its place, the study goes into
+    it; until then another run can go on with it, in whatever way this one ended.
+
+    Parameters
+    ----------
+    out
+        The folder that the result will take.
+    resume
+        Keep what is there: the study of a search that was cut short, or of the result in ``out``.
+
+    Attributes
+    ----------
+    study
+        The study's file.
+    done
+        Whether nothing is left to go on with.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made, or another process is searching there.
+    """
+
+    def __init__(self, out: Path, resume: bool) -> None:
+        self.done = False
+        self._out = Path(os.path.abspath(out))
+        self._folder = self._out / SEARCH
+        self.study = self._folder / STUDY
+        put_back(self._out)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._folder / "lock").open("a")
+            self._hold()
+            if not resume:
+                for left in self._folder.glob(f"{STUDY}*"):
+                    left.unlink()
+            elif not self.study.exists() and (self._out / STUDY).exists():
+                fresh = self.study.with_name(f"{STUDY}.new")
+                copy(self._out / STUDY, fresh)
+                os.replace(fresh, self.study)
+        except OSError as error:
+            raise unwritable(self._folder, error) from error
+
+    def _hold(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise InputError(
+                f"another run is searching into {self._out}; wait for it, or write elsewhere"
+            ) from error
+
+    @property
+    def url(self) -> str:
+        """The study, as a storage."""
+        return f"sqlite:///{self.study}"
+
+    def close(self) -> None:
+        """Let it go; a study stays that holds something for another run to go on with."""
+        if self.done or not _trials(self.study):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there is something else in it
+                self._out.rmdir()
+        self._lock.close()
+
+
+def copy(study: Path, to: Path) -> None:
+    """Copy a study as it stands, while it may be in use.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read or written.
+    """
+    to.unlink(missing_ok=True)
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(study)) as a,
+            contextlib.closing(sqlite3.connect(to)) as b,
+        ):
+            a.backup(b)
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from error
+
+
+def _trials(study: Path) -> int:
+    """How many evaluations a study holds."""
+    if not study.exists():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(study)) as found:
+            return int(found.execute("select count(*) from trials").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+@contextlib.contextmanager
+def unfinished(out: Path, resume: bool) -> Iterator[Unfinished]:
+    """An :class:`Unfinished` for the length of a block."""
+    made = Unfinished(out, resume)
+    try:
+        yield made
+    finally:
+        made.close()

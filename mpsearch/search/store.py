@@ -1,0 +1,355 @@
+"""Keeps every evaluation as it is made: a search that ended, in whatever way, goes on from there.
+
+A search is deterministic: what it asks next follows from the answers so far. So going on is
+searching again from the start with the answers that were kept, each found by what was asked: the
+set, the samples in their order, and the limit. What the clock cut short is not kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import xxhash
+from optuna.storages.journal import JournalFileBackend
+
+from ..ending import Stop
+from ..errors import InputError
+from ..evaluation.evaluator import Measured
+from ..files import first_line
+from ..program.precision import Precision
+
+Errors = dict[tuple[int, int], np.ndarray]  # sample, profile -> sketched error
+
+#: The attributes under which a trial's answer, and a study's facts, stand in the storage.
+_CALL, _ANSWER, _FACTS = "call", "answer", "mpsearch"
+#: MySQL takes 65,535 bytes of an attribute, its name and quotes included.
+_ATTRIBUTE = 60_000
+#: How long to wait for a storage that is away, and how often to look.
+_PATIENCE, _AGAIN = 60.0, 0.5
+_JOURNAL = "journal:"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an evaluation gave, with all that a search goes by.
+
+    Attributes
+    ----------
+    measured
+        The losses of a set; None where those of single samples were asked for.
+    searched
+        The order of the samples after it.
+    overflows
+        An op for whose overflow the set was refused; empty if none.
+    errors
+        The sketched errors of the outputs (:class:`mpsearch.search.response.Sketch`).
+    losses
+        Those of single samples, by index.
+    """
+
+    measured: Measured | None = None
+    searched: tuple[int, ...] = ()
+    overflows: str = ""
+    errors: Errors = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As numbers and strings; JSON has no infinity."""
+        found = self.measured
+        numbers = None
+        if found is not None:
+            losses = str(found.loss), str(found.worst)
+            numbers = [*losses, found.exact, found.executions, found.seconds]
+        return {
+            "measured": numbers,
+            "searched": list(self.searched),
+            "overflows": self.overflows,
+            "errors": [
+                [sample, profile, base64.b64encode(error.astype("<f4").tobytes()).decode()]
+                for (sample, profile), error in self.errors.items()
+            ],
+            "losses": [[sample, str(loss)] for sample, loss in self.losses.items()],
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Answer:
+        """The inverse of :meth:`as_json`."""
+        measured = None
+        if found["measured"] is not None:
+            loss, worst, exact, executions, seconds = found["measured"]
+            measured = Measured(float(loss), float(worst), exact, executions, seconds)
+        errors = {
+            (int(s), int(p)): np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
+            for s, p, text in found["errors"]
+        }
+        losses = {int(sample): float(loss) for sample, loss in found["losses"]}
+        return cls(measured, tuple(found["searched"]), found["overflows"], errors, losses)
+
+
+def call(kind: str, precision: Precision, samples: Sequence[int], limit: float) -> str:
+    """What an evaluation is found by again."""
+    asked = repr((kind, precision.count, sorted(precision), list(samples), limit))
+    return str(xxhash.xxh3_128_hexdigest(asked.encode()))
+
+
+class Store:
+    """The evaluations of a search in a study of Optuna's that outlives the process.
+
+    Parameters
+    ----------
+    url
+        As :func:`open_storage` takes it.
+    name
+        The study's name; a number is added where there is one of that name.
+    facts
+        What the answers depend on: two searches of which they are equal give the same answers.
+    about
+        What optuna-dashboard is to say of the study.
+    resume
+        Go on with the last study of the same facts, where there is one.
+    over
+        Whether the run is to end, so that there is no waiting for a storage that is away.
+
+    Attributes
+    ----------
+    known
+        How many evaluations were there at first.
+    recalled
+        How many of them were asked for again.
+
+    Raises
+    ------
+    InputError
+        If the storage cannot be opened, or ``resume`` finds only studies of this model that were
+        made otherwise; it says what differs.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        facts: Mapping[str, str],
+        about: Mapping[str, Any],
+        resume: bool = False,
+        over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.url = url
+        self._over = over
+        self._answers: dict[str, Answer] = {}
+        self._storage = open_storage(url)
+        study = _same(self._storage, facts) if resume else None
+        self._study = study or _created(self._storage, name, {**about, _FACTS: dict(facts)})
+        if study is not None:
+            for trial in study.get_trials(deepcopy=False):
+                asked = trial.user_attrs.get(_CALL)
+                if asked is not None:
+                    self._answers[asked] = Answer.from_json(_joined(trial.user_attrs))
+        self.known, self.recalled = len(self._answers), 0
+        self._lost = False
+
+    @property
+    def name(self) -> str:
+        """The study's name in the storage."""
+        return self._study.study_name
+
+    def recall(self, asked: str) -> Answer | None:
+        """What this gave before, if it was asked."""
+        found = self._answers.get(asked)
+        self.recalled += found is not None
+        return found
+
+    def keep(self, asked: str, answer: Answer, trial: optuna.trial.FrozenTrial) -> None:
+        """Keep an answer, with the trial that it is of; one that is known already is not again.
+
+        Waits up to a minute for a storage that is away.
+
+        Raises
+        ------
+        Lost
+            If it does not come back; nothing more is kept then.
+        """
+        if asked in self._answers or self._lost:
+            return
+        attributes = {**trial.user_attrs, _CALL: asked, **_parted(answer.as_json())}
+        told = optuna.trial.create_trial(
+            value=trial.value,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attributes,
+            system_attrs=trial.system_attrs,
+        )
+        told.datetime_start, told.datetime_complete = trial.datetime_start, trial.datetime_complete
+        self._patiently(lambda: self._study.add_trial(told))
+        self._answers[asked] = answer
+
+    def _patiently(self, work: Callable[[], object]) -> None:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                work()
+                return
+            except Exception as error:  # whatever the database's driver raises
+                if self._over() or time.monotonic() > until or _full(error):
+                    self._lost = True
+                    raise Lost(
+                        f"The study could not be kept ({first_line(error)}); what was found until "
+                        "then was, and --resume goes on from there."
+                    ) from error
+            time.sleep(_AGAIN)
+
+
+class Lost(Stop):
+    """A storage went away and did not come back; its text says so to people."""
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """Optuna's storage at ``sqlite:///FILE``, ``postgresql://...``, or ``journal:FILE``.
+
+    Raises
+    ------
+    InputError
+        If it cannot be opened.
+    """
+    try:
+        if url.startswith(_JOURNAL):
+            backend = JournalFileBackend(url.removeprefix(_JOURNAL))
+            return optuna.storages.JournalStorage(backend)
+        file = _file(url)
+        if file is not None:
+            if not file.exists():
+                # Tables are made in steps: a process killed between them would leave half of them.
+                fresh = file.with_name(f"{file.name}.new")
+                fresh.unlink(missing_ok=True)
+                optuna.storages.RDBStorage(f"sqlite:///{fresh}").engine.dispose()
+                os.replace(fresh, file)
+            from sqlalchemy.pool import NullPool  # an eighth of a second
+
+            # Nothing stays open, so that the folder can be moved.
+            return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except Exception as error:  # whatever the database's driver raises
+        raise InputError(
+            f"storage {url!r} cannot be opened ({first_line(error)}); give a URL such as "
+            "sqlite:///study.db, postgresql://user@host/name or journal:study.log"
+        ) from error
+
+
+def _file(url: str) -> Path | None:
+    """The file of an SQLite storage; None of others."""
+    path = url.removeprefix("sqlite:///")
+    return None if path == url or not path or "?" in path or path == ":memory:" else Path(path)
+
+
+def _full(error: BaseException) -> bool:
+    """Whether waiting will not help."""
+    said = str(error).lower()
+    return "disk is full" in said or "no space left" in said or "readonly database" in said
+
+
+def _same(storage: optuna.storages.BaseStorage, facts: Mapping[str, str]) -> optuna.Study | None:
+    """The last study of these facts; None where none is of this model and program at all.
+
+    Raises
+    ------
+    InputError
+        If there are some, and all were made otherwise.
+    """
+    other: Mapping[str, str] | None = None
+    for summary in reversed(optuna.get_all_study_summaries(storage, include_best_trial=False)):
+        found = summary.user_attrs.get(_FACTS)
+        if not isinstance(found, dict):
+            continue
+        if found == dict(facts):
+            with silence():
+                return optuna.load_study(study_name=summary.study_name, storage=storage)
+        kin = all(found.get(name) == facts.get(name) for name in ("name", "changes"))
+        other = other or (found if kin else None)
+    if other is not None:
+        names = [*facts, *(name for name in other if name not in facts)]
+        differ = [name for name in names if facts.get(name) != other.get(name)]
+        raise InputError(f"cannot resume: {_differences(differ, other, facts)}; {_ANEW}")
+    return None
+
+
+_ANEW = "give what was given then, or leave --resume out to begin anew"
+
+
+def _differences(
+    names: Iterable[str], then: Mapping[str, str], now: Mapping[str, str], longest: int = 24
+) -> str:
+    said = []
+    for name in names:
+        a, b = then.get(name, "none"), now.get(name, "none")
+        short = len(a) <= longest and len(b) <= longest
+        said.append(f"{name} was {a}, and is {b}" if short else f"{name} is another")
+    return ", ".join(said)
+
+
+def _created(
+    storage: optuna.storages.BaseStorage, name: str, about: Mapping[str, Any]
+) -> optuna.Study:
+    number = 1
+    while True:
+        try:
+            with silence():
+                study = optuna.create_study(
+                    study_name=name if number == 1 else f"{name} ({number})",
+                    storage=storage,
+                    direction="minimize",
+                )
+        except optuna.exceptions.DuplicatedStudyError:
+            number += 1
+            continue
+        except Exception as error:  # whatever the database's driver raises
+            raise InputError(f"the study cannot be kept: {first_line(error)}") from error
+        for key, fact in about.items():
+            study.set_user_attr(key, fact)
+        return study
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Optuna says that it made or found a study; the user asked for something else."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _parted(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer as attributes, each short enough: its sketched errors are most of it."""
+    parts: list[list[Any]] = [[]]
+    size = 0
+    for error in answer.pop("errors"):
+        text = error[2]
+        for start in range(0, len(text), _ATTRIBUTE // 2):
+            piece = [*error[:2], text[start : start + _ATTRIBUTE // 2]]
+            if size + len(piece[2]) > _ATTRIBUTE:
+                parts.append([])
+                size = 0
+            parts[-1].append(piece)
+            size += len(piece[2]) + 32
+    more = {f"{_ANSWER} {i}": part for i, part in enumerate(parts) if part}
+    return {_ANSWER: answer, **more}
+
+
+def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`_parted`."""
+    texts: dict[tuple[int, int], str] = {}
+    number = 0
+    while (part := attributes.get(f"{_ANSWER} {number}")) is not None:
+        for sample, profile, text in part:
+            texts[sample, profile] = texts.get((sample, profile), "") + text
+        number += 1
+    return {**attributes[_ANSWER], "errors": [[*key, text] for key, text in texts.items()]}

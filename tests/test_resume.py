@@ -1,0 +1,275 @@
+"""What was evaluated is kept as it is made, and another run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+import mpsearch
+from mpsearch.search import store
+from mpsearch.search.store import Store
+
+from .command import run
+from .planted import Planted, budget, samples
+
+MODEL, DATA = "tests.trials.slow:build", "tests.trials.slow:samples"
+ARGV = ["optimize", MODEL, "--inputs", DATA, "--budget", "1e-3", "-o", "out"]
+COST = {"seconds", "forward_equivalents", "op_executions"}
+
+
+def search(storage=None, resume=False, seed=3, data=None, factor=1.0, **options):
+    execution = mpsearch.Execution(storage=storage, resume=resume)
+    return mpsearch.optimize(
+        Planted(seed),
+        samples(data if data is not None else seed),
+        factor * budget(seed),
+        execution=execution,
+        **options,
+    )
+
+
+def content(result):
+    return {key: value for key, value in result.as_dict().items() if key not in COST}
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """How many evaluations were kept that no run before had made."""
+    made = []
+    keep = Store.keep
+
+    def counted(self, asked, answer, trial):
+        if asked not in self._answers:
+            made.append(asked)
+        keep(self, asked, answer, trial)
+
+    monkeypatch.setattr(Store, "keep", counted)
+    return made
+
+
+@pytest.fixture(params=["sqlite:///", "journal:"])
+def url(request, tmp_path):
+    return request.param + str(tmp_path / "study")
+
+
+class Killed(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_search_that_was_cut_short_goes_on_and_evaluates_nothing_again(
+    after, url, evaluated, monkeypatch
+):
+    unbroken = search()
+    keep = Store.keep
+
+    def cut(self, *args):
+        keep(self, *args)
+        if len(evaluated) == after:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "keep", cut)
+        with pytest.raises(Killed):
+            search(url)
+    assert len(evaluated) == after
+    resumed = search(url, resume=True)
+    assert content(resumed) == content(unbroken)
+    assert len(set(evaluated)) == len(evaluated)
+    studies = optuna.get_all_study_summaries(store.open_storage(url))
+    assert [s.n_trials for s in studies] == [len(evaluated)]
+    search(url, resume=True)  # once more, of what is complete
+    assert len(set(evaluated)) == len(evaluated)
+
+
+@pytest.mark.parametrize("strategy", ["optuna", "bisect", "delta-debug"])
+def test_every_strategy_goes_on(strategy, tmp_path, monkeypatch):
+    """Also samplers that learn from the whole study."""
+    limits = mpsearch.Limits(trials=40)
+    unbroken = search(strategy=strategy, limits=limits)
+    url, keep = f"sqlite:///{tmp_path / 'study.db'}", Store.keep
+
+    def cut(self, *args):
+        keep(self, *args)
+        if len(self._answers) == 12:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "keep", cut)
+        with pytest.raises(Killed):
+            search(url, strategy=strategy, limits=limits)
+    resumed = search(url, resume=True, strategy=strategy, limits=limits)
+    assert content(resumed) == content(unbroken)
+
+
+def test_more_trials_go_on_from_fewer(tmp_path, evaluated):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    search(url, limits=mpsearch.Limits(trials=5))
+    few = len(evaluated)
+    longer = search(url, resume=True)
+    assert content(longer) == content(search())
+    assert len(set(evaluated)) == len(evaluated) > few
+
+
+def test_a_study_of_something_else_is_refused_with_what_differs(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    search(url)
+    for options, said in (
+        ({"factor": 2.0}, f"budget was {budget(3)}, and is {2 * budget(3)};"),
+        ({"data": 1}, "data is another;"),
+        ({"seed": 4, "data": 3, "factor": budget(3) / budget(4)}, "model is another;"),
+        ({"numerics": "ane"}, "numerics was ieee, and is ane;"),
+        ({"constraints": mpsearch.Constraints(by="layer")}, "by was op, and is layer;"),
+        ({"heldout": 0.5}, "heldout was 0.3, and is 0.5"),
+    ):
+        with pytest.raises(mpsearch.InputError) as refused:
+            search(url, resume=True, **options)
+        assert said in str(refused.value), str(refused.value)
+        assert "leave --resume out" in str(refused.value)
+
+
+def test_to_resume_takes_a_storage():
+    with pytest.raises(mpsearch.InputError, match="resume needs the storage"):
+        mpsearch.Execution(resume=True)
+
+
+def test_a_storage_that_comes_back_loses_nothing(tmp_path, monkeypatch, evaluated):
+    unbroken = content(search())
+    add, away = optuna.Study.add_trial, [4]
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+
+    def sometimes(self, trial):
+        if self._storage.__class__.__name__ != "InMemoryStorage" and away[0]:
+            away[0] -= 1
+            raise ConnectionError("the server closed the connection")
+        add(self, trial)
+
+    monkeypatch.setattr(store, "_AGAIN", 0.01)
+    monkeypatch.setattr(optuna.Study, "add_trial", sometimes)
+    assert content(search(url)) == unbroken and not away[0]
+    (study,) = optuna.get_all_study_summaries(url)
+    assert study.n_trials == len(evaluated)
+
+
+def test_a_storage_that_stays_away_ends_the_search_with_the_best_so_far(tmp_path, monkeypatch):
+    unbroken = content(search())
+    add, left = optuna.Study.add_trial, [5]
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+
+    def no_more(self, trial):
+        if "call" in trial.user_attrs:
+            left[0] -= 1
+            if left[0] < 0:
+                raise ConnectionError("the server closed the connection")
+        add(self, trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_PATIENCE", 0.02)
+        patched.setattr(store, "_AGAIN", 0.01)
+        patched.setattr(optuna.Study, "add_trial", no_more)
+        cut = search(url)
+    assert cut.status == "interrupted" and cut.error <= budget(3)
+    assert any("server closed the connection" in note for note in cut.notes)
+    assert any("--resume goes on" in note for note in cut.notes)
+    assert content(search(url, resume=True)) == unbroken
+
+
+# --- from the command line -------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def result(folder="out"):
+    found = json.loads((Path(folder) / "result.json").read_text())
+    return {key: value for key, value in found.items() if key not in COST}
+
+
+def test_a_killed_run_is_gone_on_with(here):
+    """Over a former result, which stays whole until the new one takes its place."""
+    run(*ARGV)
+    unbroken = result()
+    shutil.move("out", "unbroken")
+    run(*ARGV[:-3], "1e-2", "-o", "out")
+    former = result()
+    code = (
+        "import os, signal\n"
+        "from mpsearch.search.store import Store\n"
+        "keep = Store.keep\n"
+        "def cut(self, *args):\n"
+        "    keep(self, *args)\n"
+        "    if len(self._answers) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Store.keep = cut\n"
+        "from mpsearch.cli import main\n"
+        f"main({ARGV!r})\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert done.returncode == -9 and result() == former
+    assert Path("out/.search/study.db").exists()
+    (study,) = optuna.get_all_study_summaries("sqlite:///out/.search/study.db")
+    assert study.n_trials == 8
+    run(*ARGV, "--resume")
+    assert result() == unbroken and not Path("out/.search").exists()
+    (study,) = optuna.get_all_study_summaries("sqlite:///out/study.db")
+    assert study.n_trials > 8
+    assert "study.db" in json.loads(Path("out/manifest.json").read_text())["files"]
+
+
+def test_two_runs_do_not_search_into_one_folder(here):
+    from mpsearch.results.unfinished import unfinished
+
+    with unfinished(here / "out", False):
+        said = run(*ARGV, expect=2).stderr
+        assert "another run is searching into" in said and "Traceback" not in said
+    assert not Path("out").exists()
+
+
+def test_what_is_infeasible_leaves_nothing(here):
+    run(*ARGV[:-3], "1e-12", "-o", "out", expect=3)
+    assert not Path("out").exists()
+
+
+def test_resuming_what_was_never_begun_begins(here):
+    run(*ARGV, "--resume")
+    assert result()["status"] == "met"
+
+
+def test_a_disk_too_small_for_the_study_keeps_the_best_so_far(here):
+    """A file system of its own, as large as the package and little more."""
+    small = here / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"mount: {mounted.stderr.decode().strip()}")
+    try:
+        (small / "filler").write_bytes(bytes(60 << 10))
+        said = run(*ARGV[:-1], "small/out", expect=2).stderr
+        assert "full" in said or "No space left" in said
+        assert "Traceback" not in said
+        (small / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        run(*ARGV[:-1], "small/out", "--resume")
+        resumed = result("small/out")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    run(*ARGV)
+    assert resumed == result()
