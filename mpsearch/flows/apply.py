@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from ..errors import InputError
 from ..memory import MOST_ELEMENTS
 from ..package import config as _config
 from ..package import emission
-from ..package.config import Config, KeptOp
-from ..program.lowering import CandidateOp, lower_candidates
+from ..package.config import Config
+from ..package.matching import match
+from ..program.lowering import lower_candidates
 from ..scaling.scaled import changed
 from ..source.conversion import convert
 from ..source.data import argument_names, collect
@@ -25,18 +26,12 @@ from ..source.precast import Precast
 from ..source.prepare import open_source
 from .surroundings import undisturbed
 
+_LOGGER = logging.getLogger("mpsearch")
+
 
 def as_config(config: Config | str | Path) -> Config:
     """A config, or the one at a path."""
     return config if isinstance(config, Config) else _config.read(config)
-
-
-def match(config: Config, ops: Sequence[CandidateOp]) -> tuple[set[int], tuple[KeptOp, ...]]:
-    """The config's ops in the model, by name, type and layer, and those that are not there."""
-    known = {(op.name, op.type, op.layer): op.index for op in ops}
-    places = {kept: known.get((kept.name, kept.type, kept.layer)) for kept in config.fp32_ops}
-    found = {index for index in places.values() if index is not None}
-    return found, tuple(kept for kept, index in places.items() if index is None)
 
 
 @undisturbed
@@ -59,7 +54,8 @@ def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
     Raises
     ------
     InputError
-        If the config names ops that the model does not have.
+        If the config names ops that the model does not have. Those that go by other names now are
+        found by their places (:mod:`mpsearch.package.matching`), and logged.
     """
     config = as_config(config)
     precast = _convert(config, open_source(model), data)
@@ -67,17 +63,19 @@ def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
         precast = changed(precast, config.rewrites, config.scales)
     (name,) = precast.program.functions
     _, ops = lower_candidates(precast.program, name, precast.layer_of)
-    found, missing = match(config, ops)
-    if missing:
+    matched = match(config, ops)
+    if missing := matched.missing:
         some = missing[:5]
         listed = ", ".join(f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in some)
         listed += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(
-            f"the config names {len(missing)} ops that the model does not have: {listed}; "
-            "run optimize on this model"
+            f"the config names {len(missing)} ops that the model does not have, or of which it has "
+            f"several that could be meant: {listed}; run optimize on this model"
         )
+    for op in matched.moved:
+        _LOGGER.warning("matched by its place: %s", op)
     stored = None if config.weights is None else (config.weights.dtype, config.weights.names)
-    names = [op.name for op in ops if op.index in found]
+    names = [op.name for op in ops if op.index in matched.found]
     return emission.convert(precast, emission.selector(names), stored)
 
 

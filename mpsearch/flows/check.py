@@ -13,11 +13,12 @@ from ..evaluation.metrics import NAMES
 from ..numerics.profiles import Numerics
 from ..options import Execution
 from ..package.config import Config
+from ..package.matching import match
 from ..program.precision import Precision
 from ..results.check import CheckResult
 from ..scaling.scaled import with_changes
 from ..source.prepare import check_device, prepare
-from .apply import as_config, match
+from .apply import as_config
 from .job import measured
 from .surroundings import undisturbed
 
@@ -74,7 +75,8 @@ def check(
         prepared = with_changes(prepared, config.rewrites, config.scales)
     larger = prepared.metric.larger_is_better
     limit = options.budget(config.budget if budget is None else budget, larger)
-    found, missing = match(config, prepared.ops)
+    matched = match(config, prepared.ops)
+    found, missing = matched.found, matched.missing
     evaluator = prepared.evaluator(execution.device, execution.cache_bytes)
     count, show = len(prepared.ops), prepared.metric.loss_of
     wanted, bound = config.constraints, show(limit)
@@ -105,6 +107,7 @@ def check(
         coverage=covered,
         confidence=None if covered is None else wanted.confidence,
         unmatched=missing,
+        moved=matched.moved,
         outgrown=tuple(outgrown),
         same_model=prepared.fingerprint == config.fingerprint,
     )

@@ -15,6 +15,7 @@ from ..explain.remedies import Remedy
 from ..files import Room
 from ..package import emission
 from ..package.config import Config, InputSpec, KeptOp, StoredWeights
+from ..package.matching import graph
 from ..program.precision import Precision
 from ..results import account
 from ..results.plain import number
@@ -324,6 +325,7 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
     dtype = request.conversion.weight_dtype
     stored = {"dtype": dtype, "names": stored_names}
     states = () if prepared.torch_model is None else prepared.torch_model.states
+    place = {(op.name, op.type, op.layer): op.index for op in prepared.ops}
     conversion = msgspec.structs.replace(
         request.conversion,
         target=prepared.precast.target,
@@ -352,6 +354,8 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
             for p in prepared.inputs
         ),
         fp32_ops=facts["kept"],
+        graph=graph(prepared.ops),
+        places=tuple(place[op.name, op.type, op.layer] for op in facts["kept"]),
         weights=msgspec.convert(stored, StoredWeights) if stored_names else None,
         rewrites=job.rewrites,
         scales=job.plan.scales,

@@ -12,8 +12,9 @@ from ..files import read_json
 from ..options import Constraints, Conversion, Execution, Limits
 from ..scaling.exponents import Scale
 from ..scaling.patterns import Rewrite
+from .migration import migrated
 
-VERSION = 2
+VERSION = 3
 
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -87,6 +88,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         The model's inputs as the first sample gave them.
     fp32_ops
         The ops kept in FP32.
+    graph
+        Every op that could be chosen, in execution order: its type, shapes and layer, by which
+        those of ``fp32_ops`` are found under other names (:mod:`mpsearch.package.matching`).
+    places
+        The places of ``fp32_ops`` among them.
     weights
         How weights are stored; None as typed.
     rewrites
@@ -114,7 +120,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scales: tuple[Scale, ...]
     weights: StoredWeights | None = None
     custom_metric: bool = False
-    version: Literal[2] = 2
+    graph: tuple[str, ...] = ()
+    places: tuple[Whole, ...] = ()
+    version: Literal[3] = 3
+
+    def __post_init__(self) -> None:
+        if self.graph and len(self.places) != len(self.fp32_ops):
+            raise ValueError("places and fp32_ops differ in length")
+        if any(place >= len(self.graph) for place in self.places):
+            raise ValueError("a place is beyond the graph")
+        if any(text.count(" ") < 2 for text in self.graph):
+            raise ValueError("an op of the graph is no type, shapes and layer")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -132,7 +148,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def read(path: str | Path) -> Config:
-    """Read a config, or the one in a directory that ``optimize`` wrote.
+    """Read a config, or the one in a directory that ``optimize`` wrote; also of older versions.
 
     Raises
     ------
@@ -144,11 +160,15 @@ def read(path: str | Path) -> Config:
         file = file / "precision.json"
     raw = read_json(file, "a precision.json or its directory")
     found = raw.get("version") if isinstance(raw, dict) else None
-    if found != VERSION:
+    if not isinstance(found, int) or not 1 <= found <= VERSION:
         raise InputError(
-            f"{file} has version {found!r}, expected {VERSION}; run optimize again with this "
+            f"{file} has version {found!r}, expected 1 to {VERSION}; run optimize again with this "
             "version of mpsearch"
         )
+    try:
+        raw = migrated(raw)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} is no precision config of version {found}: {error}") from error
     try:
         return msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:

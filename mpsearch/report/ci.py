@@ -76,6 +76,9 @@ def markdown(report: CheckResult, config: str) -> str:
     if report.unmatched:
         lines += ["", "Not in the model:", ""]
         lines += [f"- `{_plain(op.name)}` ({_plain(op.type)})" for op in report.unmatched[:_ROWS]]
+    if report.moved:
+        lines += ["", "Found by their places, under other names:", ""]
+        lines += [f"- {_plain(str(op))}" for op in report.moved[:_ROWS]]
     if report.outgrown:
         lines += ["", "May overflow although the config scales them; run optimize:", ""]
         lines += [f"- `{_plain(name)}`" for name in report.outgrown[:_ROWS]]

@@ -249,6 +249,7 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
             "them; run optimize for new exponents",
             width,
         )
+    lines += [printable(f"matched by its place: {op}") for op in report.moved]
     lines += [
         printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
         for op in report.unmatched

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..package.config import KeptOp
+from ..package.matching import Moved
 from .answer import Answer
 
 
@@ -27,7 +28,11 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
         At least this share of inputs like these meets the budget, with this confidence (Clopper and
         Pearson, 1934), if the search has not seen them.
     unmatched
-        Ops of the config that the model does not have (by name, type and layer).
+        Ops of the config that the model does not have, or of which it has several that could be
+        meant.
+    moved
+        Ops of the config that go by another name now, found by type, layer and place in the graph
+        (:mod:`mpsearch.package.matching`).
     outgrown
         Ops that leave FP16's range, or soon will, although the config scales tensors so that all
         fit: with new weights, other exponents are needed.
@@ -48,5 +53,6 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     coverage: float | None = None
     confidence: float | None = None
     unmatched: tuple[KeptOp, ...] = ()
+    moved: tuple[Moved, ...] = ()
     outgrown: tuple[str, ...] = ()
     same_model: bool = False
