@@ -109,10 +109,53 @@ def test_check_tells_machines(written, tmp_path):
     assert "does not hold" in summary.read_text()
     config = json.loads((out / "precision.json").read_text())
     config["fp32_ops"][0] |= {"name": "gone|<b>", "layer": "no.such"}
+    config |= {"graph": [], "places": []}  # by which it would be found all the same
     (tmp_path / "precision.json").write_text(json.dumps(config))
     run("check", tmp_path / "precision.json", NET, "--inputs", DATA, *files, expect=1)
     assert "gone|<b>" in next(suite().iter("failure")).get("message")
     assert "<b>" not in summary.read_text().replace("\\<b\\>", "")
+
+
+def test_check_names_the_lines_that_broke(written, tmp_path, monkeypatch):
+    """After training, another layer overflows: which, where, and why."""
+    out, _ = written
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "retrained.py").write_text(
+        "import torch\n"
+        "from tests.models import net\n"
+        "class Loud(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.net = net()\n"
+        "    def forward(self, x):\n"
+        "        y = self.net(x)\n"
+        "        return y + torch.sqrt(\n"
+        "            (y * 1e4).pow(2)).mean(-1, keepdim=True) * 1e-4\n"
+        "def build():\n"
+        "    return Loud()\n"
+    )
+    sarif, summary = tmp_path / "check.sarif", tmp_path / "check.md"
+    files = ("--sarif", sarif, "--markdown", summary)
+    said = run("check", out, "retrained:build", "--inputs", DATA, *files, "--json", expect=1)
+    report = json.loads(said.stdout)
+    broken = report["broken_by"]
+    assert broken[0]["verdict"] == "overflow" and broken[0]["type"] in ("pow", "square")
+    assert broken[0]["line"].endswith("retrained.py:10")
+    assert "retrained.py:10" in summary.read_text()
+    (made,) = json.loads(sarif.read_text())["runs"]
+    first = made["results"][0]
+    where = first["locations"][0]["physicalLocation"]
+    assert where["region"] == {"startLine": 10}
+    assert where["artifactLocation"]["uri"] == (tmp_path / "retrained.py").as_uri()
+    assert first["ruleId"] == "overflow" and "overflow" in first["message"]["text"]
+    assert {rule["id"] for rule in made["tool"]["driver"]["rules"]} >= {"overflow"}
+    run("check", out, NET, "--inputs", DATA, "--sarif", sarif)
+    assert json.loads(sarif.read_text())["runs"][0]["results"] == []
+    run("check", out, NET, "--inputs", DATA, "--budget", "1e-7", "--sarif", sarif, expect=1)
+    results = json.loads(sarif.read_text())["runs"][0]["results"]
+    places = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in results]
+    assert "tests/models.py" in places  # from the working directory, as code hosts have it
 
 
 def test_fp16_suffices_is_said_at_once(here):
@@ -324,7 +367,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, here):
         ("{", "no JSON"),
         ('{"version": 99}', "version 99"),
         ('{"version": 2}', "missing required field"),
-        ('{"version": 1}', "expected 2"),
+        ('{"version": 9}', "expected 1 to 3"),
+        ('{"version": 1}', "version 1: 'source'"),
     ],
 )
 def test_bad_configs(content, hint, here):

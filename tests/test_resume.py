@@ -13,6 +13,7 @@ import optuna
 import pytest
 
 import mpsearch
+from mpsearch.ending import Stop
 from mpsearch.search import store
 from mpsearch.search.store import Store
 
@@ -273,3 +274,28 @@ def test_a_disk_too_small_for_the_study_keeps_the_best_so_far(here):
         subprocess.run(["umount", str(small)], check=True)
     run(*ARGV)
     assert resumed == result()
+
+
+# --- told of every trial ---------------------------------------------------------------------
+
+
+def test_the_caller_is_told_of_every_trial_and_may_end_the_search():
+    seen = []
+    whole = search(on_trial=seen.append)
+    assert [row for row in seen if row.asked_by != "bound"] == [
+        row for row in whole.trials if row.asked_by != "bound"
+    ]
+
+    def enough(row):
+        if row.asked_by == "prune":
+            raise Stop
+
+    cut = search(on_trial=enough)
+    assert cut.status == "interrupted" and cut.error <= budget(3)
+    assert "on_trial ended the search." in cut.notes
+
+    def broken(row):
+        raise ValueError("no such logger")
+
+    with pytest.raises(mpsearch.InputError, match="on_trial failed: no such logger"):
+        search(on_trial=broken)

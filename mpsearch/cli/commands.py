@@ -430,6 +430,7 @@ def apply(
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a summary there.")
+@click.option("--sarif", type=click.Path(path_type=Path), help="Write the lines that broke there.")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -441,6 +442,7 @@ def check(
     device: str,
     junit: Path | None,
     markdown: Path | None,
+    sarif: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -457,7 +459,7 @@ def check(
     loaded, data = _load(model, options, execution.seed)
     bar.close()
     report = checking.check(parsed, loaded, data, budget=budget, metric=metric, execution=execution)
-    for path, render in ((junit, ci.junit), (markdown, ci.markdown)):
+    for path, render in ((junit, ci.junit), (markdown, ci.markdown), (sarif, ci.sarif)):
         if path is not None:
             with written(path, lambda p: "it is a folder" if p.is_dir() else None) as scratch:
                 scratch.write_text(render(report, config), encoding="utf-8")

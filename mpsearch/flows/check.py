@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,26 @@ from .. import options
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation import coverage
+from ..evaluation.evaluator import Evaluator
+from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import NAMES
+from ..explain.diagnosis import HARMFUL, Diagnosis
 from ..numerics.profiles import Numerics
 from ..options import Execution
-from ..package.config import Config
+from ..package.config import Config, KeptOp
 from ..package.matching import match
 from ..program.precision import Precision
 from ..results.check import CheckResult
+from ..results.plain import number
 from ..scaling.scaled import with_changes
-from ..source.prepare import check_device, prepare
+from ..search.recording import rounding_model_of
+from ..source.prepare import Prepared, check_device, prepare
 from .apply import as_config
 from .job import measured
 from .surroundings import undisturbed
+
+#: How many of the ops are named that break a budget.
+_BROKEN_BY = 8
 
 
 @undisturbed
@@ -95,8 +104,9 @@ def check(
         _, range_ = measured(prepared, evaluator, Ending())
         outgrown = [prepared.ops[i].name for i in sorted(range_.refused - found)]
     enough = covered is not None and covered >= wanted.coverage
+    over = loss > bound and not enough
     return CheckResult(
-        holds=not missing and (loss <= bound or enough),
+        holds=not (missing or over),
         error=show(loss),
         error_fp16=show(evaluator.evaluate(Precision.all_fp16(count)).loss),
         error_fp32=show(evaluator.evaluate(Precision.all_fp32(count)).loss),
@@ -109,5 +119,24 @@ def check(
         unmatched=missing,
         moved=matched.moved,
         outgrown=tuple(outgrown),
+        broken_by=_broken_by(prepared, evaluator, precision, limit) if over else (),
         same_model=prepared.fingerprint == config.fingerprint,
     )
+
+
+def _broken_by(
+    prepared: Prepared, evaluator: Evaluator[Incremental], precision: Precision, limit: float
+) -> tuple[KeptOp, ...]:
+    """The ops in FP16 that harm most, by the model of rounding, each with why FP16 breaks it."""
+    engine, model = evaluator.backend, rounding_model_of(evaluator, 0)
+    harm = {i: model.harm((i,), ()) for i in precision.fp16}
+    nodes = {n.candidate: n for n in engine.nodes if n.candidate is not None and not n.blocks}
+    worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_BROKEN_BY]
+    diagnosis = Diagnosis(engine, limit if prepared.metric.name == "rel_l2" else HARMFUL)
+    found = []
+    for i in worst:
+        op = prepared.ops[i]
+        verdict, error = diagnosis.verdict(nodes[i]) if i in nodes else ("fine", math.inf)
+        why = "adds up" if verdict == "fine" else verdict
+        found.append(KeptOp(op.name, op.type, op.layer, number(error), op.line, why))
+    return tuple(found)

@@ -163,7 +163,7 @@ def pose(
     ending: Ending,
     name: str | None,
     started: float,
-    watch: Callable[[Trial, Problem], None],
+    watch: Callable[[Trial, Problem], None] | None,
     plan: Plan = UNSCALED,
     rewrites: Sequence[Rewrite] = (),
 ) -> Job:

@@ -8,16 +8,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from ..ending import Ending, Stage
+from ..ending import Ending, Stage, Stop
 from ..errors import MpsearchError
 from ..files import Room
 from ..numerics.profiles import Numerics
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.precision import Precision
-from ..results.result import PACKAGE, Result
-from ..search.problem import Strategy
+from ..results import account
+from ..results.result import PACKAGE, Result, TrialRow
+from ..search.problem import Problem, Strategy
 from ..search.proof import prove
+from ..search.record import Trial
 from ..source.prepare import prepare
+from ..usercode import guarded
 from .certifying import Certifier
 from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
@@ -43,6 +46,7 @@ def optimize(
     constraints: Constraints = Constraints(),
     limits: Limits = Limits(),
     execution: Execution = Execution(),
+    on_trial: Callable[[TrialRow], object] | None = None,
 ) -> Result:
     """Find the fewest ops that must stay FP32 for a model to meet an accuracy budget in Core ML.
 
@@ -78,6 +82,9 @@ def optimize(
         How long to search: trials, seconds, whether to prove.
     execution
         Where and how: device, memory, seed, the study's storage, progress.
+    on_trial
+        Called with every trial of the search, as it is made; :class:`mpsearch.ending.Stop`, raised
+        in it, ends the search with the best so far.
 
     Returns
     -------
@@ -107,11 +114,16 @@ def optimize(
     )
     ending = Ending(request.limits.timeout)
     with ending.listening():
-        return answer(request, model, data, ending)
+        return answer(request, model, data, ending, on_trial=on_trial)
 
 
 def answer(
-    request: Request, model: Any, data: Any, ending: Ending, name: str | None = None
+    request: Request,
+    model: Any,
+    data: Any,
+    ending: Ending,
+    name: str | None = None,
+    on_trial: Callable[[TrialRow], object] | None = None,
 ) -> Result:
     """Answer a request: prepare, search, write, read back, does it hold?, search on.
 
@@ -145,7 +157,7 @@ def answer(
         )
         ending.start()
         bar.stage("measuring all-FP32 and all-FP16")
-        job = pose(request, prepared, ending, name, started, bar.trial)
+        job = pose(request, prepared, ending, name, started, _watching(bar, on_trial))
         problem = job.problem
         if (store := problem.record.store) is not None and store.known:
             bar.stage(f"going on from {store.known} evaluations of a run before")
@@ -154,6 +166,23 @@ def answer(
         ending.stage = Stage.SEARCH
         problem.ends()
         return _best(job, bar)
+
+
+def _watching(
+    bar: Progress, on_trial: Callable[[TrialRow], object] | None
+) -> Callable[[Trial, Problem], None]:
+    """What is done with every trial: it is shown, and the caller is told."""
+
+    def watch(trial: Trial, problem: Problem) -> None:
+        bar.trial(trial, problem)
+        if on_trial is not None and not problem.ending.over:
+            try:
+                with guarded("on_trial"):
+                    on_trial(account.row(trial, problem.evaluator.metric))
+            except Stop:
+                problem.ending.give_up("on_trial ended the search.")
+
+    return watch
 
 
 def _best(job: Job, bar: Progress) -> Result:

@@ -56,7 +56,8 @@ def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) ->
     job.problem.engine.release()
     prepared = with_changes(job.prepared, spellings, plan.scales)
     bar.stage("measuring the changed program")
-    return pose(job.request, prepared, ending, job.name, job.started, bar.trial, plan, spellings)
+    watch = job.problem.watch
+    return pose(job.request, prepared, ending, job.name, job.started, watch, plan, spellings)
 
 
 def hint(job: Job, kept: int) -> str:

@@ -1,8 +1,13 @@
-"""What a check says to machines that build: JUnit XML, and Markdown as GitHub shows it."""
+"""What a check says to machines that build: JUnit XML, SARIF, and Markdown as GitHub shows it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from ..evaluation import coverage
@@ -73,6 +78,11 @@ def markdown(report: CheckResult, config: str) -> str:
     if report.coverage is not None and report.confidence is not None:
         said = coverage.words(report.coverage, report.confidence)
         lines += ["", f"If the search has not seen these samples, {said}."]
+    if report.broken_by:
+        lines += ["", "| broken by | type | layer | line | why |", "|---|---|---|---|---|"]
+        for op in report.broken_by:
+            cells = (op.name, op.type, op.layer, op.line, op.verdict)
+            lines.append(f"| {' | '.join(_plain(cell) or '-' for cell in cells)} |")
     if report.unmatched:
         lines += ["", "Not in the model:", ""]
         lines += [f"- `{_plain(op.name)}` ({_plain(op.type)})" for op in report.unmatched[:_ROWS]]
@@ -83,6 +93,47 @@ def markdown(report: CheckResult, config: str) -> str:
         lines += ["", "May overflow although the config scales them; run optimize:", ""]
         lines += [f"- `{_plain(name)}`" for name in report.outgrown[:_ROWS]]
     return "\n".join(lines) + "\n"
+
+
+def sarif(report: CheckResult, config: str) -> str:
+    """SARIF 2.1.0 (OASIS, 2020), which GitHub and others show at the lines of Python.
+
+    A result for every op that breaks the budget, and for every op of the config that is not there;
+    those whose line is not known stand at the config. Files below the working directory are named
+    from there, as code hosts expect.
+    """
+    found = [
+        (op, op.verdict.replace(" ", "-"), f"FP16 breaks {op.name} ({op.type}): {op.verdict}")
+        for op in report.broken_by
+    ]
+    found += [
+        (op, "not-in-the-model", f"{op.name} ({op.type}, {op.layer or 'no layer'}) is not there")
+        for op in report.unmatched
+    ]
+    rules = [{"id": rule} for rule in dict.fromkeys(rule for _, rule, _ in found)]
+    results = [
+        {
+            "ruleId": rule,
+            "level": "error",
+            "message": {"text": printable(f"{said}. {_measured(report)}.")},
+            "locations": [{"physicalLocation": _location(op.line, config)}],
+        }
+        for op, rule, said in found
+    ]
+    driver = {"name": "mpsearch", "version": version("mpsearch"), "rules": rules}
+    schema = "https://json.schemastore.org/sarif-2.1.0.json"
+    runs = [{"tool": {"driver": driver}, "results": results}]
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": runs}, indent=2) + "\n"
+
+
+def _location(line: str, config: str) -> dict[str, Any]:
+    file, _, number = line.rpartition(":")
+    if not file or not number.isdigit():
+        return {"artifactLocation": {"uri": quote(config)}}
+    with contextlib.suppress(ValueError):  # it is elsewhere
+        file = str(Path(file).relative_to(Path.cwd()))
+    uri = quote(file) if not Path(file).is_absolute() else Path(file).as_uri()
+    return {"artifactLocation": {"uri": uri}, "region": {"startLine": max(int(number), 1)}}
 
 
 def _plain(text: str) -> str:

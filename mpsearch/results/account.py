@@ -18,6 +18,7 @@ from ..program.precision import Precision
 from ..scaling.exponents import Plan
 from ..search.cost import Casts, Cost, cost
 from ..search.problem import Problem
+from ..search.record import Trial
 from ..search.risk import Range, Risk
 from ..search.rounding import RoundingModel
 from ..source.prepare import Prepared
@@ -29,8 +30,9 @@ _MEASURED_ALONE = 64
 #: Of the budget: what is predicted to be less is not measured alone. The model is of first order,
 #: and right to a factor of two or three where it predicts so little.
 _LITTLE = 0.25
-#: On so many samples, those likeliest to break the budget. It is shown and decides nothing.
-_SAMPLES_ALONE = 2
+#: On so many samples, those likeliest to break the budget. It is shown and decides nothing; what
+#: overflows on any sample is known from the ranges.
+_SAMPLES_ALONE = 1
 #: Ops are listed that the next input may bring so near to FP16's range.
 _NEAR = 4.0
 #: The verdict on ops that break nothing alone: they are kept for what they add to others.
@@ -165,10 +167,13 @@ def front(problem: Problem, metric: Metric) -> tuple[tuple[int, float | None], .
 
 def rows(problem: Problem, metric: Metric) -> tuple[TrialRow, ...]:
     """The trials so far."""
-    return tuple(
-        TrialRow(t.asked_by, t.fp32_ops, number(metric.loss_of(t.seen)), t.met, t.exact)
-        for t in problem.record.trials
-    )
+    return tuple(row(trial, metric) for trial in problem.record.trials)
+
+
+def row(trial: Trial, metric: Metric) -> TrialRow:
+    """A trial, for people."""
+    error = number(metric.loss_of(trial.seen))
+    return TrialRow(trial.asked_by, trial.fp32_ops, error, trial.met, trial.exact)
 
 
 def remedies(prepared: Prepared, range_: Range, kept: Sequence[KeptOp]) -> tuple[Remedy, ...]:

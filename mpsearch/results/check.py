@@ -33,6 +33,9 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     moved
         Ops of the config that go by another name now, found by type, layer and place in the graph
         (:mod:`mpsearch.package.matching`).
+    broken_by
+        Where the budget is broken, the ops in FP16 that harm most, the worst first, at most eight:
+        ``sensitivity`` is the error when the op alone is FP16, ``verdict`` why.
     outgrown
         Ops that leave FP16's range, or soon will, although the config scales tensors so that all
         fit: with new weights, other exponents are needed.
@@ -54,5 +57,6 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     confidence: float | None = None
     unmatched: tuple[KeptOp, ...] = ()
     moved: tuple[Moved, ...] = ()
+    broken_by: tuple[KeptOp, ...] = ()
     outgrown: tuple[str, ...] = ()
     same_model: bool = False

@@ -86,6 +86,8 @@ class Problem:
         The largest loss allowed, as it was asked for at first.
     record
         Every trial so far.
+    watch
+        Called with every trial.
     best
         The cheapest trial that met the limit; of equals, the one with fewer ops, then with fewer
         casts, then with the smaller loss.
@@ -112,7 +114,7 @@ class Problem:
         self.engine = evaluator.backend
         self.engine.mark = question.harmless is not None
         self.guide = Guide(evaluator, question.seed)
-        self._watch = watch
+        self.watch = watch
         self._reserve = 0
         self._floor = floor
         self._last: dict[int, float] = {}  # of samples not searched on: the loss of the last set
@@ -354,8 +356,8 @@ class Problem:
         )
         self._keeping(lambda: self.record.add(question, trial, asked, kept))
         self._consider(trial)
-        if self._watch is not None:
-            self._watch(trial, self)
+        if self.watch is not None:
+            self.watch(trial, self)
         return trial
 
     def evaluate_ops(self, precision: Precision, by: str) -> float:
