@@ -136,6 +136,39 @@ def test_a_study_of_something_else_is_refused_with_what_differs(tmp_path):
         assert "leave --resume out" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        {"answer": 7},
+        {"answer": {"measured": [], "searched": {}}},
+        {"answer": None},
+        {"answer 0": 1},
+    ],
+)
+def test_a_study_that_was_tampered_with_is_one_line(attribute, tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    search(url)
+    (name,) = optuna.get_all_study_names(url)
+    study = optuna.load_study(study_name=name, storage=url)
+    known = study.trials[1].user_attrs
+    study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs={**known, **attribute}))
+    with pytest.raises(mpsearch.InputError, match="did not write"):
+        search(url, resume=True)
+
+
+def test_answers_about_other_samples_are_not_taken(tmp_path):
+    """A study that somebody changed cannot have samples searched on that are not there."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    unbroken = content(search(url))
+    (name,) = optuna.get_all_study_names(url)
+    study = optuna.load_study(study_name=name, storage=url)
+    for trial in study.trials:
+        answer = trial.user_attrs["answer"] | {"searched": [99], "losses": [[77, "0.0"]]}
+        attributes = {**trial.user_attrs, "answer": answer}
+        study.add_trial(optuna.trial.create_trial(value=0.0, user_attrs=attributes))
+    assert content(search(url, resume=True)) == unbroken
+
+
 def test_to_resume_takes_a_storage():
     with pytest.raises(mpsearch.InputError, match="resume needs the storage"):
         mpsearch.Execution(resume=True)

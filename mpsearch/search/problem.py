@@ -311,7 +311,7 @@ class Problem:
 
         limit = math.inf if exact else question.limit
         wanted = call("set", precision, self.evaluator.searched, limit)
-        known = self.record.recall(wanted)
+        known = self._recalled(wanted)
         if known is not None and known.measured is not None:
             watching.restore(known.errors)
             watching.done()
@@ -366,7 +366,7 @@ class Problem:
 
     def _noted(self, precision: Precision, by: str) -> Measured:
         wanted = call("other", precision, self.evaluator.searched, math.inf)
-        known = self.record.recall(wanted)
+        known = self._recalled(wanted)
         if known is not None and known.measured is not None:
             measured = known.measured
             self.evaluator.repeat(measured, known.searched)
@@ -376,6 +376,12 @@ class Problem:
         kept = None if self._over() else (wanted, known)
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return measured
+
+    def _recalled(self, wanted: str) -> Answer | None:
+        """What an evaluation gave in a run before; only of the samples that are searched on."""
+        known = self.record.recall(wanted)
+        same = known is not None and sorted(known.searched) == sorted(self.evaluator.searched)
+        return known if same else None
 
     def _keeping(self, work: Callable[[], None]) -> None:
         """Record something; where it cannot be kept, the run ends with what was found."""
@@ -460,17 +466,18 @@ class Problem:
         """The evaluator's losses of single samples, recorded."""
         wanted = call(by, precision, samples, self.limit)
         known = self.record.recall(wanted)
-        if known is None:
+        if known is None or known.measured is None or not {*known.losses} <= {*samples}:
             started, executed = time.perf_counter(), self.engine.executions
             found = self.evaluator.losses(precision, samples, enough)
             worst, every = max(found.values()), len(found) == len(samples)
             seconds = time.perf_counter() - started
             ran = self.engine.executions - executed
-            known = Answer(Measured(worst, worst, every, ran, seconds), losses=found)
+            measured = Measured(worst, worst, every, ran, seconds)
+            known = Answer(measured, losses=found)
         else:
-            self.engine.executions += known.measured.executions if known.measured else 0
-        assert known.measured is not None
-        measured, kept = known.measured, (wanted, known)
+            measured = known.measured
+            self.engine.executions += measured.executions
+        kept = wanted, known
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return dict(known.losses)
 

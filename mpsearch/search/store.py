@@ -82,17 +82,26 @@ class Answer:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Answer:
-        """The inverse of :meth:`as_json`."""
+        """The inverse of :meth:`as_json`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If it is something else.
+        """
         measured = None
         if found["measured"] is not None:
             loss, worst, exact, executions, seconds = found["measured"]
-            measured = Measured(float(loss), float(worst), exact, executions, seconds)
+            measured = Measured(
+                float(loss), float(worst), bool(exact), int(executions), float(seconds)
+            )
         errors = {
             (int(s), int(p)): np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
             for s, p, text in found["errors"]
         }
         losses = {int(sample): float(loss) for sample, loss in found["losses"]}
-        return cls(measured, tuple(found["searched"]), found["overflows"], errors, losses)
+        order = tuple(int(sample) for sample in found["searched"])
+        return cls(measured, order, str(found["overflows"]), errors, losses)
 
 
 def call(kind: str, precision: Precision, samples: Sequence[int], limit: float) -> str:
@@ -149,10 +158,16 @@ class Store:
         study = _same(self._storage, facts) if resume else None
         self._study = study or _created(self._storage, name, {**about, _FACTS: dict(facts)})
         if study is not None:
-            for trial in study.get_trials(deepcopy=False):
-                asked = trial.user_attrs.get(_CALL)
-                if asked is not None:
-                    self._answers[asked] = Answer.from_json(_joined(trial.user_attrs))
+            try:
+                for trial in study.get_trials(deepcopy=False):
+                    asked = trial.user_attrs.get(_CALL)
+                    if asked is not None:
+                        self._answers[str(asked)] = Answer.from_json(_joined(trial.user_attrs))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise InputError(
+                    f"cannot resume: the study {study.study_name!r} holds what mpsearch did not "
+                    "write; leave --resume out to begin anew"
+                ) from error
         self.known, self.recalled = len(self._answers), 0
         self._lost = False
 
