@@ -103,6 +103,14 @@ def test_every_evaluation_is_a_trial_of_the_study(monkeypatch):
     assert best.value == len(found.fp32_ops)
 
 
+def test_what_is_measured_of_a_kept_op_alone_is_a_trial_too():
+    found = mpsearch.optimize(net(), batches(), 1e-2)
+    trials = [t.user_attrs for t in found.study.trials if t.user_attrs.get("pass") == "alone"]
+    every = {row.name for row in found.ops}
+    assert {op.name for op in found.kept} == {(every - {*t["fp32_ops"]}).pop() for t in trials}
+    assert all(len(t["fp32_ops"]) == found.candidate_ops - 1 for t in trials)
+
+
 def test_a_study_is_named_by_what_it_is_about(tmp_path):
     def name(seed=0, limit=1e-3, **options):
         found = mpsearch.optimize(Planted(seed), samples(seed), limit, **options)

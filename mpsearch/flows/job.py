@@ -20,7 +20,8 @@ from ..explain.hazards import struck
 from ..numerics.profiles import Numerics, chosen
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.lowering import CandidateOp
-from ..scaling.exponents import UNSCALED, Plan
+from ..scaling.exponents import UNSCALED, Magnitudes, Plan
+from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..search import pins
 from ..search.cost import Casts
@@ -150,6 +151,15 @@ class Job:
     started: float
     plan: Plan = UNSCALED
     rewrites: tuple[Rewrite, ...] = ()
+
+    def sizes(self) -> dict[int, Magnitudes]:
+        """The magnitudes of its tensors on the calibration samples, measured once."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> dict[int, Magnitudes]:
+        samples = range(len(self.prepared.calibration.samples))
+        return magnitudes(self.problem.engine, self.range, samples)
 
     @property
     def fits(self) -> bool:

@@ -27,7 +27,7 @@ def changed(job: Job, bar: Progress) -> Job | None:
     if problem.ending.over or _suffices(job):
         return None
     found = job
-    if wanted.rewrite and (other := spelled(job.prepared, problem.engine, job.range)):
+    if wanted.rewrite and (other := spelled(job.prepared, job.sizes)):
         found = _posed(job, bar, other, UNSCALED)
         if found.problem.floor() > problem.floor() + _SAME * abs(problem.limit):
             found = job
@@ -42,9 +42,8 @@ def _suffices(job: Job) -> bool:
 
 def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
     """The same with scaled tensors; the job itself where none are to be."""
-    problem = job.problem
     bar.stage("choosing exponents")
-    plan = planned(job.prepared, problem.engine, job.range, insert, _SECONDS)
+    plan = planned(job.prepared, job.range, job.sizes, insert, _SECONDS)
     if not plan.scales:
         return job
     return _posed(job, bar, job.rewrites, plan)
@@ -65,18 +64,18 @@ def hint(job: Job, kept: int) -> str:
 
     Of both, what keeps fewer ops in FP32; of equals the spelling, which inserts nothing.
     """
-    request, problem = job.request, job.problem
+    request = job.request
     if request.conversion.rescale != "off" or job.fits:
         return ""
     best, words = kept, ""
     if not request.conversion.rewrite:
-        spellings = spelled(job.prepared, problem.engine, job.range)
+        spellings = spelled(job.prepared, job.sizes)
         if spellings and (needed := _needed(job, spellings, UNSCALED)) < best:
             best, words = needed, f"--rewrite keeps {needed or 'none'} of {kept} ops in FP32: "
             words += spelled_otherwise(len(spellings))
     if not best:
         return words
-    plan = planned(job.prepared, problem.engine, job.range, True, _HINT_SECONDS)
+    plan = planned(job.prepared, job.range, job.sizes, True, _HINT_SECONDS)
     if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
         mode = "insert" if plan.inserted else "fold"
         words = f"--rescale {mode} keeps {needed or 'none'} of {kept} ops in FP32: {plan.words}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,36 +10,36 @@ import msgspec
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.incremental import Incremental
 from ..program.graph import Ref
 from ..program.lowering import copy_program, lower_candidates
 from ..search.risk import Range
 from ..source.precast import Precast
 from ..source.prepare import Prepared
-from .exponents import Plan, Scale, fitting, plan
-from .magnitudes import magnitudes
+from .exponents import Magnitudes, Plan, Scale, fitting, plan
 from .mil import rescale
 from .patterns import Rewrite, rewrites, unfit
 from .stable import rewrite
 
+Sizes = Callable[[], Mapping[int, Magnitudes]]
 
-def planned(
-    prepared: Prepared, engine: Incremental, range_: Range, insert: bool, seconds: float
-) -> Plan:
-    """The exponents for what calibration samples reach; see :mod:`mpsearch.scaling.exponents`."""
+
+def planned(prepared: Prepared, range_: Range, sizes: Sizes, insert: bool, seconds: float) -> Plan:
+    """The exponents for what calibration samples reach; see :mod:`mpsearch.scaling.exponents`.
+
+    ``sizes`` gives the magnitudes of tensors by slot, and is asked where they are needed.
+    """
     (function,) = prepared.precast.program.functions.values()
     shapes = {op.name: _shape(op.outputs[0]) for op in function.operations if op.outputs}
     shapes |= {var.name: _shape(var) for var in function.outputs}
     constants = [op.outputs[0].name for op in function.operations if op.op_type == "const"]
-    sizes = magnitudes(engine, range_, range(len(prepared.calibration.samples)))
     inner = {
         node.name: share for node in prepared.lowered.nodes if (share := range_.inner(node)) >= 1
     }
-    return plan(prepared.lowered, sizes, inner, shapes, constants, insert, seconds)
+    return plan(prepared.lowered, sizes(), inner, shapes, constants, insert, seconds)
 
 
-def spelled(prepared: Prepared, engine: Incremental, range_: Range) -> list[Rewrite]:
-    """What can be spelled otherwise; see :mod:`mpsearch.scaling.stable`.
+def spelled(prepared: Prepared, sizes: Sizes) -> list[Rewrite]:
+    """What can be spelled otherwise; see :mod:`mpsearch.scaling.stable`, and :func:`planned`.
 
     An input that is nothing but 0 and 1 in every sample is taken for a mask.
     """
@@ -48,13 +48,13 @@ def spelled(prepared: Prepared, engine: Incremental, range_: Range) -> list[Rewr
     kinds = {node.op_type for node in prepared.lowered.nodes}
     exponents: dict[str, int] = {}
     if not kinds.isdisjoint(("exp", "log")):
-        sizes = magnitudes(engine, range_, range(len(prepared.calibration.samples)))
+        found = sizes()
         for node in prepared.lowered.nodes:
             source = node.fp32.inputs.get("x")
-            if node.op_type == "exp" and node.outputs[0] in sizes:
-                exponents[node.name] = max(fitting(sizes[node.outputs[0]], False)[0], 0)
-            elif node.op_type == "log" and isinstance(source, Ref) and source.slot in sizes:
-                low, high = fitting(sizes[source.slot], True)
+            if node.op_type == "exp" and node.outputs[0] in found:
+                exponents[node.name] = max(fitting(found[node.outputs[0]], False)[0], 0)
+            elif node.op_type == "log" and isinstance(source, Ref) and source.slot in found:
+                low, high = fitting(found[source.slot], True)
                 exponents[node.name] = max(low, min(high, 0))
     return rewrites(prepared.precast.program, truths, exponents)
 
