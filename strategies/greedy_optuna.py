@@ -127,8 +127,14 @@ def find_integer(holds: Callable[[int], bool], high: int) -> int:
 
 
 def _cast(problem: Problem, ranking: Sequence[int]) -> Kept:
-    """The shortest head of a ranking that meets the budget, by bisection."""
-    count = len(ranking)
+    """The shortest head of a ranking that meets the budget, by bisection.
+
+    Sought from none at all where all-FP16 all but meets the budget: few are needed then.
+    """
+    count, fp16 = len(ranking), problem.ends()[1]
+    if fp16 is not None and not problem.question.far_beyond(fp16):
+        broken = find_integer(lambda n: not problem.try_(ranking[:n], "cast").met, count - 1)
+        return frozenset(ranking[: broken + 1])
     cast = find_integer(lambda n: problem.try_(ranking[: count - n], "cast").met, count)
     return frozenset(ranking[: count - cast])
 
