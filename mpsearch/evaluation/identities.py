@@ -27,7 +27,7 @@ _KEY_BYTES = 1_000
 _LEAST_KEY_BYTES = 64 << 20
 #: By what share of the limit the process may hold more than is remembered, in holes that dropped
 #: results left, before these are handed back; and how often that is looked at.
-_HOLES, _LOOK = 0.5, 0.125
+_HOLES, _LOOK = 0.25, 0.125
 #: How many elements of a result are looked at before all of them are.
 _GLIMPSE = 32
 
