@@ -215,6 +215,21 @@ def test_a_storage_that_stays_away_ends_the_search_with_the_best_so_far(tmp_path
     assert content(search(url, resume=True)) == unbroken
 
 
+def test_a_front_goes_on(tmp_path, evaluated):
+    def front(**options):
+        found = mpsearch.pareto(
+            Planted(3), samples(3), points=3, execution=mpsearch.Execution(**options)
+        )
+        return found.as_dict()
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    unbroken = front()
+    assert front(storage=url) == unbroken
+    before = len(evaluated)
+    assert front(storage=url, resume=True) == unbroken
+    assert len(evaluated) == before
+
+
 # --- from the command line -------------------------------------------------------------------
 
 

@@ -152,7 +152,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
 @shared.execution
 @shared.storage
-@click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
+@shared.resume
 @click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
 @click.pass_context
 def optimize(
@@ -341,6 +341,7 @@ def _check(metric: str | None, budget: float | None, device: str) -> None:
 @click.option("--timeout", type=float, help="Seconds allowed.")
 @shared.execution
 @shared.storage
+@shared.resume
 def pareto(
     model: str,
     metric: str | None,

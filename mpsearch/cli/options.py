@@ -127,6 +127,7 @@ execution = options(
         "--progress/--no-progress", default=None, help="Show a bar (default: on a terminal)."
     ),
 )
+resume = click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
 storage = click.option(
     "--storage",
     metavar="URL",

@@ -104,7 +104,9 @@ def _state_dict(path: str) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         with quiet():
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, not read: the model takes what it needs, and converts it, tensor by tensor.
+            mapped = is_archive(file)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         raise InputError(f"weights {path} are no state dict: {first_line(error)}") from error
     if not isinstance(loaded, dict):
