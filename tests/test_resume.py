@@ -298,30 +298,47 @@ def test_resuming_what_was_never_begun_begins(here):
     assert result()["status"] == "met"
 
 
-def test_a_disk_too_small_for_the_study_keeps_the_best_so_far(here):
-    """A file system of its own, as large as the package and little more."""
-    small = here / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)],
-        capture_output=True,
-        check=False,
-    )
+@pytest.fixture
+def small(here):
+    """A file system of its own, of 256 KiB; its options can be changed."""
+    folder = here / "small"
+    folder.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return subprocess.run(command, capture_output=True, check=False)
+
+    mounted = mount("size=256k")
     if mounted.returncode:
         pytest.skip(f"mount: {mounted.stderr.decode().strip()}")
-    try:
-        (small / "filler").write_bytes(bytes(60 << 10))
-        said = run(*ARGV[:-1], "small/out", expect=2).stderr
-        assert "full" in said or "No space left" in said
-        assert "Traceback" not in said
-        (small / "filler").unlink()
-        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-        run(*ARGV[:-1], "small/out", "--resume")
-        resumed = result("small/out")
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    yield folder, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_too_small_for_the_study_keeps_the_best_so_far(here, small):
+    folder, remount = small
+    (folder / "filler").write_bytes(bytes(60 << 10))
+    said = run(*ARGV[:-1], "small/out", expect=2).stderr
+    assert "full" in said or "No space left" in said
+    assert "Traceback" not in said
+    (folder / "filler").unlink()
+    remount("size=8m")
+    run(*ARGV[:-1], "small/out", "--resume")
     run(*ARGV)
-    assert resumed == result()
+    assert result("small/out") == result()
+
+
+def test_a_read_only_folder_is_one_line_before_the_work(here, small):
+    _, remount = small
+    remount("size=8m")
+    run(*ARGV[:-1], "small/out")
+    before = result("small/out")
+    remount("ro")
+    for more in ([], ["--resume"]):
+        said = run(*ARGV[:-1], "small/out", *more, expect=2).stderr
+        assert said.startswith("error: cannot write") and len(said.splitlines()) == 1
+        assert "Read-only file system" in said
+    assert result("small/out") == before
 
 
 # --- told of every trial ---------------------------------------------------------------------
