@@ -351,6 +351,9 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     resume
         Go on with the study in ``storage`` where it is of the same model, data and options;
         limits may be others. Without one the search begins.
+    jobs
+        How many processes evaluate, on the CPU; answers do not depend on it. With more than one,
+        each does with one thread.
     progress
         Whether to show a progress bar; None: where stderr is a terminal.
 
@@ -365,11 +368,13 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: int = 0
     storage: str | None = None
     resume: bool = False
+    jobs: int = 1
     progress: bool | None = None
 
     def __post_init__(self) -> None:
         if self.cache_bytes is not None:
             self._set(cache_bytes=count(self.cache_bytes, "cache_bytes", 0))
+        self._set(jobs=count(self.jobs, "jobs"))
         if self.resume and self.storage is None:
             raise InputError("resume needs the storage of the run to go on with; give storage")
         self._set(seed=seed(self.seed))

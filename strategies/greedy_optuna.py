@@ -33,6 +33,8 @@ from mpsearch.search.sampler import ResponseSampler
 
 #: A squared effect from which on casting is hopeless: an overflow.
 _HOPELESS = 1e20
+#: How many exchanges are expected to be tried next.
+_AHEAD = 6
 
 Refine = Callable[["GreedyOptuna", Problem, Kept], Kept]
 
@@ -91,6 +93,7 @@ def refine(strategy: GreedyOptuna, problem: Problem, kept: Kept) -> Kept:
     sampler, misses = ResponseSampler(problem), 0
     while misses < strategy.misses and len(kept) > 1:
         sampler.around(kept, in_doubt(problem, kept, strategy.changing))
+        problem.expect(lambda: sampler.likely(_AHEAD))
         trial = problem.sample(sampler, "refine", kept)
         if trial is None:
             break
@@ -135,7 +138,12 @@ def _cast(problem: Problem, ranking: Sequence[int]) -> Kept:
     if fp16 is not None and not problem.question.far_beyond(fp16):
         broken = find_integer(lambda n: not problem.try_(ranking[:n], "cast").met, count - 1)
         return frozenset(ranking[: broken + 1])
-    cast = find_integer(lambda n: problem.try_(ranking[: count - n], "cast").met, count)
+
+    def holds(n: int) -> bool:
+        problem.expect(lambda: [ranking[: max(count - 2 * n, 0)], ranking[: count - 3 * n // 4]])
+        return problem.try_(ranking[: count - n], "cast").met
+
+    cast = find_integer(holds, count)
     return frozenset(ranking[: count - cast])
 
 

@@ -12,7 +12,7 @@ from .. import options
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator, Measured
-from ..evaluation.incremental import Incremental
+from ..evaluation.incremental import Incremental, default_cache_bytes
 from ..evaluation.metrics import Metric, Outputs, resolve
 from ..evaluation.reach import Reach
 from ..explain.hazards import notes as hazard_notes
@@ -24,6 +24,7 @@ from ..scaling.exponents import UNSCALED, Magnitudes, Plan
 from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..search import pins
+from ..search.ahead import check_jobs
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
 from ..search.question import Question, units
@@ -80,6 +81,7 @@ class Request:
         if self.execution.storage is not None:
             open_storage(self.execution.storage)
         check_device(self.execution.device)
+        check_jobs(self.execution.jobs, self.execution.device)
 
     def limit(self, metric: Metric) -> float:
         """The largest loss allowed."""
@@ -193,7 +195,9 @@ def pose(
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(struck(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
-    evaluator = prepared.pool(execution.device, execution.cache_bytes, ending, request.chance)
+    most = default_cache_bytes() if execution.cache_bytes is None else execution.cache_bytes
+    share = most // execution.jobs
+    evaluator = prepared.pool(execution.device, share, ending, request.chance)
     floor, range_ = measured(prepared, evaluator, ending)
     required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
     against = required & fp16
@@ -226,6 +230,7 @@ def pose(
         ending=ending,
         watch=watch,
         floor=floor,
+        jobs=execution.jobs,
     )
     problem.reserve(_RESERVE)
     notes = [*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")]

@@ -27,7 +27,7 @@ from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
 from .rescaling import changed
 from .searching import again, mended, search
-from .surroundings import undisturbed
+from .surroundings import threads, undisturbed
 from .writing import Written, store, write
 
 
@@ -142,7 +142,8 @@ def answer(
         If the package computes an op in another precision than was asked for.
     """
     started = time.perf_counter()
-    with closing(Progress(request.execution.progress)) as bar:
+    single = 1 if request.execution.jobs > 1 else None
+    with closing(Progress(request.execution.progress)) as bar, threads(single):
         bar.stage("converting")
         prepared = prepare(
             model,
@@ -252,6 +253,7 @@ def _until_it_holds(job: Job, bar: Progress) -> Result:
 def _written(job: Job, precision: Precision, path: Path) -> Written:
     """The package, with weights stored as asked for where time is left for that."""
     problem, dtype = job.problem, job.request.conversion.weight_dtype
+    problem.close()
     problem.engine.release()  # coremltools and the package hold the weights once more each
     searched = problem.evaluator.searched
     written = write(job.prepared, precision, path, searched)

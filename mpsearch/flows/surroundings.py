@@ -55,6 +55,19 @@ def neutral() -> Iterator[None]:
         _BUSY.release()
 
 
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """So many threads for torch's ops within the block; None: as many as before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
 def undisturbed(function: F) -> F:
     """Run a public function under :func:`neutral`."""
 

@@ -12,7 +12,6 @@ from cachetools import LRUCache
 
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
-from ..evaluation.metrics import Outputs
 from .question import Kept, Question
 from .recording import rounding_model_of
 from .response import Response, Sketch
@@ -30,6 +29,11 @@ class Guide:
     ----------
     evaluator
         Over the samples that the model of rounding is made from.
+
+    Attributes
+    ----------
+    sketch
+        Turns outputs into what is remembered of their errors.
     """
 
     def __init__(self, evaluator: Evaluator[Incremental], seed: int) -> None:
@@ -38,7 +42,7 @@ class Guide:
         self._model: RoundingModel | None = None
         self._beside: tuple[Kept, frozenset[int]] | None = None
         self._orders: dict[tuple[Any, ...], list[int]] = {}
-        self._sketch = Sketch(evaluator.references, seed)
+        self.sketch = Sketch(evaluator.references, seed)
         self._errors: LRUCache[Kept, Errors] = LRUCache(
             _ERROR_BYTES, getsizeof=lambda found: 200 + sum(e.nbytes for e in found.values())
         )
@@ -102,9 +106,10 @@ class Guide:
 
     # -- what the trials showed ----------------------------------------------------------------
 
-    def watch(self, kept: Kept) -> Watching:
-        """Take in the outputs of a trial as they come."""
-        return Watching(self._sketch, self._errors, kept)
+    def learn(self, kept: Kept, errors: Errors) -> None:
+        """Take in the sketched errors of a trial."""
+        if errors:
+            self._errors[kept] = {**(self._errors.get(kept) or {}), **errors}
 
     def response(self, question: Question, middle: Kept, units: Iterable[int]) -> Response:
         """What the trials say of sets that differ from ``middle``, one that met, in ``units``."""
@@ -114,32 +119,3 @@ class Guide:
             known = self.model.harm if unit in middle else self.model.relief
             effects[unit] = known(question.units[unit].ops, fp16)
         return Response(middle, dict(self._errors), effects)
-
-
-class Watching:
-    """Sees the outputs of one trial, and keeps what is needed of them."""
-
-    def __init__(self, sketch: Sketch, errors: LRUCache[Kept, Errors], kept: Kept) -> None:
-        self._sketch = sketch
-        self._all = errors
-        self._kept = kept
-        self._found: Errors = dict(errors.get(kept) or {})
-
-    def __call__(self, sample: int, profile: int, outputs: Outputs) -> None:
-        error = self._sketch(sample, outputs)
-        if error is not None:
-            self._found[sample, profile] = error
-
-    @property
-    def errors(self) -> Errors:
-        """The sketched errors of the outputs seen."""
-        return self._found
-
-    def restore(self, errors: Errors) -> None:
-        """Take in what was seen of the outputs before."""
-        self._found.update(errors)
-
-    def done(self) -> None:
-        """The trial is over."""
-        if self._found:
-            self._all[self._kept] = self._found

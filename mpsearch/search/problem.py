@@ -23,11 +23,12 @@ from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Outputs
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
+from .ahead import Ahead, Call
 from .guide import Guide
 from .question import Kept, Question
 from .record import FP32_OR_FP16, Record, Trial
 from .response import Response
-from .store import Answer, Lost, call
+from .store import Answer, Errors, Lost, call
 
 
 class Strategy(Protocol):
@@ -77,6 +78,8 @@ class Problem:
         Called with every trial.
     floor
         What all-FP32 gave, where that is known already.
+    jobs
+        How many processes evaluate; more than one evaluate ahead what is :meth:`expect`-ed.
 
     Attributes
     ----------
@@ -103,6 +106,7 @@ class Problem:
         ending: Ending | None = None,
         watch: Callable[[Trial, Problem], None] | None = None,
         floor: Measured | None = None,
+        jobs: int = 1,
     ) -> None:
         self.question = question
         self.limit = question.limit
@@ -117,6 +121,8 @@ class Problem:
         self.watch = watch
         self._reserve = 0
         self._floor = floor
+        self.ahead = Ahead(self._answer_ahead, jobs) if jobs > 1 else None
+        self._forked = len(evaluator.references)
         self._last: dict[int, float] = {}  # of samples not searched on: the loss of the last set
         self._ends: tuple[float, float | None] | None = None
 
@@ -295,35 +301,81 @@ class Problem:
         asked: optuna.trial.Trial | None = None,
     ) -> Trial:
         """Evaluate a set and record it, whatever the trials allow."""
-        question = self.question
-        precision = question.precision(key)
         remember = None
         if self.ending.limited:
             # Most sets fail on the first sample; what is tried next has few results in common with
             # all-FP32, and those on the other samples are seldom asked for again.
             remember = 0 if key == self.everything else 1
-        watching = self.guide.watch(key)
+        wanted = self._call(key, exact)
+        answer = self._recalled(wanted.key)
+        if answer is None and self.ahead is not None and enough is None:
+            answer = self.ahead.take(wanted.key)
+        if answer is None:
+            answer = self._answer(wanted, enough, remember)
+        else:
+            assert answer.measured is not None
+            self.evaluator.repeat(answer.measured, answer.searched)
+        self.guide.learn(key, answer.errors)
+        assert answer.measured is not None
+        kept = None if enough is not None and enough() else (wanted.key, answer)
+        return self._judged(key, by, answer.measured, asked, answer.overflows, kept)
+
+    def _call(self, key: Kept, exact: bool = False) -> Call:
+        """The evaluation of a set, as things are now."""
+        limit, searched = math.inf if exact else self.question.limit, self.evaluator.searched
+        precision = self.question.precision(key)
+        named = call("set", precision, searched, limit)
+        return Call(named, precision, tuple(searched), limit)
+
+    def _answer(
+        self, wanted: Call, enough: Callable[[], bool] | None = None, remember: int | None = None
+    ) -> Answer:
+        """Evaluate a set, whatever is known of it; recorded by those who asked."""
+        errors: Errors = {}
         overflows: list[str] = []
 
         def see(sample: int, profile: int, outputs: Outputs) -> None:
-            watching(sample, profile, outputs)
-            overflows.extend(node.name for node in question.harmful(self.engine.lost))
+            error = self.guide.sketch(sample, outputs)
+            if error is not None:
+                errors[sample, profile] = error
+            overflows.extend(node.name for node in self.question.harmful(self.engine.lost))
 
-        limit = math.inf if exact else question.limit
-        wanted = call("set", precision, self.evaluator.searched, limit)
-        known = self._recalled(wanted)
-        if known is not None and known.measured is not None:
-            watching.restore(known.errors)
-            watching.done()
-            self.evaluator.repeat(known.measured, known.searched)
-            return self._judged(key, by, known.measured, asked, known.overflows, (wanted, known))
-        measured = self.evaluator.evaluate(precision, limit, see, enough, remember)
-        watching.done()
+        evaluator = self.evaluator
+        measured = evaluator.evaluate(wanted.precision, wanted.limit, see, enough, remember)
         first = overflows[0] if overflows else ""
-        order = tuple(self.evaluator.searched)
-        answer = Answer(measured, order, first, watching.errors)
-        kept = None if enough is not None and enough() else (wanted, answer)
-        return self._judged(key, by, measured, asked, first, kept)
+        return Answer(measured, tuple(evaluator.searched), first, errors)
+
+    def _answer_ahead(self, wanted: Call) -> Answer:
+        """Evaluate a set that was not asked for, so that nothing is changed by it."""
+        evaluator = self.evaluator
+        before, count, ran = list(evaluator.searched), evaluator.evaluations, self.engine.executions
+        evaluator.search_on(wanted.searched)
+        try:
+            return self._answer(wanted)
+        finally:
+            evaluator.search_on(before)
+            evaluator.evaluations, self.engine.executions = count, ran
+
+    def expect(self, sets: Callable[[], Iterable[Iterable[int]]]) -> None:
+        """Say what is likely to be asked next, the likeliest first.
+
+        ``sets`` is called where several processes evaluate; they do so ahead, which changes no
+        answer.
+        """
+        if self.ahead is None or self.ending.over:
+            return
+        samples = len(self.evaluator.references)
+        if samples != self._forked:  # workers know the samples that there were when they began
+            self.ahead.close()
+            self._forked = samples
+        keys = dict.fromkeys(map(frozenset, sets()))
+        calls = [self._call(key) for key in keys if self.record.known(key) is None]
+        self.ahead.expect([c for c in calls if self.record.recall(c.key) is None])
+
+    def close(self) -> None:
+        """End what evaluates ahead; it begins again where the search goes on."""
+        if self.ahead is not None:
+            self.ahead.close()
 
     def _judged(
         self,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from .problem import Problem
 from .question import Kept
+
+#: How many units are expected to be tried next: most of them are needed.
+_AHEAD = 16
 
 
 def prune(
@@ -35,6 +41,7 @@ def prune(
         while place < len(order):
             smaller = kept.difference(order[place : place + step])
             cheaper = question.rank(smaller) < question.rank(kept)
+            problem.expect(partial(_next, kept, order[place:], step))
             if cheaper and problem.try_(smaller, by).met:
                 kept, changed = smaller, again
                 place, step = place + step, 2 * step
@@ -43,3 +50,11 @@ def prune(
             else:
                 place += 1
     return kept
+
+
+def _next(kept: Kept, order: Sequence[int], step: int) -> list[Kept]:
+    """What is likely to be tried after so many of the first units, which cannot be cast."""
+    alone = [kept.difference([unit]) for unit in order[step == 1 :][:_AHEAD]]
+    if met := kept.difference(order[: 3 * step]):
+        alone.insert(1, met)
+    return alone

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -43,16 +44,25 @@ class ResponseSampler(optuna.samplers.BaseSampler):
         self._next = self._propose()
         return dict.fromkeys(self._next, FP32_OR_FP16)
 
-    def _propose(self) -> dict[str, bool]:
+    def likely(self, count: int) -> list[Kept]:
+        """What is proposed next, and what is likely to be after it; as far as can be told now."""
+        return list(islice(self._proposals(), count))
+
+    def _proposals(self) -> Iterator[Kept]:
         problem, middle = self._problem, self._middle
         response = problem.response(middle, self._units)
         if not response.informed:
-            return {}
-        question, names = problem.question, problem.names
+            return
+        question = problem.question
         for kept in response.exchanges(question.cost):
             if problem.record.known(kept) is None and question.price(kept) < question.price(middle):
-                return {names[unit]: unit in kept for unit in sorted(kept ^ middle)}
-        return {}
+                yield kept
+
+    def _propose(self) -> dict[str, bool]:
+        kept, names = next(self._proposals(), None), self._problem.names
+        if kept is None:
+            return {}
+        return {names[unit]: unit in kept for unit in sorted(kept ^ self._middle)}
 
     def sample_relative(
         self,
