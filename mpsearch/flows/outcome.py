@@ -33,7 +33,7 @@ from .writing import Written
 
 #: Trials for the bound in the report: one for each op that breaks the budget alone, and more for
 #: those that break it together; a bound that these do not show is far from tight.
-_BOUND_TRIALS = 96
+_BOUND_TRIALS = 48
 
 
 @dataclass(frozen=True)
