@@ -23,7 +23,7 @@ class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An op kept in FP32.
 
     ``sensitivity`` is the error when this op alone is FP16, None where that is infinite: measured,
-    or, beyond the 24 that harm most, predicted to first order (:mod:`mpsearch.search.rounding`);
+    or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.search.rounding`);
     None as well where there was no time to find out, which the result says.
     ``line`` is where it stands in Python, ``verdict`` why FP16 breaks it by itself
     (:data:`mpsearch.explain.diagnosis.VERDICTS`); where it does not, ``overflows`` or ``may

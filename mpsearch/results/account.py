@@ -25,9 +25,8 @@ from ..source.prepare import Prepared
 from .plain import number
 from .result import Absorption, Headroom, OpRow, Rescaling, TrialRow
 
-#: So many kept ops are measured alone, a screenful, those first that the first-order model has
-#: harm most; the others are predicted by it, and get no verdict where it has them break the budget.
-_MEASURED_ALONE = 24
+#: Up to so many kept ops are measured alone; more are predicted by the first-order model.
+_MEASURED_ALONE = 64
 #: Of the budget: what is predicted to be less is not measured alone. The model is of first order,
 #: and right to a factor of two or three where it predicts so little.
 _LITTLE = 0.25
@@ -53,14 +52,17 @@ def kept_ops(
     It is measured where it may break the budget, and predicted where it does by far not.
     """
     kept = [op for op in prepared.ops if op.index in precision]
+    measure = len(kept) <= _MEASURED_ALONE
     predicted = {op.index: math.sqrt(problem.guide.model.harm((op.index,), ())) for op in kept}
     losses = {i: math.inf if _finite(loss) is None else loss for i, loss in predicted.items()}
-    worst = sorted(losses, key=lambda i: (-losses[i], i))[:_MEASURED_ALONE]
     with problem.evaluator.likeliest(_SAMPLES_ALONE):
-        little = _LITTLE * problem.limit if prepared.metric.name == "rel_l2" else 0.0
-        losses |= {i: _alone(problem, i) for i in worst if losses[i] >= little}
+        if measure:
+            little = _LITTLE * problem.limit if prepared.metric.name == "rel_l2" else 0.0
+            doubtful = [i for i, loss in losses.items() if loss >= little]
+            losses |= {i: _alone(problem, i) for i in doubtful}
         breaking = [i for i, loss in losses.items() if loss > problem.limit]
-        verdicts = _verdicts(prepared, problem, [i for i in breaking if i in worst])
+        verdicts = _verdicts(prepared, problem, breaking) if measure else {}
+    rest = ADDS_UP if measure else ""
     return tuple(
         KeptOp(
             op.name,
@@ -72,7 +74,7 @@ def kept_ops(
             if op.index in breaking
             else _rule(range_.risks[op.index])
             if op.index in range_.refused
-            else ADDS_UP,
+            else rest,
         )
         for op in kept
     )
