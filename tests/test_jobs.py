@@ -11,14 +11,13 @@ import pytest
 import torch
 
 import mpsearch
-from mpsearch.search.ahead import Ahead
+from mpsearch.search.ahead import Ahead, check_jobs
 
 from .command import run
 from .trials.slow import build
 from .trials.slow import samples as drawn
 
 COST = {"seconds", "forward_equivalents", "op_executions"}
-ARGV = ["optimize", "tests.trials.slow:build", "--inputs", "tests.trials.slow:samples"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,16 +39,16 @@ def search(jobs, **options):
     return mpsearch.optimize(build(), drawn(), 3e-4, execution=execution)
 
 
-def test_results_do_not_depend_on_the_number_of_processes():
-    one = search(1)
-    assert len(one.kept) > 3
-    for jobs in (2, 3):
-        assert content(search(jobs)) == content(one)
-    assert torch.get_num_threads() == 1
+@pytest.fixture(scope="module")
+def one():
+    torch.set_num_threads(1)
+    found = search(1)
+    assert len(found.kept) > 3
+    return content(found)
 
 
-def test_what_was_expected_is_not_evaluated_again(monkeypatch):
-    """A good part of what is asked was evaluated ahead, or the guesses are worth nothing."""
+def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_path):
+    """And a good part of what is asked was evaluated ahead, or the guesses are worth nothing."""
     taken = []
     take = Ahead.take
 
@@ -59,47 +58,41 @@ def test_what_was_expected_is_not_evaluated_again(monkeypatch):
         return found
 
     monkeypatch.setattr(Ahead, "take", noted)
-    search(2)
+    assert content(search(2)) == one
     assert sum(taken) > len(taken) / 3
+    assert torch.get_num_threads() == 1
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    assert content(search(3, storage=url)) == one
+    assert content(search(1, storage=url, resume=True)) == one
 
 
-def test_a_worker_that_is_killed_costs_only_what_it_was_doing(monkeypatch):
-    one = search(1)
+def test_a_worker_that_is_killed_costs_only_what_it_was_doing(one, monkeypatch):
     take, killed = Ahead.take, []
 
     def murderous(self, key):
-        if self._workers and len(killed) < 1:
+        if self._workers and not killed:
             killed.append(self._workers[0]._process.pid)
             os.kill(killed[-1], signal.SIGKILL)
         return take(self, key)
 
     monkeypatch.setattr(Ahead, "take", murderous)
-    assert content(search(2)) == content(one)
+    assert content(search(2)) == one
     assert killed
-
-
-def test_what_is_kept_is_what_was_asked(tmp_path):
-    """A study made by several processes can be gone on with by one."""
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    several = search(3, storage=url)
-    assert content(search(1, storage=url, resume=True)) == content(several)
 
 
 def test_several_processes_are_for_the_cpu():
     with pytest.raises(mpsearch.InputError, match="jobs is 0"):
         mpsearch.Execution(jobs=0)
-    from mpsearch.search.ahead import check_jobs
-
     with pytest.raises(mpsearch.InputError, match="expected 1 for device cuda"):
         check_jobs(2, "cuda")
 
 
 def test_the_command_line_takes_jobs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = [
-        json.loads(
-            run(*ARGV, "--budget", "1e-3", "-o", f"out-{jobs}", "--jobs", jobs, "--json").stdout
-        )
-        for jobs in (1, 2)
-    ]
-    assert content(found[0]) == content(found[1])
+
+    def printed(jobs):
+        argv = ["optimize", "tests.models:net", "--inputs", "tests.models:batches"]
+        said = run(*argv, "--budget", "3e-4", "-o", f"out-{jobs}", "--jobs", jobs, "--json")
+        return content(json.loads(said.stdout))
+
+    assert printed(1) == printed(2)

@@ -20,8 +20,8 @@ from mpsearch.search.store import Store
 from .command import run
 from .planted import Planted, budget, samples
 
-MODEL, DATA = "tests.trials.slow:build", "tests.trials.slow:samples"
-ARGV = ["optimize", MODEL, "--inputs", DATA, "--budget", "1e-3", "-o", "out"]
+MODEL, DATA = "tests.models:net", "tests.models:batches"
+ARGV = ["optimize", MODEL, "--inputs", DATA, "--budget", "1e-2", "-o", "out"]
 COST = {"seconds", "forward_equivalents", "op_executions"}
 
 
@@ -249,7 +249,7 @@ def test_a_killed_run_is_gone_on_with(here):
     run(*ARGV)
     unbroken = result()
     shutil.move("out", "unbroken")
-    run(*ARGV[:-3], "1e-2", "-o", "out")
+    run(*ARGV[:-3], "2e-1", "-o", "out")
     former = result()
     code = (
         "import os, signal\n"
@@ -257,7 +257,7 @@ def test_a_killed_run_is_gone_on_with(here):
         "keep = Store.keep\n"
         "def cut(self, *args):\n"
         "    keep(self, *args)\n"
-        "    if len(self._answers) == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if len(self._answers) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "Store.keep = cut\n"
         "from mpsearch.cli import main\n"
         f"main({ARGV!r})\n"
@@ -271,11 +271,11 @@ def test_a_killed_run_is_gone_on_with(here):
     assert done.returncode == -9 and result() == former
     assert Path("out/.search/study.db").exists()
     (study,) = optuna.get_all_study_summaries("sqlite:///out/.search/study.db")
-    assert study.n_trials == 8
+    assert study.n_trials == 4
     run(*ARGV, "--resume")
     assert result() == unbroken and not Path("out/.search").exists()
     (study,) = optuna.get_all_study_summaries("sqlite:///out/study.db")
-    assert study.n_trials > 8
+    assert study.n_trials > 4
     assert "study.db" in json.loads(Path("out/manifest.json").read_text())["files"]
 
 
@@ -289,7 +289,7 @@ def test_two_runs_do_not_search_into_one_folder(here):
 
 
 def test_what_is_infeasible_leaves_nothing(here):
-    run(*ARGV[:-3], "1e-12", "-o", "out", expect=3)
+    run("optimize", "tests.models:Reciprocal", *ARGV[2:], expect=3)
     assert not Path("out").exists()
 
 
