@@ -352,8 +352,8 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Go on with the study in ``storage`` where it is of the same model, data and options;
         limits may be others. Without one the search begins.
     jobs
-        How many processes evaluate, on the CPU; answers do not depend on it. With more than one,
-        each does with one thread.
+        How many processes evaluate in :func:`mpsearch.optimize`, on the CPU; answers do not depend
+        on it. With more than one, each does with one thread.
     progress
         Whether to show a progress bar; None: where stderr is a terminal.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import mpsearch
+from mpsearch.flows.surroundings import threads
 from mpsearch.search.ahead import Ahead, check_jobs
 
 from .command import run
@@ -21,11 +22,8 @@ COST = {"seconds", "forward_equivalents", "op_executions"}
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def none_left_over():
     yield
-    torch.set_num_threads(before)
     assert not multiprocessing.active_children()
 
 
@@ -41,8 +39,8 @@ def search(jobs, **options):
 
 @pytest.fixture(scope="module")
 def one():
-    torch.set_num_threads(1)
-    found = search(1)
+    with threads(1):
+        found = search(1)
     assert len(found.kept) > 3
     return content(found)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -14,6 +15,7 @@ import pytest
 
 import mpsearch
 from mpsearch.ending import Stop
+from mpsearch.results.unfinished import Unfinished
 from mpsearch.search import store
 from mpsearch.search.store import Store
 
@@ -280,9 +282,7 @@ def test_a_killed_run_is_gone_on_with(here):
 
 
 def test_two_runs_do_not_search_into_one_folder(here):
-    from mpsearch.results.unfinished import unfinished
-
-    with unfinished(here / "out", False):
+    with closing(Unfinished(here / "out", False)):
         said = run(*ARGV, expect=2).stderr
         assert "another run is searching into" in said and "Traceback" not in said
     assert not Path("out").exists()

@@ -151,6 +151,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @click.option("--timeout", type=float, help="Seconds allowed.")
 @click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
 @shared.execution
+@shared.jobs
 @shared.storage
 @shared.resume
 @click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
@@ -181,7 +182,7 @@ def optimize(
     from ..flows.optimize import answer
     from ..flows.surroundings import neutral
     from ..report import text
-    from ..results.unfinished import unfinished
+    from ..results.unfinished import Unfinished
 
     request = Request(
         budget,
@@ -201,7 +202,7 @@ def optimize(
     with contextlib.ExitStack() as stack:
         under_way = None
         if execution.storage is None:
-            under_way = stack.enter_context(unfinished(target, resume))
+            under_way = stack.enter_context(contextlib.closing(Unfinished(target, resume)))
             kept = msgspec.structs.replace(execution, storage=under_way.url, resume=resume)
             request = dataclasses.replace(request, execution=kept)
         stack.enter_context(ending.listening())
@@ -359,10 +360,9 @@ def pareto(
     bar = _loading(execution.progress)
     from ..flows import pareto as front
     from ..report import text
-    from ..search.store import open_storage
+    from ..search.store import check_storage
 
-    if execution.storage is not None:
-        open_storage(execution.storage)
+    check_storage(execution.storage)
     _check(metric, None, execution.device)
     loaded, data = _load(model, options, execution.seed)
     bar.close()

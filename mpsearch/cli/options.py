@@ -122,11 +122,13 @@ conversion = options(
 execution = options(
     click.option("--device", default="cpu", show_default=True, help="A torch device."),
     click.option("--cache-bytes", type=int, help="Bytes of results to remember."),
-    click.option("--jobs", type=int, default=1, show_default=True, help="Processes that evaluate."),
     click.option("--seed", type=int, default=0, show_default=True),
     click.option(
         "--progress/--no-progress", default=None, help="Show a bar (default: on a terminal)."
     ),
+)
+jobs = click.option(
+    "--jobs", type=int, default=1, show_default=True, help="Processes that evaluate."
 )
 resume = click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
 storage = click.option(

@@ -66,6 +66,11 @@ class Losses:
         return self.digits and self.overflow and self.underflow
 
 
+def diagnosable(engine: Incremental) -> dict[int, Node]:
+    """The ops for which a verdict can be found, by candidate: those without blocks of their own."""
+    return {n.candidate: n for n in engine.nodes if n.candidate is not None and not n.blocks}
+
+
 class Diagnosis:
     """Finds verdicts for single ops of the outer block.
 

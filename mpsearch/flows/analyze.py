@@ -11,7 +11,7 @@ from typing import Any
 from .. import options
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
-from ..explain.diagnosis import HARMFUL, Diagnosis
+from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
 from ..explain.parting import parting
 from ..explain.ranges import ranges
 from ..explain.remedies import Remedy, remedies
@@ -102,9 +102,7 @@ def _ops(
     engine = evaluator.backend
     found = ranges(engine)
     reads = Casts(prepared.lowered).reads()
-    nodes: dict[int, Node] = {
-        n.candidate: n for n in engine.nodes if n.candidate is not None and not n.blocks
-    }
+    nodes = diagnosable(engine)
     model = rounding_model_of(evaluator, seed)
     diagnosis = Diagnosis(engine, harmful)
     few = len(prepared.ops) <= _FEW

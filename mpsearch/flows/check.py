@@ -13,12 +13,13 @@ from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import NAMES
-from ..explain.diagnosis import HARMFUL, Diagnosis
+from ..explain.diagnosis import Diagnosis, diagnosable
 from ..numerics.profiles import Numerics
 from ..options import Execution
 from ..package.config import Config, KeptOp
 from ..package.matching import match
 from ..program.precision import Precision
+from ..results import account
 from ..results.check import CheckResult
 from ..results.plain import number
 from ..scaling.scaled import with_changes
@@ -130,9 +131,9 @@ def _broken_by(
     """The ops in FP16 that harm most, by the model of rounding, each with why FP16 breaks it."""
     engine, model = evaluator.backend, rounding_model_of(evaluator, 0)
     harm = {i: model.harm((i,), ()) for i in precision.fp16}
-    nodes = {n.candidate: n for n in engine.nodes if n.candidate is not None and not n.blocks}
+    nodes = diagnosable(engine)
     worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_BROKEN_BY]
-    diagnosis = Diagnosis(engine, limit if prepared.metric.name == "rel_l2" else HARMFUL)
+    diagnosis = Diagnosis(engine, account.harmful(prepared.metric, limit))
     found = []
     for i in worst:
         op = prepared.ops[i]

@@ -31,7 +31,7 @@ from ..search.question import Question, units
 from ..search.record import Trial
 from ..search.registry import find_strategy
 from ..search.risk import Range
-from ..search.store import open_storage
+from ..search.store import check_storage
 from ..source.prepare import Prepared, check_device
 from .keeping import fields, record
 
@@ -78,8 +78,7 @@ class Request:
         self.limit(resolve(self.metric, False))
         self.search  # noqa: B018 - an unknown strategy fails before the work
         chosen(self.numerics)
-        if self.execution.storage is not None:
-            open_storage(self.execution.storage)
+        check_storage(self.execution.storage)
         check_device(self.execution.device)
         check_jobs(self.execution.jobs, self.execution.device)
 

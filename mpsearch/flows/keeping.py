@@ -40,13 +40,14 @@ def record(
     InputError
         If there is a study to go on with, and it is of something else; it says of what.
     """
-    name = study_name(prepared)
+    data = data_digest(prepared)
+    name = study_name(prepared, data)
     if execution.storage is None:
         return Record(name, about=about)
     facts = {
         "name": prepared.source,
         "model": prepared.fingerprint,
-        "data": data_digest(prepared),
+        "data": data,
         "metric": prepared.metric.name,
         "numerics": ",".join(p.name for p in prepared.profiles),
         "seed": execution.seed,

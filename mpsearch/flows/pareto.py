@@ -18,7 +18,7 @@ from ..search import registry as search
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
 from ..search.question import Question, units
-from ..search.store import open_storage
+from ..search.store import check_storage
 from ..source.prepare import Prepared, check_device, prepare
 from .job import measured
 from .keeping import fields, record
@@ -63,8 +63,7 @@ def pareto(
     trials = limits.trials or _TRIALS
     heldout = options.number(heldout, "heldout")
     run_strategy = search.find_strategy(strategy)
-    if execution.storage is not None:
-        open_storage(execution.storage)
+    check_storage(execution.storage)
     check_device(execution.device)
     bar = Progress(execution.progress)
     ending = Ending(limits.timeout)

@@ -182,7 +182,7 @@ def why_infeasible(job: Job, held: float | None) -> str:
                 f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
                 "and outputs cost the accuracy. Use --io-dtype fp32."
             )
-    place = parting(prepared, problem.engine, account.harmful(prepared, problem))
+    place = parting(prepared, problem.engine, account.harmful(prepared.metric, problem.limit))
     parts = "" if place is None else f", which is at {place}"
     return (
         f"{where}: precision is not the cause. The converted program already differs from the "

@@ -9,10 +9,9 @@ import msgspec
 
 from ..evaluation.metrics import Metric
 from ..explain import remedies as _remedies
-from ..explain.diagnosis import HARMFUL, Diagnosis
+from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
 from ..explain.remedies import Remedy
 from ..package.config import KeptOp
-from ..program.graph import Node
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from ..scaling.exponents import Plan
@@ -39,9 +38,9 @@ _NEAR = 4.0
 ADDS_UP = "adds up"
 
 
-def harmful(prepared: Prepared, problem: Problem) -> float:
+def harmful(metric: Metric, limit: float) -> float:
     """The relative L2 error from which on an op does harm: the budget, where that is one."""
-    return problem.limit if prepared.metric.name == "rel_l2" else HARMFUL
+    return limit if metric.name == "rel_l2" else HARMFUL
 
 
 def kept_ops(
@@ -92,15 +91,10 @@ def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict
     if not kept:
         return {}
     samples = problem.evaluator.searched  # on which the ops were found to break the budget
-    diagnosis = Diagnosis(problem.engine, harmful(prepared, problem), samples)
-    nodes = _nodes(problem)
+    diagnosis = Diagnosis(problem.engine, harmful(prepared.metric, problem.limit), samples)
+    nodes = diagnosable(problem.engine)
     found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
     return {i: verdict for i, verdict in found.items() if verdict != "fine"}
-
-
-def _nodes(problem: Problem) -> dict[int, Node]:
-    nodes = problem.engine.nodes
-    return {n.candidate: n for n in nodes if n.candidate is not None and not n.blocks}
 
 
 def unmeasured(prepared: Prepared, precision: Precision) -> tuple[KeptOp, ...]:

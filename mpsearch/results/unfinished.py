@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -120,13 +119,3 @@ def _trials(study: Path) -> int:
             return int(found.execute("select count(*) from trials").fetchone()[0])
     except sqlite3.Error:
         return 0
-
-
-@contextlib.contextmanager
-def unfinished(out: Path, resume: bool) -> Iterator[Unfinished]:
-    """An :class:`Unfinished` for the length of a block."""
-    made = Unfinished(out, resume)
-    try:
-        yield made
-    finally:
-        made.close()

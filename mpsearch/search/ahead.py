@@ -63,17 +63,10 @@ class Ahead:
         Evaluates a call; run in the workers, and here where one is waited for.
     jobs
         How many processes evaluate, this one included.
-    share
-        Called in a worker when it starts, with how many there are.
     """
 
-    def __init__(
-        self,
-        evaluate: Callable[[Call], Answer],
-        jobs: int,
-        share: Callable[[int], None] = lambda jobs: None,
-    ) -> None:
-        self._evaluate, self._jobs, self._share = evaluate, jobs, share
+    def __init__(self, evaluate: Callable[[Call], Answer], jobs: int) -> None:
+        self._evaluate, self._jobs = evaluate, jobs
         self._workers: list[_Worker] = []
         self._answers: dict[str, Answer] = {}
         self._waiting: list[Call] = []
@@ -81,14 +74,10 @@ class Ahead:
     def expect(self, calls: Sequence[Call]) -> None:
         """Evaluate these, the likeliest first, instead of what was expected before."""
         if not self._workers:
-            self._workers = [_Worker(self._evaluate, self._share, self._jobs) for _ in self._more]
+            self._workers = [_Worker(self._evaluate) for _ in range(self._jobs - 1)]
         under_way = {worker.call.key for worker in self._workers if worker.call is not None}
         self._waiting = [c for c in calls if c.key not in under_way and c.key not in self._answers]
         self._hand_out()
-
-    @property
-    def _more(self) -> range:
-        return range(self._jobs - 1)
 
     def take(self, key: str) -> Answer | None:
         """The answer to a call, where it was expected; waits for one that is under way.
@@ -143,14 +132,12 @@ class Ahead:
 class _Worker:
     """A forked process that evaluates one call at a time."""
 
-    def __init__(
-        self, evaluate: Callable[[Call], Answer], share: Callable[[int], None], jobs: int
-    ) -> None:
+    def __init__(self, evaluate: Callable[[Call], Answer]) -> None:
         context: Any = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
         self.call: Call | None = None
         self._process = context.Process(
-            target=_work, args=(theirs, self.pipe, evaluate, share, jobs), daemon=True
+            target=_work, args=(theirs, self.pipe, evaluate), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -189,19 +176,12 @@ def _end(process: Any, pipe: Connection) -> None:
     pipe.close()
 
 
-def _work(
-    pipe: Connection,
-    parents: Connection,
-    evaluate: Callable[[Call], Answer],
-    share: Callable[[int], None],
-    jobs: int,
-) -> None:
+def _work(pipe: Connection, parents: Connection, evaluate: Callable[[Call], Answer]) -> None:
     """A worker's life: until the parent closes the pipe, or dies."""
     parents.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # those are for the parent, which ends its workers
     torch.set_num_threads(1)  # the threads of the parent are not there any more
-    share(jobs)
     with contextlib.suppress(EOFError, OSError):
         while True:
             call = pipe.recv()

@@ -313,10 +313,8 @@ class Problem:
         if answer is None:
             answer = self._answer(wanted, enough, remember)
         else:
-            assert answer.measured is not None
             self.evaluator.repeat(answer.measured, answer.searched)
         self.guide.learn(key, answer.errors)
-        assert answer.measured is not None
         kept = None if enough is not None and enough() else (wanted.key, answer)
         return self._judged(key, by, answer.measured, asked, answer.overflows, kept)
 
@@ -419,13 +417,12 @@ class Problem:
     def _noted(self, precision: Precision, by: str) -> Measured:
         wanted = call("other", precision, self.evaluator.searched, math.inf)
         known = self._recalled(wanted)
-        if known is not None and known.measured is not None:
-            measured = known.measured
-            self.evaluator.repeat(measured, known.searched)
+        if known is not None:
+            self.evaluator.repeat(known.measured, known.searched)
         else:
-            measured = self.evaluator.evaluate(precision, enough=self._over)
-            known = Answer(measured, tuple(self.evaluator.searched))
-        kept = None if self._over() else (wanted, known)
+            found = self.evaluator.evaluate(precision, enough=self._over)
+            known = Answer(found, tuple(self.evaluator.searched))
+        measured, kept = known.measured, None if self._over() else (wanted, known)
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return measured
 
@@ -518,7 +515,7 @@ class Problem:
         """The evaluator's losses of single samples, recorded."""
         wanted = call(by, precision, samples, self.limit)
         known = self.record.recall(wanted)
-        if known is None or known.measured is None or not {*known.losses} <= {*samples}:
+        if known is None or not {*known.losses} <= {*samples}:
             started, executed = time.perf_counter(), self.engine.executions
             found = self.evaluator.losses(precision, samples, enough)
             worst, every = max(found.values()), len(found) == len(samples)

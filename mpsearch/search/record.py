@@ -168,17 +168,6 @@ class Record:
         asked: optuna.trial.Trial | None,
         kept: tuple[str, Answer] | None = None,
     ) -> None:
-        told = self._told(value, facts, beyond, asked)
-        if self.store is not None and kept is not None:
-            self.store.keep(*kept, told)
-
-    def _told(
-        self,
-        value: float,
-        facts: Mapping[str, Any],
-        beyond: float,
-        asked: optuna.trial.Trial | None,
-    ) -> optuna.trial.FrozenTrial:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if asked is None:
@@ -192,13 +181,15 @@ class Record:
                     spent = timedelta(seconds=facts.get("seconds", 0.0))
                     told.datetime_start = told.datetime_complete - spent
                 self.study.add_trial(told)
-                return told
-            for key, fact in facts.items():
-                asked.set_user_attr(key, fact)
-            asked.set_constraint(BUDGET, beyond)
-            storage = self.study._storage  # Optuna has no public way to set this one any more
-            storage.set_trial_system_attr(asked._trial_id, _FOR_THE_DASHBOARD, [beyond])
-            return self.study.tell(asked, value)
+            else:
+                for key, fact in facts.items():
+                    asked.set_user_attr(key, fact)
+                asked.set_constraint(BUDGET, beyond)
+                storage = self.study._storage  # Optuna has no public way to set this one any more
+                storage.set_trial_system_attr(asked._trial_id, _FOR_THE_DASHBOARD, [beyond])
+                told = self.study.tell(asked, value)
+        if self.store is not None and kept is not None:
+            self.store.keep(*kept, told)
 
     def judge(self, question: Question) -> None:
         """Judge all trials again by the limit of another question about the same units."""

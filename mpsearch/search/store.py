@@ -45,7 +45,7 @@ class Answer:
     Attributes
     ----------
     measured
-        The losses of a set; None where those of single samples were asked for.
+        The losses, and what they cost.
     searched
         The order of the samples after it.
     overflows
@@ -56,7 +56,7 @@ class Answer:
         Those of single samples, by index.
     """
 
-    measured: Measured | None = None
+    measured: Measured
     searched: tuple[int, ...] = ()
     overflows: str = ""
     errors: Errors = field(default_factory=dict)
@@ -65,12 +65,9 @@ class Answer:
     def as_json(self) -> dict[str, Any]:
         """As numbers and strings; JSON has no infinity."""
         found = self.measured
-        numbers = None
-        if found is not None:
-            losses = str(found.loss), str(found.worst)
-            numbers = [*losses, found.exact, found.executions, found.seconds]
+        losses = str(found.loss), str(found.worst)
         return {
-            "measured": numbers,
+            "measured": [*losses, found.exact, found.executions, found.seconds],
             "searched": list(self.searched),
             "overflows": self.overflows,
             "errors": [
@@ -89,12 +86,8 @@ class Answer:
         KeyError, TypeError, ValueError
             If it is something else.
         """
-        measured = None
-        if found["measured"] is not None:
-            loss, worst, exact, executions, seconds = found["measured"]
-            measured = Measured(
-                float(loss), float(worst), bool(exact), int(executions), float(seconds)
-            )
+        loss, worst, exact, executions, seconds = found["measured"]
+        measured = Measured(float(loss), float(worst), bool(exact), int(executions), float(seconds))
         errors = {
             (int(s), int(p)): np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
             for s, p, text in found["errors"]
@@ -132,8 +125,6 @@ class Store:
     ----------
     known
         How many evaluations were there at first.
-    recalled
-        How many of them were asked for again.
 
     Raises
     ------
@@ -151,12 +142,11 @@ class Store:
         resume: bool = False,
         over: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.url = url
         self._over = over
         self._answers: dict[str, Answer] = {}
-        self._storage = open_storage(url)
-        study = _same(self._storage, facts) if resume else None
-        self._study = study or _created(self._storage, name, {**about, _FACTS: dict(facts)})
+        storage = open_storage(url)
+        study = _same(storage, facts) if resume else None
+        self._study = study or _created(storage, name, {**about, _FACTS: dict(facts)})
         if study is not None:
             try:
                 for trial in study.get_trials(deepcopy=False):
@@ -168,7 +158,7 @@ class Store:
                     f"cannot resume: the study {study.study_name!r} holds what mpsearch did not "
                     "write; leave --resume out to begin anew"
                 ) from error
-        self.known, self.recalled = len(self._answers), 0
+        self.known = len(self._answers)
         self._lost = False
 
     @property
@@ -178,9 +168,7 @@ class Store:
 
     def recall(self, asked: str) -> Answer | None:
         """What this gave before, if it was asked."""
-        found = self._answers.get(asked)
-        self.recalled += found is not None
-        return found
+        return self._answers.get(asked)
 
     def keep(self, asked: str, answer: Answer, trial: optuna.trial.FrozenTrial) -> None:
         """Keep an answer, with the trial that it is of; one that is known already is not again.
@@ -256,6 +244,18 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             f"storage {url!r} cannot be opened ({first_line(error)}); give a URL such as "
             "sqlite:///study.db, postgresql://user@host/name or journal:study.log"
         ) from error
+
+
+def check_storage(url: str | None) -> None:
+    """Fail early where a storage cannot be opened.
+
+    Raises
+    ------
+    InputError
+        With the reason.
+    """
+    if url is not None:
+        open_storage(url)
 
 
 def _file(url: str) -> Path | None:

@@ -32,14 +32,15 @@ def data_digest(prepared: Prepared) -> str:
     return digest.hexdigest()
 
 
-def study_name(prepared: Prepared) -> str:
+def study_name(prepared: Prepared, data: str) -> str:
     """The name of the study of a search: the same for the same model, data, metric and versions.
 
+    ``data`` is the :func:`data_digest`.
     Two runs with the same name evaluate alike; they may differ in budget, strategy and limits.
     """
     digest = xxhash.xxh3_128()
     digest.update(prepared.fingerprint.encode())
-    digest.update(data_digest(prepared).encode())
+    digest.update(data.encode())
     profiles = [p.name for p in prepared.profiles]
     digest.update(repr((prepared.metric.name, profiles, sorted(versions().items()))).encode())
     return f"{prepared.source} {digest.hexdigest()[:16]}"
