@@ -95,10 +95,12 @@ class Diagnosis:
         self._makers = {slot: n for n in engine.nodes for slot in n.outputs}
         #: Of the op that is looked at: what it may compute, and the error that it then makes.
         self._known: dict[int, list[tuple[tuple[Any, ...], float]]] = {}
+        #: What it takes, by sample.
+        self._taken: dict[int, dict[int, Any]] = {}
 
     def verdict(self, node: Node) -> tuple[str, float]:
         """The verdict on an op, and its error alone in FP16 (the worst sample and profile)."""
-        self._known = {}
+        self._known, self._taken = {}, {}
         profiles = range(self._engine.profiles)
         errors = {(s, p): self._native(node, s, p) for s in self._samples for p in profiles}
         worst = max(errors.values())
@@ -124,13 +126,11 @@ class Diagnosis:
             return "constant" if self._constant_peak(node) > FP16.largest else "overflow"
         if gone(replace(everything, underflow=False)):
             return "underflow"
-        if gone(replace(everything, digits=False)):
-            return self._digits(node, samples[0])
-        return (
-            "overflow"
-            if gone(replace(everything, overflow=False, underflow=False))
-            else (self._digits(node, samples[0]))
-        )
+        # Before the digits, since where nothing overflows this was run already.
+        range_ = gone(replace(everything, overflow=False, underflow=False))
+        if range_ and not gone(replace(everything, digits=False)):
+            return "overflow"
+        return self._digits(node, samples[0])
 
     def _little(self, full: float) -> float:
         """The largest error that counts as gone, given what it was; beyond 1 all is wrong."""
@@ -138,7 +138,7 @@ class Diagnosis:
 
     def _digits(self, node: Node, sample: int) -> str:
         """Digits are lost: by subtraction, along a sum, or harmlessly here and not later."""
-        taken = self._engine.taken(sample, node)
+        taken = self._takes(node, sample)
         sizes = {s: _size(v) for s, v in taken.items() if isinstance(v, Tensor)}
         results = self._exact_results(node, taken)
         result = max((_size(r) for r in results if isinstance(r, Tensor)), default=0.0)
@@ -172,20 +172,25 @@ class Diagnosis:
 
     def _inner(self, node: Node, sample: int) -> str:
         """What a profile does inside the op, beyond rounding what goes in and comes out."""
-        arguments = self._arguments(node, self._engine.taken(sample, node), None)
+        arguments = self._arguments(node, self._takes(node, sample), None)
         limit = FP16.largest / 2  # the Neural Engine's own
         peak = float(inner_peak(OPS[node.op_type].function, arguments))
-        results = self._exact_results(node, self._engine.taken(sample, node))
+        results = self._exact_results(node, self._takes(node, sample))
         peak = max([peak, *(_peak(r) for r in results if isinstance(r, Tensor))])
         return "overflow" if peak >= limit or not math.isfinite(peak) else "accumulation"
 
     # -- running -------------------------------------------------------------------------------
 
+    def _takes(self, node: Node, sample: int) -> dict[int, Any]:
+        if sample not in self._taken:
+            self._taken[sample] = self._engine.taken(sample, node)
+        return self._taken[sample]
+
     def _native(self, node: Node, sample: int, profile: int) -> float:
         """The error when the op alone is FP16, in a numerics profile."""
         runtime = self._engine.runtimes[profile]
         with torch.inference_mode():
-            taken = self._engine.taken(sample, node)
+            taken = self._takes(node, sample)
             results = runtime.run(node, taken, frozenset())
         return self._error(node, sample, results)
 
@@ -194,7 +199,7 @@ class Diagnosis:
         worst = 0.0
         for sample in samples:
             with torch.inference_mode():
-                taken = self._engine.taken(sample, node)
+                taken = self._takes(node, sample)
                 arguments = self._arguments(node, taken, losses)
                 out = OPS[node.op_type].function(**arguments)
                 results = out if isinstance(out, tuple) else (out,)
