@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -354,6 +355,11 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jobs
         How many processes evaluate in :func:`mpsearch.optimize`, on the CPU; answers do not depend
         on it. With more than one, each does with one thread.
+    cluster
+        Who evaluates besides, in :func:`mpsearch.optimize`: the processes of a Dask cluster
+        (``tcp://host:8786``, the address of its scheduler, or ``local:4`` for so many here), or
+        ``mpsearch worker`` anywhere (``storage:DIR``, where they find ``storage`` and a copy of
+        ``DIR``). Answers do not depend on it.
     progress
         Whether to show a progress bar; None: where stderr is a terminal.
 
@@ -369,6 +375,7 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: str | None = None
     resume: bool = False
     jobs: int = 1
+    cluster: str | None = None
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -377,7 +384,22 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._set(jobs=count(self.jobs, "jobs"))
         if self.resume and self.storage is None:
             raise InputError("resume needs the storage of the run to go on with; give storage")
+        if self.cluster is not None:
+            self._check_cluster(self.cluster)
         self._set(seed=seed(self.seed))
+
+    def _check_cluster(self, cluster: str) -> None:
+        if not re.fullmatch(r"local:[1-9]\d{0,3}|storage:.+|[a-z]+://.+", cluster):
+            raise InputError(
+                f"cluster is {cluster!r}, expected tcp://host:port of a Dask scheduler, local:4, "
+                "or storage (in Python storage:DIR)"
+            )
+        if self.jobs > 1:
+            raise InputError(f"jobs is {self.jobs} and cluster {cluster!r}; give one of them")
+        if self.device != "cpu":
+            raise InputError(f"cluster {cluster!r} evaluates on CPUs; leave device out")
+        if cluster.startswith("storage:") and self.storage is None:
+            raise InputError("a cluster by storage needs one that workers reach; give storage")
 
 
 def group(value: Any, kind: type[G], name: str) -> G:

@@ -12,7 +12,8 @@ import torch
 
 import mpsearch
 from mpsearch.flows.surroundings import threads
-from mpsearch.search.ahead import Ahead, check_jobs
+from mpsearch.search.ahead import Ahead
+from mpsearch.workers.forked import check_jobs
 
 from .command import run
 from .trials.slow import build
@@ -69,7 +70,7 @@ def test_a_worker_that_is_killed_costs_only_what_it_was_doing(one, monkeypatch):
 
     def murderous(self, key):
         if self._workers and not killed:
-            killed.append(self._workers[0]._process.pid)
+            killed.append(self._workers[0].process.pid)
             os.kill(killed[-1], signal.SIGKILL)
         return take(self, key)
 

@@ -152,6 +152,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
 @shared.execution
 @shared.jobs
+@shared.cluster
 @shared.storage
 @shared.resume
 @click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
@@ -174,6 +175,8 @@ def optimize(
     conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
     limits = shared.group(Limits, options)
     options["resume"] = resume and options["storage"] is not None
+    if options["cluster"] == "storage":
+        options["cluster"] = f"storage:{target}"
     execution = shared.group(Execution, options)
 
     bar = _loading(execution.progress)
@@ -504,6 +507,46 @@ def run(
         names = predict_file(model, inputs, out, numerics, device, function_name)
     found = {"written": str(out), "outputs": names}
     click.echo(json.dumps(found) if as_json else printable(f"wrote {out}: {', '.join(names)}"))
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--storage", metavar="URL", required=True, help="The storage of the search.")
+@click.option("--metric", help="package.module:callable, where the search has one of its own.")
+@click.option("--cache-bytes", type=int, help="Bytes of results to remember.")
+@click.option(
+    "--patience",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for the search to begin, and for a sign of life of it.",
+)
+@shared.json
+def worker(
+    directory: Path,
+    storage: str,
+    metric: str | None,
+    cache_bytes: int | None,
+    patience: float,
+    as_json: bool,
+) -> None:
+    """Evaluate for a search that writes into DIRECTORY, or a copy of it, until it ends.
+
+    The search is mpsearch optimize --out DIRECTORY --storage URL --cluster storage; any number of
+    workers, on any machine of its kind, make it faster and change nothing else.
+    """
+    if cache_bytes is not None:
+        cache_bytes = choices.count(cache_bytes, "--cache-bytes", 0)
+    bar = _loading(None)
+    from ..ending import Ending
+    from ..flows.work import work
+
+    ending = Ending()
+    with ending.listening():
+        served = work(directory, storage, ending, metric, cache_bytes, patience, bar.stage)
+    bar.close()
+    said = f"{served:,} evaluations"
+    click.echo(json.dumps({"evaluations": served}) if as_json else said)
 
 
 @main.command()

@@ -130,6 +130,12 @@ execution = options(
 jobs = click.option(
     "--jobs", type=int, default=1, show_default=True, help="Processes that evaluate."
 )
+cluster = click.option(
+    "--cluster",
+    metavar="WHERE",
+    help="Evaluate on a Dask cluster as well (tcp://host:8786, local:4), or by mpsearch worker "
+    "(storage).",
+)
 resume = click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
 storage = click.option(
     "--storage",

@@ -52,6 +52,8 @@ class Evaluator(Generic[B]):
 
     Attributes
     ----------
+    targets, chance
+        As given.
     searched
         The samples that precisions are evaluated on, those likeliest to break the budget first:
         all of them, unless :meth:`search_on` says otherwise.
@@ -70,8 +72,8 @@ class Evaluator(Generic[B]):
         self.metric = metric
         self.evaluations = 0
         self.searched = list(range(backend.samples))
-        self._targets = list(targets)
-        self._chance = chance
+        self.targets = list(targets)
+        self.chance = chance
 
     @property
     def by_sample(self) -> bool:
@@ -81,7 +83,7 @@ class Evaluator(Generic[B]):
     @property
     def aims_beyond(self) -> bool:
         """Whether precisions are judged by what the next input's loss is expected to be."""
-        return self.by_sample and self._chance is not None
+        return self.by_sample and self.chance is not None
 
     @property
     def rest(self) -> list[int]:
@@ -176,9 +178,9 @@ class Evaluator(Generic[B]):
 
     def expected(self, losses: Sequence[float], student: bool = False) -> float:
         """What the next input's loss is expected to stay below; the worst of these if not asked."""
-        if not self.aims_beyond or self._chance is None:
+        if not self.aims_beyond or self.chance is None:
             return max(losses)
-        return expected(losses, self._chance, student)
+        return expected(losses, self.chance, student)
 
     def add(self, sample: Mapping[str, Any], reference: Outputs) -> int:
         """One more sample, on a backend that takes it; its index."""
@@ -210,7 +212,7 @@ class Evaluator(Generic[B]):
                     break
                 given.append(outputs(sample, sample))
             seen = len(given)
-            loss = self.metric.whole(self.references[:seen], given, self._targets[:seen])
+            loss = self.metric.whole(self.references[:seen], given, self.targets[:seen])
             return [loss], seen == len(self.searched)
         parts: list[tuple[float, float]] = []
         assert self.metric.parts is not None

@@ -163,7 +163,8 @@ class Incremental:
                     + ", ".join(self.function.inputs)
                 )
         slots = {**self.function.inputs, **self.function.states}
-        return {slot: values[name].to(device) for name, slot in slots.items()}
+        # Sums are taken in another order where numbers lie otherwise in memory.
+        return {slot: values[name].to(device).contiguous() for name, slot in slots.items()}
 
     # -- outputs -------------------------------------------------------------------------------
 

@@ -67,9 +67,12 @@ def _to_tensor(value: Any) -> Any:
         array = array.astype(np.int32)
     elif array.dtype.kind in "US":
         return value
-    if not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array)
-    return torch.from_numpy(array)
+    if array.flags.c_contiguous:
+        return torch.from_numpy(array)
+    # torch's memory, not numpy's: BLAS sums in another order where data is aligned otherwise.
+    out = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
+    out.numpy()[...] = array
+    return out
 
 
 def _warn_once() -> None:

@@ -124,7 +124,7 @@ class Certifier:
             return False
         engine = self._seen.backend
         engine.outputs(question.precision(kept), sample, remember=False)
-        return bool(question.harmful(engine.lost))
+        return bool(self._problem.answerer.harmful(engine.lost))
 
     def _safer(self, kept: Kept, holds: bool) -> Kept | None:
         """What to take instead of a set that does not hold.
@@ -154,7 +154,7 @@ class Certifier:
             given, reference = prepared.heldout.samples[sample], prepared.heldout_references[sample]
             places.append(problem.evaluator.add(given, reference))
             engine.outputs(question.precision(kept), places[-1])
-            lost = question.harmful(engine.lost)
+            lost = problem.answerer.harmful(engine.lost)
             what = "broke the budget"
             if lost:
                 where = f" in {lost[0].layer}" if lost[0].layer else ""

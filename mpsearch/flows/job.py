@@ -12,7 +12,7 @@ from .. import options
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator, Measured
-from ..evaluation.incremental import Incremental, default_cache_bytes
+from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs, resolve
 from ..evaluation.reach import Reach
 from ..explain.hazards import notes as hazard_notes
@@ -24,7 +24,7 @@ from ..scaling.exponents import UNSCALED, Magnitudes, Plan
 from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..search import pins
-from ..search.ahead import check_jobs
+from ..search.ahead import Hire
 from ..search.cost import Casts
 from ..search.problem import Problem, Strategy
 from ..search.question import Question, units
@@ -33,6 +33,7 @@ from ..search.registry import find_strategy
 from ..search.risk import Range
 from ..search.store import check_storage
 from ..source.prepare import Prepared, check_device
+from .crew import check_crew, share
 from .keeping import fields, record
 
 DEFAULT_TRIALS = 300
@@ -80,7 +81,7 @@ class Request:
         chosen(self.numerics)
         check_storage(self.execution.storage)
         check_device(self.execution.device)
-        check_jobs(self.execution.jobs, self.execution.device)
+        check_crew(self.execution)
 
     def limit(self, metric: Metric) -> float:
         """The largest loss allowed."""
@@ -177,6 +178,7 @@ def pose(
     watch: Callable[[Trial, Problem], None] | None,
     plan: Plan = UNSCALED,
     rewrites: Sequence[Rewrite] = (),
+    hire: Hire | None = None,
 ) -> Job:
     """The question that a request asks of a model: what is free, what is pinned, what it costs.
 
@@ -194,9 +196,7 @@ def pose(
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(struck(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
-    most = default_cache_bytes() if execution.cache_bytes is None else execution.cache_bytes
-    share = most // execution.jobs
-    evaluator = prepared.pool(execution.device, share, ending, request.chance)
+    evaluator = prepared.pool(execution.device, share(execution), ending, request.chance)
     floor, range_ = measured(prepared, evaluator, ending)
     required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
     against = required & fp16
@@ -229,7 +229,7 @@ def pose(
         ending=ending,
         watch=watch,
         floor=floor,
-        jobs=execution.jobs,
+        hire=hire,
     )
     problem.reserve(_RESERVE)
     notes = [*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")]

@@ -22,6 +22,7 @@ from ..search.record import Trial
 from ..source.prepare import prepare
 from ..usercode import guarded
 from .certifying import Certifier
+from .crew import crew, threads_of
 from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
@@ -142,8 +143,11 @@ def answer(
         If the package computes an op in another precision than was asked for.
     """
     started = time.perf_counter()
-    single = 1 if request.execution.jobs > 1 else None
-    with closing(Progress(request.execution.progress)) as bar, threads(single):
+    with (
+        closing(Progress(request.execution.progress)) as bar,
+        threads(threads_of(request.execution)),
+        crew(request.execution) as hire,
+    ):
         bar.stage("converting")
         prepared = prepare(
             model,
@@ -158,7 +162,8 @@ def answer(
         )
         ending.start()
         bar.stage("measuring all-FP32 and all-FP16")
-        job = pose(request, prepared, ending, name, started, _watching(bar, on_trial))
+        watch = _watching(bar, on_trial)
+        job = pose(request, prepared, ending, name, started, watch, hire=hire)
         problem = job.problem
         if (store := problem.record.store) is not None and store.known:
             bar.stage(f"going on from {store.known} evaluations of a run before")

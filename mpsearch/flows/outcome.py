@@ -346,8 +346,11 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
         conversion=conversion,
         constraints=request.constraints,
         limits=request.limits,
-        # Where this run kept its study says nothing of the set, and may hold a password.
-        execution=msgspec.structs.replace(request.execution, storage=None, resume=False),
+        # Where this run kept its study, and who helped, says nothing of the set, and may hold a
+        # password.
+        execution=msgspec.structs.replace(
+            request.execution, storage=None, resume=False, cluster=None
+        ),
         errors={name: number(facts.get(name)) for name in errors},
         inputs=tuple(
             msgspec.convert({"name": p.name, "dtype": p.dtype, "shape": p.shape}, InputSpec)

@@ -55,8 +55,17 @@ def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) ->
     job.problem.engine.release()
     prepared = with_changes(job.prepared, spellings, plan.scales)
     bar.stage("measuring the changed program")
-    watch = job.problem.watch
-    return pose(job.request, prepared, ending, job.name, job.started, watch, plan, spellings)
+    return pose(
+        job.request,
+        prepared,
+        ending,
+        job.name,
+        job.started,
+        job.problem.watch,
+        plan,
+        spellings,
+        job.problem.hire,
+    )
 
 
 def hint(job: Job, kept: int) -> str:

@@ -20,15 +20,15 @@ import optuna
 from ..ending import Ending, Stop
 from ..evaluation.evaluator import Evaluator, Measured
 from ..evaluation.incremental import Incremental
-from ..evaluation.metrics import Outputs
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
-from .ahead import Ahead, Call
+from .ahead import Ahead, Hire
+from .answering import Answerer, Call
 from .guide import Guide
 from .question import Kept, Question
 from .record import FP32_OR_FP16, Record, Trial
 from .response import Response
-from .store import Answer, Errors, Lost, call
+from .store import Answer, Lost, call
 
 
 class Strategy(Protocol):
@@ -78,8 +78,8 @@ class Problem:
         Called with every trial.
     floor
         What all-FP32 gave, where that is known already.
-    jobs
-        How many processes evaluate; more than one evaluate ahead what is :meth:`expect`-ed.
+    hire
+        Gives the workers that evaluate ahead what is :meth:`expect`-ed.
 
     Attributes
     ----------
@@ -89,8 +89,8 @@ class Problem:
         The largest loss allowed, as it was asked for at first.
     record
         Every trial so far.
-    watch
-        Called with every trial.
+    watch, hire
+        As given.
     best
         The cheapest trial that met the limit; of equals, the one with fewer ops, then with fewer
         casts, then with the smaller loss.
@@ -106,7 +106,7 @@ class Problem:
         ending: Ending | None = None,
         watch: Callable[[Trial, Problem], None] | None = None,
         floor: Measured | None = None,
-        jobs: int = 1,
+        hire: Hire | None = None,
     ) -> None:
         self.question = question
         self.limit = question.limit
@@ -116,13 +116,14 @@ class Problem:
         self.best: Trial | None = None
         self.evaluator = evaluator
         self.engine = evaluator.backend
-        self.engine.mark = question.harmless is not None
         self.guide = Guide(evaluator, question.seed)
+        self.answerer = Answerer(evaluator, self.guide.sketch, question.harmless)
         self.watch = watch
         self._reserve = 0
         self._floor = floor
-        self.ahead = Ahead(self._answer_ahead, jobs) if jobs > 1 else None
-        self._forked = len(evaluator.references)
+        self.hire = hire
+        self.ahead = None if hire is None else Ahead(self.answerer, hire)
+        self._hired = len(evaluator.references)
         self._last: dict[int, float] = {}  # of samples not searched on: the loss of the last set
         self._ends: tuple[float, float | None] | None = None
 
@@ -311,7 +312,7 @@ class Problem:
         if answer is None and self.ahead is not None and enough is None:
             answer = self.ahead.take(wanted.key)
         if answer is None:
-            answer = self._answer(wanted, enough, remember)
+            answer = self.answerer.answer(wanted, enough, remember)
         else:
             self.evaluator.repeat(answer.measured, answer.searched)
         self.guide.learn(key, answer.errors)
@@ -325,35 +326,6 @@ class Problem:
         named = call("set", precision, searched, limit)
         return Call(named, precision, tuple(searched), limit)
 
-    def _answer(
-        self, wanted: Call, enough: Callable[[], bool] | None = None, remember: int | None = None
-    ) -> Answer:
-        """Evaluate a set, whatever is known of it; recorded by those who asked."""
-        errors: Errors = {}
-        overflows: list[str] = []
-
-        def see(sample: int, profile: int, outputs: Outputs) -> None:
-            error = self.guide.sketch(sample, outputs)
-            if error is not None:
-                errors[sample, profile] = error
-            overflows.extend(node.name for node in self.question.harmful(self.engine.lost))
-
-        evaluator = self.evaluator
-        measured = evaluator.evaluate(wanted.precision, wanted.limit, see, enough, remember)
-        first = overflows[0] if overflows else ""
-        return Answer(measured, tuple(evaluator.searched), first, errors)
-
-    def _answer_ahead(self, wanted: Call) -> Answer:
-        """Evaluate a set that was not asked for, so that nothing is changed by it."""
-        evaluator = self.evaluator
-        before, count, ran = list(evaluator.searched), evaluator.evaluations, self.engine.executions
-        evaluator.search_on(wanted.searched)
-        try:
-            return self._answer(wanted)
-        finally:
-            evaluator.search_on(before)
-            evaluator.evaluations, self.engine.executions = count, ran
-
     def expect(self, sets: Callable[[], Iterable[Iterable[int]]]) -> None:
         """Say what is likely to be asked next, the likeliest first.
 
@@ -363,9 +335,9 @@ class Problem:
         if self.ahead is None or self.ending.over:
             return
         samples = len(self.evaluator.references)
-        if samples != self._forked:  # workers know the samples that there were when they began
+        if samples != self._hired:  # workers know the samples that there were when they began
             self.ahead.close()
-            self._forked = samples
+            self._hired = samples
         keys = dict.fromkeys(map(frozenset, sets()))
         calls = [self._call(key) for key in keys if self.record.known(key) is None]
         self.ahead.expect([c for c in calls if self.record.recall(c.key) is None])

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..program.graph import Node
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from .cost import Casts, op_cost
@@ -125,11 +124,6 @@ class Question:
             found = price, float(sum(len(self.units[i].ops) for i in key)), casts
             self._ranks[key] = found
         return found
-
-    def harmful(self, lost: Iterable[Node]) -> list[Node]:
-        """Of the ops that are infinite or NaN, those by which that does harm."""
-        harmless = self.harmless
-        return [] if harmless is None else [node for node in lost if node.name not in harmless]
 
     def far_beyond(self, loss: float) -> bool:
         """Whether a loss is so far beyond the limit that no other rounding could undo it."""

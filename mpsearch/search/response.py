@@ -47,7 +47,7 @@ class Sketch:
 
     def __init__(self, references: Sequence[Outputs], seed: int) -> None:
         self._references = references
-        self._seed = seed
+        self.seed = seed
         self._hashes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, sample: int, outputs: Outputs) -> np.ndarray | None:
@@ -72,7 +72,7 @@ class Sketch:
         if count <= _SKETCH:
             return error
         if count not in self._hashes:
-            generator = torch.Generator().manual_seed(self._seed)
+            generator = torch.Generator().manual_seed(self.seed)
             bucket = torch.randint(0, _SKETCH, (count,), generator=generator)
             sign = torch.randint(0, 2, (count,), generator=generator).double() * 2 - 1
             self._hashes[count] = bucket, sign

@@ -152,7 +152,7 @@ class Store:
                 for trial in study.get_trials(deepcopy=False):
                     asked = trial.user_attrs.get(_CALL)
                     if asked is not None:
-                        self._answers[str(asked)] = Answer.from_json(_joined(trial.user_attrs))
+                        self._answers[str(asked)] = read_answer(trial.user_attrs)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise InputError(
                     f"cannot resume: the study {study.study_name!r} holds what mpsearch did not "
@@ -182,12 +182,12 @@ class Store:
         """
         if asked in self._answers or self._lost:
             return
-        attributes = {**trial.user_attrs, _CALL: asked, **_parted(answer.as_json())}
+        told_of = {**trial.user_attrs, _CALL: asked, **attributes(answer)}
         told = optuna.trial.create_trial(
             value=trial.value,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs=attributes,
+            user_attrs=told_of,
             system_attrs=trial.system_attrs,
         )
         told.datetime_start, told.datetime_complete = trial.datetime_start, trial.datetime_complete
@@ -239,6 +239,11 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             # Nothing stays open, so that the folder can be moved.
             return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
         return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except ImportError as error:
+        raise InputError(
+            f"storage {url!r} needs a driver that is not installed; for PostgreSQL run pip install "
+            "mpsearch[postgresql], for MySQL pip install pymysql"
+        ) from error
     except Exception as error:  # whatever the database's driver raises
         raise InputError(
             f"storage {url!r} cannot be opened ({first_line(error)}); give a URL such as "
@@ -342,11 +347,12 @@ def silence() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def _parted(answer: dict[str, Any]) -> dict[str, Any]:
-    """An answer as attributes, each short enough: its sketched errors are most of it."""
+def attributes(answer: Answer) -> dict[str, Any]:
+    """An answer as attributes of a trial, each short enough: its sketched errors are most of it."""
+    whole = answer.as_json()
     parts: list[list[Any]] = [[]]
     size = 0
-    for error in answer.pop("errors"):
+    for error in whole.pop("errors"):
         text = error[2]
         for start in range(0, len(text), _ATTRIBUTE // 2):
             piece = [*error[:2], text[start : start + _ATTRIBUTE // 2]]
@@ -356,15 +362,22 @@ def _parted(answer: dict[str, Any]) -> dict[str, Any]:
             parts[-1].append(piece)
             size += len(piece[2]) + 32
     more = {f"{_ANSWER} {i}": part for i, part in enumerate(parts) if part}
-    return {_ANSWER: answer, **more}
+    return {_ANSWER: whole, **more}
 
 
-def _joined(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`_parted`."""
+def read_answer(attributes: Mapping[str, Any]) -> Answer:
+    """The inverse of :func:`attributes`.
+
+    Raises
+    ------
+    AttributeError, KeyError, TypeError, ValueError
+        If it is something else.
+    """
     texts: dict[tuple[int, int], str] = {}
     number = 0
     while (part := attributes.get(f"{_ANSWER} {number}")) is not None:
         for sample, profile, text in part:
             texts[sample, profile] = texts.get((sample, profile), "") + text
         number += 1
-    return {**attributes[_ANSWER], "errors": [[*key, text] for key, text in texts.items()]}
+    errors = [[*key, text] for key, text in texts.items()]
+    return Answer.from_json({**attributes[_ANSWER], "errors": errors})

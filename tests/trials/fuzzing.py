@@ -75,7 +75,7 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
     from mpsearch.package import config
     from mpsearch.program.packages import open_package
     from mpsearch.results import result
-    from mpsearch.search.store import Answer, _joined
+    from mpsearch.search.store import read_answer
     from mpsearch.source import data
     from mpsearch.source.exported import load_exported
     from mpsearch.source.mlpackage import from_package
@@ -109,7 +109,7 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
             if not isinstance(found, dict):
                 return None
             try:  # as Store reads a trial
-                return Answer.from_json(_joined(found))
+                return read_answer(found)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise InputError("not of mpsearch") from error
 
