@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .device.coreml import CoreML
     from .errors import (
         ExecutionError,
         InfeasibleError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .flows.convert import convert
     from .flows.optimize import optimize
     from .flows.pareto import pareto
+    from .flows.probe import probe
     from .numerics.profiles import Profile
     from .options import Constraints, Conversion, Execution, Limits
     from .package.config import Config
@@ -40,6 +42,7 @@ __all__ = [
     "Config",
     "Constraints",
     "Conversion",
+    "CoreML",
     "Execution",
     "ExecutionError",
     "Executor",
@@ -58,6 +61,7 @@ __all__ = [
     "convert",
     "optimize",
     "pareto",
+    "probe",
 ]
 
 #: Where each public name is. They are imported when they are first asked for: torch and coremltools
@@ -68,6 +72,7 @@ _HOMES = {
     "Config": "package.config",
     "Constraints": "options",
     "Conversion": "options",
+    "CoreML": "device.coreml",
     "Execution": "options",
     "Executor": "executor.predict",
     "Front": "results.front",
@@ -80,6 +85,7 @@ _HOMES = {
     "convert": "flows.convert",
     "optimize": "flows.optimize",
     "pareto": "flows.pareto",
+    "probe": "flows.probe",
 }
 
 

@@ -152,23 +152,25 @@ PROFILES = ("ieee", "ane", "strict", "wide")
 
 
 def profile_names(text: str) -> list[str]:
-    """The profiles that a text names, with commas between them.
+    """The profiles that a text names, with commas between them; files end in ``.json``.
 
     Raises
     ------
     InputError
-        If a name is none of :data:`PROFILES`.
+        If a name is none of :data:`PROFILES`, and no file.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in PROFILES:
+        if name not in PROFILES and not name.endswith(".json"):
             raise InputError(
-                f"numerics {name!r} is not known; choose from {', '.join(PROFILES)}, or several "
-                "with commas between them"
+                f"numerics {name!r} is not known; choose from {', '.join(PROFILES)}, a .json that "
+                "mpsearch probe wrote, or several with commas between them"
             )
     return names
 
 
+#: What may compute where Core ML does, as ``coremltools.ComputeUnit`` spells it.
+COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 #: Error measures (:mod:`mpsearch.evaluation.metrics`).
 METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1")
 #: Deployment targets, the oldest first.

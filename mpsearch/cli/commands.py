@@ -465,7 +465,7 @@ def check(
     report = checking.check(parsed, loaded, data, budget=budget, metric=metric, execution=execution)
     for path, render in ((junit, ci.junit), (markdown, ci.markdown), (sarif, ci.sarif)):
         if path is not None:
-            with written(path, lambda p: "it is a folder" if p.is_dir() else None) as scratch:
+            with written(path, _folder) as scratch:
                 scratch.write_text(render(report, config), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
@@ -507,6 +507,40 @@ def run(
         names = predict_file(model, inputs, out, numerics, device, function_name)
     found = {"written": str(out), "outputs": names}
     click.echo(json.dumps(found) if as_json else printable(f"wrote {out}: {', '.join(names)}"))
+
+
+@main.command()
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .json to write."
+)
+@click.option("--name", help="Of the profile (default: what computes).")
+@shared.units
+@shared.iphone
+def probe(out: Path, name: str | None, units: str, iphone: str | None) -> None:
+    """Ask a Mac, or an iPhone attached to it, how it computes in FP16.
+
+    The .json is a numerics profile that --numerics takes on any machine.
+    """
+    if out.suffix != ".json":
+        raise InputError(f"--out {out} is no .json; give a path that ends in .json")
+    check_writable(out, _folder)
+    bar = _loading(None)
+    from ..device.coreml import CoreML
+    from ..files import written
+    from ..flows.probe import probe as asked
+
+    with contextlib.closing(CoreML(units, iphone)) as device:
+        found = asked(device, name, bar.stage)
+    bar.close()
+    with written(out, _folder) as scratch:
+        scratch.write_text(found.to_json(), encoding="utf-8")
+    click.echo(printable(f"wrote {out}: {found.name}"))
+    for op_type in found.unexplained:
+        click.echo(f"{op_type}: what it gives fits no rule; taken as other ops", err=True)
+
+
+def _folder(path: Path) -> str | None:
+    return "it is a folder" if path.is_dir() else None
 
 
 @main.command()

@@ -53,7 +53,20 @@ numerics = click.option(
     type=_Numerics("numerics", lambda: choices.PROFILES),
     default="ieee",
     show_default=True,
-    help="Or several, with commas.",
+    help="Or a .json of mpsearch probe; or several, with commas.",
+)
+units = click.option(
+    "--compute-units",
+    "units",
+    type=click.Choice(choices.COMPUTE_UNITS),
+    default="CPU_AND_NE",
+    show_default=True,
+    help="What may compute.",
+)
+iphone = click.option(
+    "--iphone",
+    metavar="TEAM",
+    help="On the iPhone attached to this Mac, with apps signed by this development team.",
 )
 strategy = click.option(
     "--strategy",

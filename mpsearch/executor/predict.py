@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._ct import ct, quiet
 from ..errors import InputError
-from ..numerics.profiles import Numerics, chosen
+from ..numerics.choosing import Numerics, chosen
 from ..program import lowering as _program
 from ..program.graph import Function
 from ..program.packages import check_sizes, open_package

@@ -15,7 +15,7 @@ from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
 from ..explain.parting import parting
 from ..explain.ranges import ranges
 from ..explain.remedies import Remedy, remedies
-from ..numerics.profiles import Numerics
+from ..numerics.choosing import Numerics
 from ..options import Conversion, Execution
 from ..program.graph import Node
 from ..program.precision import Precision

@@ -14,7 +14,7 @@ from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import NAMES
 from ..explain.diagnosis import Diagnosis, diagnosable
-from ..numerics.profiles import Numerics
+from ..numerics.choosing import Numerics
 from ..options import Execution
 from ..package.config import Config, KeptOp
 from ..package.matching import match

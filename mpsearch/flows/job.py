@@ -17,7 +17,7 @@ from ..evaluation.metrics import Metric, Outputs, resolve
 from ..evaluation.reach import Reach
 from ..explain.hazards import notes as hazard_notes
 from ..explain.hazards import struck
-from ..numerics.profiles import Numerics, chosen
+from ..numerics.choosing import Numerics, chosen
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.lowering import CandidateOp
 from ..scaling.exponents import UNSCALED, Magnitudes, Plan

@@ -11,7 +11,7 @@ from typing import Any
 from ..ending import Ending, Stage, Stop
 from ..errors import MpsearchError
 from ..files import Room
-from ..numerics.profiles import Numerics
+from ..numerics.choosing import Numerics
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.precision import Precision
 from ..results import account

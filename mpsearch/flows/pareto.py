@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import options
 from ..ending import Ending, Stage, Stop
-from ..numerics.profiles import Numerics
+from ..numerics.choosing import Numerics
 from ..options import Conversion, Execution, Limits
 from ..results.front import Front, Point
 from ..search import registry as search

@@ -28,7 +28,7 @@ not know in which profile they run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -36,12 +36,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import options
-from ..errors import InputError
 from .formats import FP16, narrow, widen
 from .steps import ONE_STEP, STEPS, Replaced, inner_peak, round_floats
 
 #: Ops that move or select values and compute nothing: they run on FP16 storage as it is.
-_MOVES = frozenset(
+MOVES = frozenset(
     [
         "batch_to_space",
         "concat",
@@ -86,7 +85,7 @@ _MOVES = frozenset(
 
 
 #: Of these, the ops whose every result is a value of their one float input.
-_CARRIES = _MOVES - frozenset(
+_CARRIES = MOVES - frozenset(
     [
         "concat",
         "list_gather",
@@ -116,7 +115,7 @@ _ROUND_ONCE = frozenset({"add", "mul", "sub", "real_div"})
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bool": torch.bool}
 
 
-def _typed(x: Any, dtype: str) -> Any:
+def typed(x: Any, dtype: str) -> Any:
     """Give a result the dtype that the program declares for it (integers are kept as int32)."""
     if not isinstance(x, Tensor):
         return narrow(x) if dtype == "fp16" else x
@@ -126,7 +125,7 @@ def _typed(x: Any, dtype: str) -> Any:
 
 def _typed_moved(x: Any, dtype: str) -> Any:
     half = isinstance(x, Tensor) and x.dtype is torch.float16
-    return x if half and dtype == "fp32" else _typed(x, dtype)
+    return x if half and dtype == "fp32" else typed(x, dtype)
 
 
 def _one_dtype(arguments: dict[str, Any]) -> bool:
@@ -143,6 +142,11 @@ class Profile:
     """How an op typed FP16 computes. This base class is the profile ``ieee``."""
 
     name = "ieee"
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others, also of the same name."""
+        return self.name
 
     def treats(self, op_type: str) -> str:
         """What this profile does differently from ``ieee`` for an op, empty where nothing."""
@@ -177,7 +181,7 @@ class Profile:
 
         ``fp16`` says whether the op is typed FP16; its float inputs are then already rounded.
         """
-        moves = op_type in _MOVES
+        moves = op_type in MOVES
         as_stored = _one_dtype(arguments) if moves else fp16 and self._native(op_type, arguments)
         if not as_stored:
             arguments = {k: widen(v) for k, v in arguments.items()}
@@ -185,7 +189,7 @@ class Profile:
         results = out if isinstance(out, tuple) else (out,)
         if moves:  # values moved in FP16 are the same in FP32, and need not be stored as such
             return tuple(map(_typed_moved, results, out_dtypes))
-        return tuple(map(_typed, results, out_dtypes))
+        return tuple(map(typed, results, out_dtypes))
 
     def _native(self, op_type: str, arguments: dict[str, Any]) -> bool:
         """Whether torch's own FP16 kernel gives this op's result bit for bit."""
@@ -218,7 +222,7 @@ class Wide(Profile):
         out = function(**{k: widen(v) for k, v in arguments.items()})
         results = widen(list(out) if isinstance(out, tuple) else [out])
         wide = ("fp32" if dtype == "fp16" else dtype for dtype in out_dtypes)
-        return tuple(map(_typed, results, wide))
+        return tuple(map(typed, results, wide))
 
 
 _ANE_LIMIT = 32768.0
@@ -294,7 +298,7 @@ class Ane(Profile):
     def _compute(
         self, op_type: str, function: Callable[..., Any], arguments: dict[str, Any]
     ) -> Any:
-        if op_type in _MOVES:
+        if op_type in MOVES:
             return function(**arguments)
         clean = {
             k: torch.where(v.isnan(), math.inf, v)
@@ -328,7 +332,7 @@ class Strict(Profile):
     name = "strict"
 
     def treats(self, op_type: str) -> str:
-        if op_type in _MOVES or op_type in ONE_STEP:
+        if op_type in MOVES or op_type in ONE_STEP:
             return ""
         return "every inner step rounded to FP16, sums and products accumulated in it"
 
@@ -355,27 +359,3 @@ class Strict(Profile):
 PROFILES: dict[str, Profile] = dict(
     zip(options.PROFILES, (Profile(), Ane(), Strict(), Wide()), strict=True)
 )
-
-
-#: A profile by name, or as an object; several as a list, or by names with commas between them.
-Numerics = str | Profile | Sequence[str | Profile]
-
-
-def chosen(numerics: Numerics) -> list[Profile]:
-    """The profiles that are named or given.
-
-    Raises
-    ------
-    InputError
-        If something is neither a name of :data:`PROFILES` nor a :class:`Profile`.
-    """
-    given = [numerics] if isinstance(numerics, (str, Profile)) else list(numerics)
-    out: list[Profile] = []
-    for item in given:
-        if isinstance(item, Profile):
-            out.append(item)
-            continue
-        out += [PROFILES[name] for name in options.profile_names(str(item))]
-    if not out:
-        raise InputError(f"numerics is {numerics!r}; choose from {', '.join(PROFILES)}")
-    return out

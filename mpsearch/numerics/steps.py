@@ -1,7 +1,7 @@
 """Composite ops in steps, each of which is rounded: what ``strict`` computes.
 
 The steps are those of the formulas in coremltools' op definitions; in which order Apple's kernels
-add is not public, and here it is one by one.
+add is not public, and ``strict`` adds one by one (:mod:`mpsearch.numerics.orders`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from . import orders
 from .formats import widen
 
 
@@ -68,36 +69,6 @@ def round_floats(out: Any) -> Any:
     return tuple(map(round_floats, out)) if isinstance(out, tuple) else out
 
 
-def _sum_over(x: Tensor) -> Tensor:
-    """Sum over the last axis, one FP16 addition after the other."""
-    total = torch.zeros(x.shape[:-1], dtype=torch.float16, device=x.device)
-    for column in x.half().unbind(-1):
-        total = total + column
-    return total.float()
-
-
-def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
-    if not x.is_floating_point():
-        with torch._C.DisableTorchFunction():
-            return torch.sum(x, dim=dim, keepdim=keepdim)
-    dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
-    reduced = sorted(d % x.dim() for d in dims)
-    with torch._C.DisableTorchFunction():
-        kept = [d for d in range(x.dim()) if d not in reduced]
-        flat = x.permute(kept + reduced).reshape([x.shape[d] for d in kept] + [-1])
-        out = _sum_over(flat)
-        return (
-            out.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)])
-            if keepdim
-            else out
-        )
-
-
-def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
-    total = _sum(x, dim, keepdim)
-    return torch.div(total, x.numel() // max(total.numel(), 1))
-
-
 def _running(x: Tensor, dim: int, step: Callable[[Tensor, Tensor], Tensor], start: float) -> Tensor:
     """What ``step`` makes of the elements along an axis so far, one FP16 result after the other."""
     total = torch.full_like(x.select(dim, 0), start, dtype=torch.float16)
@@ -123,144 +94,6 @@ def _prod(x: Tensor, dim: int, keepdim: bool = False, **_: Any) -> Tensor:
         return out.unsqueeze(dim) if keepdim else out
 
 
-def _einsum(equation: str, *operands: Tensor) -> Tensor:
-    """Two operands as a batched product: indices of both that the output lacks are summed."""
-    left, out = equation.replace(" ", "").split("->")
-    a, b = left.split(",")
-    x, y = operands
-    with torch._C.DisableTorchFunction():
-        lone = [i for i in a if i not in b + out], [i for i in b if i not in a + out]
-    for index in lone[0]:
-        x, a = _sum(x, a.index(index)), a.replace(index, "")
-    for index in lone[1]:
-        y, b = _sum(y, b.index(index)), b.replace(index, "")
-    with torch._C.DisableTorchFunction():
-        batch = [i for i in a if i in b and i in out]
-        summed = [i for i in a if i in b and i not in out]
-        rows, columns = [i for i in a if i not in b], [i for i in b if i not in a]
-        sizes = dict(zip(a + b, (*x.shape, *y.shape), strict=True))
-        shape = [sizes[i] for i in batch]
-        x = x.permute([a.index(i) for i in batch + rows + summed])
-        y = y.permute([b.index(i) for i in batch + summed + columns])
-        inner = math.prod(sizes[i] for i in summed)
-        x = x.reshape([*shape, math.prod(sizes[i] for i in rows), inner])
-        y = y.reshape([*shape, inner, math.prod(sizes[i] for i in columns)])
-        product = _matmul(x, y).reshape([sizes[i] for i in batch + rows + columns])
-        made = batch + rows + columns
-        return product.permute([made.index(i) for i in out])
-
-
-def _matmul(x: Tensor, y: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction():
-        if not x.is_floating_point():
-            return torch.matmul(x, y)
-        row, column = x.dim() == 1, y.dim() == 1
-        a = x.unsqueeze(0) if row else x
-        b = y.unsqueeze(-1) if column else y
-        a16, b16 = a.half(), b.half()
-        total = torch.zeros((), dtype=torch.float16, device=x.device)
-        for k in range(a16.shape[-1]):
-            total = total + a16[..., :, k : k + 1] * b16[..., k : k + 1, :]
-        out = total.float()
-        out = out.squeeze(-2) if row else out
-        return out.squeeze(-1) if column else out
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    out = _matmul(x, weight.T)
-    return out if bias is None else torch.add(out, bias)
-
-
-def _conv(rank: int) -> Callable[..., Tensor]:
-    def conv(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            per_axis = [
-                v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
-            ]
-            strides, dilations = per_axis
-            pads = padding if isinstance(padding, (list, tuple)) else [padding] * rank
-            x = F.pad(x, [p for p in reversed(pads) for _ in range(2)])
-            kernel = weight.shape[2:]
-            windows = x
-            for d in range(rank):
-                span = (kernel[d] - 1) * dilations[d] + 1
-                windows = windows.unfold(2 + d, span, strides[d])[..., :: dilations[d]]
-            n, c = x.shape[:2]
-            out_size = windows.shape[2 : 2 + rank]
-            columns = windows.reshape(n, groups, c // groups, math.prod(out_size), -1)
-            columns = columns.permute(0, 1, 3, 2, 4).flatten(3)
-            taps = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
-            out = _matmul(columns, taps.unsqueeze(0))
-            out = out.transpose(2, 3).reshape(n, weight.shape[0], *out_size)
-        return out if bias is None else torch.add(out, bias.reshape((-1,) + (1,) * rank))
-
-    return conv
-
-
-def _conv_transpose(rank: int) -> Callable[..., Tensor]:
-    """As a convolution: zeros between the elements of the input, and the kernel turned around."""
-
-    def conv_transpose(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        dilation: Any = 1,
-    ) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            strides, dilations = (
-                v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
-            )
-            for axis in range(rank):
-                size = x.shape[2 + axis]
-                spread = x.new_zeros(
-                    *x.shape[: 2 + axis], (size - 1) * strides[axis] + 1, *x.shape[3 + axis :]
-                )
-                places = torch.arange(size, device=x.device) * strides[axis]
-                x = spread.index_copy_(2 + axis, places, x)
-            kernel = weight.shape[2:]
-            pads = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-            turned = weight.flip(list(range(2, 2 + rank)))
-            turned = turned.reshape(groups, weight.shape[0] // groups, weight.shape[1], *kernel)
-            turned = turned.transpose(1, 2).reshape(-1, weight.shape[0] // groups, *kernel)
-            return _conv(rank)(x, turned, bias, 1, pads, dilations, groups)
-
-    return conv_transpose
-
-
-def _avg_pool(rank: int) -> Callable[..., Tensor]:
-    def avg_pool(x: Tensor, kernel_size: Any, stride: Any = None, **_: Any) -> Tensor:
-        with torch._C.DisableTorchFunction():
-            windows = x
-            for axis in range(rank):
-                step = kernel_size[axis] if stride is None else stride[axis]
-                windows = windows.unfold(2 + axis, kernel_size[axis], step)
-            total = _sum_over(windows.flatten(2 + rank))
-        return torch.div(total, math.prod(kernel_size))
-
-    return avg_pool
-
-
-def _softmax(x: Tensor, dim: int = -1, **_: Any) -> Tensor:
-    e = torch.exp(torch.sub(x, torch.amax(x, dim=dim, keepdim=True)))
-    return torch.div(e, _sum(e, dim, True))
-
-
-def _logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-    return torch.log(_sum(torch.exp(x), dim, keepdim))
-
-
 def _gelu(x: Tensor, approximate: str = "none", **_: Any) -> Tensor:
     if approximate == "tanh":
         inner = torch.mul(0.044715, torch.mul(torch.mul(x, x), x))
@@ -276,33 +109,6 @@ def _silu(x: Tensor, **_: Any) -> Tensor:
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     return torch.log(torch.add(1, torch.exp(x)))
-
-
-def _normalise(x: Tensor, dims: list[int], eps: float) -> Tensor:
-    centred = torch.sub(x, _mean(x, dims, True))
-    variance = _mean(torch.mul(centred, centred), dims, True)
-    return torch.div(centred, torch.sqrt(torch.add(variance, eps)))
-
-
-def _layer_norm(
-    x: Tensor,
-    normalized_shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    out = _normalise(x, list(range(-len(normalized_shape), 0)), eps)
-    out = out if weight is None else torch.mul(out, weight)
-    return out if bias is None else torch.add(out, bias)
-
-
-def _instance_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, **_: Any
-) -> Tensor:
-    shape = (-1,) + (1,) * (x.dim() - 2)
-    out = _normalise(x, list(range(2, x.dim())), eps)
-    out = out if weight is None else torch.mul(out, weight.reshape(shape))
-    return out if bias is None else torch.add(out, bias.reshape(shape))
 
 
 def _batch_norm(
@@ -321,49 +127,261 @@ def _batch_norm(
     return out if bias is None else torch.add(out, bias.reshape(shape))
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
-) -> Tensor:
-    scaled = torch.mul(query, 1 / math.sqrt(query.shape[-1]))
-    logits = _matmul(scaled, key.transpose(-1, -2))
-    if attn_mask is not None:
-        if attn_mask.dtype is torch.bool:
-            attn_mask = torch.where(attn_mask, 0.0, -math.inf)
-        logits = torch.add(logits, attn_mask)
-    return _matmul(_softmax(logits), value)
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    return a + b if a.dtype is b.dtype is torch.float16 else (a.float() + b.float()).half()
 
 
-STEPS: dict[Any, Callable[..., Any]] = {
-    torch.sum: _sum,
-    torch.Tensor.sum: _sum,
-    torch.mean: _mean,
-    torch.Tensor.mean: _mean,
-    torch.cumsum: _cumsum,
-    torch.prod: _prod,
-    torch.einsum: _einsum,
-    torch.matmul: _matmul,
-    torch.Tensor.matmul: _matmul,
-    torch.Tensor.__matmul__: _matmul,
-    F.conv_transpose1d: _conv_transpose(1),
-    F.conv_transpose2d: _conv_transpose(2),
-    F.conv_transpose3d: _conv_transpose(3),
-    F.avg_pool1d: _avg_pool(1),
-    F.avg_pool2d: _avg_pool(2),
-    F.avg_pool3d: _avg_pool(3),
-    F.linear: _linear,
-    F.conv1d: _conv(1),
-    F.conv2d: _conv(2),
-    F.conv3d: _conv(3),
-    F.softmax: _softmax,
-    torch.logsumexp: _logsumexp,
-    F.gelu: _gelu,
-    F.silu: _silu,
-    F.softplus: _softplus,
-    F.layer_norm: _layer_norm,
-    F.instance_norm: _instance_norm,
-    F.batch_norm: _batch_norm,
-    F.scaled_dot_product_attention: _attention,
-}
+class Steps:
+    """Composite ops in steps, with sums taken in an order.
+
+    Parameters
+    ----------
+    order
+        One of :data:`mpsearch.numerics.orders.ORDERS`.
+    fused
+        Whether products go into a sum unrounded, as fused multiply-add has them.
+
+    Attributes
+    ----------
+    table
+        By torch function, what takes its place.
+    """
+
+    def __init__(self, order: str = "sequential", fused: bool = False) -> None:
+        self._order, self._fused = orders.order(order), fused
+        self.table: dict[Any, Callable[..., Any]] = {
+            torch.sum: self._sum,
+            torch.Tensor.sum: self._sum,
+            torch.mean: self._mean,
+            torch.Tensor.mean: self._mean,
+            torch.cumsum: _cumsum,
+            torch.prod: _prod,
+            torch.einsum: self._einsum,
+            torch.matmul: self._matmul,
+            torch.Tensor.matmul: self._matmul,
+            torch.Tensor.__matmul__: self._matmul,
+            F.conv_transpose1d: self._conv_transpose(1),
+            F.conv_transpose2d: self._conv_transpose(2),
+            F.conv_transpose3d: self._conv_transpose(3),
+            F.avg_pool1d: self._avg_pool(1),
+            F.avg_pool2d: self._avg_pool(2),
+            F.avg_pool3d: self._avg_pool(3),
+            F.linear: self._linear,
+            F.conv1d: self._conv(1),
+            F.conv2d: self._conv(2),
+            F.conv3d: self._conv(3),
+            F.softmax: self._softmax,
+            torch.logsumexp: self._logsumexp,
+            F.gelu: _gelu,
+            F.silu: _silu,
+            F.softplus: _softplus,
+            F.layer_norm: self._layer_norm,
+            F.instance_norm: self._instance_norm,
+            F.batch_norm: _batch_norm,
+            F.scaled_dot_product_attention: self._attention,
+        }
+
+    def _sum_over(self, x: Tensor) -> Tensor:
+        """Sum over the last axis by FP16 additions."""
+        if not x.shape[-1]:
+            return x.new_zeros(x.shape[:-1])
+        return self._order(x.half().unbind(-1), _add).float()
+
+    def _sum(self, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+        if not x.is_floating_point():
+            with torch._C.DisableTorchFunction():
+                return torch.sum(x, dim=dim, keepdim=keepdim)
+        dims = range(x.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+        reduced = sorted(d % x.dim() for d in dims)
+        with torch._C.DisableTorchFunction():
+            kept = [d for d in range(x.dim()) if d not in reduced]
+            flat = x.permute(kept + reduced).reshape([x.shape[d] for d in kept] + [-1])
+            out = self._sum_over(flat)
+            return (
+                out.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)])
+                if keepdim
+                else out
+            )
+
+    def _mean(self, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+        total = self._sum(x, dim, keepdim)
+        return torch.div(total, x.numel() // max(total.numel(), 1))
+
+    def _einsum(self, equation: str, *operands: Tensor) -> Tensor:
+        """Two operands as a batched product: indices of both that the output lacks are summed."""
+        left, out = equation.replace(" ", "").split("->")
+        a, b = left.split(",")
+        x, y = operands
+        with torch._C.DisableTorchFunction():
+            lone = [i for i in a if i not in b + out], [i for i in b if i not in a + out]
+        for index in lone[0]:
+            x, a = self._sum(x, a.index(index)), a.replace(index, "")
+        for index in lone[1]:
+            y, b = self._sum(y, b.index(index)), b.replace(index, "")
+        with torch._C.DisableTorchFunction():
+            batch = [i for i in a if i in b and i in out]
+            summed = [i for i in a if i in b and i not in out]
+            rows, columns = [i for i in a if i not in b], [i for i in b if i not in a]
+            sizes = dict(zip(a + b, (*x.shape, *y.shape), strict=True))
+            shape = [sizes[i] for i in batch]
+            x = x.permute([a.index(i) for i in batch + rows + summed])
+            y = y.permute([b.index(i) for i in batch + summed + columns])
+            inner = math.prod(sizes[i] for i in summed)
+            x = x.reshape([*shape, math.prod(sizes[i] for i in rows), inner])
+            y = y.reshape([*shape, inner, math.prod(sizes[i] for i in columns)])
+            product = self._matmul(x, y).reshape([sizes[i] for i in batch + rows + columns])
+            made = batch + rows + columns
+            return product.permute([made.index(i) for i in out])
+
+    def _matmul(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            if not x.is_floating_point():
+                return torch.matmul(x, y)
+            row, column = x.dim() == 1, y.dim() == 1
+            a = x.unsqueeze(0) if row else x
+            b = y.unsqueeze(-1) if column else y
+            a16, b16 = a.half(), b.half()
+            if self._fused:
+                a16, b16 = a16.float(), b16.float()
+            terms = (a16[..., :, k : k + 1] * b16[..., k : k + 1, :] for k in range(a16.shape[-1]))
+            some = bool(a16.shape[-1])
+            out = self._order(terms, _add).half().float() if some else torch.matmul(a, b)
+            out = out.squeeze(-2) if row else out
+            return out.squeeze(-1) if column else out
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = self._matmul(x, weight.T)
+        return out if bias is None else torch.add(out, bias)
+
+    def _conv(self, rank: int) -> Callable[..., Tensor]:
+        def conv(
+            x: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            dilation: Any = 1,
+            groups: int = 1,
+        ) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                per_axis = [
+                    v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
+                ]
+                strides, dilations = per_axis
+                pads = padding if isinstance(padding, (list, tuple)) else [padding] * rank
+                x = F.pad(x, [p for p in reversed(pads) for _ in range(2)])
+                kernel = weight.shape[2:]
+                windows = x
+                for d in range(rank):
+                    span = (kernel[d] - 1) * dilations[d] + 1
+                    windows = windows.unfold(2 + d, span, strides[d])[..., :: dilations[d]]
+                n, c = x.shape[:2]
+                out_size = windows.shape[2 : 2 + rank]
+                columns = windows.reshape(n, groups, c // groups, math.prod(out_size), -1)
+                columns = columns.permute(0, 1, 3, 2, 4).flatten(3)
+                taps = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+                out = self._matmul(columns, taps.unsqueeze(0))
+                out = out.transpose(2, 3).reshape(n, weight.shape[0], *out_size)
+            return out if bias is None else torch.add(out, bias.reshape((-1,) + (1,) * rank))
+
+        return conv
+
+    def _conv_transpose(self, rank: int) -> Callable[..., Tensor]:
+        """As a convolution: zeros between the elements of the input, the kernel turned around."""
+
+        def conv_transpose(
+            x: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            output_padding: Any = 0,
+            groups: int = 1,
+            dilation: Any = 1,
+        ) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                strides, dilations = (
+                    v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
+                )
+                for axis in range(rank):
+                    size = x.shape[2 + axis]
+                    spread = x.new_zeros(
+                        *x.shape[: 2 + axis], (size - 1) * strides[axis] + 1, *x.shape[3 + axis :]
+                    )
+                    places = torch.arange(size, device=x.device) * strides[axis]
+                    x = spread.index_copy_(2 + axis, places, x)
+                kernel = weight.shape[2:]
+                pads = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+                turned = weight.flip(list(range(2, 2 + rank)))
+                turned = turned.reshape(groups, weight.shape[0] // groups, weight.shape[1], *kernel)
+                turned = turned.transpose(1, 2).reshape(-1, weight.shape[0] // groups, *kernel)
+                return self._conv(rank)(x, turned, bias, 1, pads, dilations, groups)
+
+        return conv_transpose
+
+    def _avg_pool(self, rank: int) -> Callable[..., Tensor]:
+        def avg_pool(x: Tensor, kernel_size: Any, stride: Any = None, **_: Any) -> Tensor:
+            with torch._C.DisableTorchFunction():
+                windows = x
+                for axis in range(rank):
+                    step = kernel_size[axis] if stride is None else stride[axis]
+                    windows = windows.unfold(2 + axis, kernel_size[axis], step)
+                total = self._sum_over(windows.flatten(2 + rank))
+            return torch.div(total, math.prod(kernel_size))
+
+        return avg_pool
+
+    def _softmax(self, x: Tensor, dim: int = -1, **_: Any) -> Tensor:
+        e = torch.exp(torch.sub(x, torch.amax(x, dim=dim, keepdim=True)))
+        return torch.div(e, self._sum(e, dim, True))
+
+    def _logsumexp(self, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+        return torch.log(self._sum(torch.exp(x), dim, keepdim))
+
+    def _normalise(self, x: Tensor, dims: list[int], eps: float) -> Tensor:
+        centred = torch.sub(x, self._mean(x, dims, True))
+        variance = self._mean(torch.mul(centred, centred), dims, True)
+        return torch.div(centred, torch.sqrt(torch.add(variance, eps)))
+
+    def _layer_norm(
+        self,
+        x: Tensor,
+        normalized_shape: Any,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        out = self._normalise(x, list(range(-len(normalized_shape), 0)), eps)
+        out = out if weight is None else torch.mul(out, weight)
+        return out if bias is None else torch.add(out, bias)
+
+    def _instance_norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        **_: Any,
+    ) -> Tensor:
+        shape = (-1,) + (1,) * (x.dim() - 2)
+        out = self._normalise(x, list(range(2, x.dim())), eps)
+        out = out if weight is None else torch.mul(out, weight.reshape(shape))
+        return out if bias is None else torch.add(out, bias.reshape(shape))
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        scaled = torch.mul(query, 1 / math.sqrt(query.shape[-1]))
+        logits = self._matmul(scaled, key.transpose(-1, -2))
+        if attn_mask is not None:
+            if attn_mask.dtype is torch.bool:
+                attn_mask = torch.where(attn_mask, 0.0, -math.inf)
+            logits = torch.add(logits, attn_mask)
+        return self._matmul(self._softmax(logits), value)
+
+
+#: With sums one by one.
+STEPS = Steps().table
 
 
 #: Ops that are one function of one element of each input, of which the result is rounded in any

@@ -19,7 +19,8 @@ from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs
 from ..executor.predict import Executor
 from ..files import first_line
-from ..numerics.profiles import Numerics, Profile, chosen
+from ..numerics.choosing import Numerics, chosen
+from ..numerics.profiles import Profile
 from ..options import Conversion
 from ..program.flops import looped
 from ..program.graph import Function

@@ -1,0 +1,1 @@
+"""Core ML itself: a Mac, or an iPhone attached to one."""

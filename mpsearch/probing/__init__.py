@@ -1,0 +1,1 @@
+"""Asks a device how it computes in FP16, by tiny packages."""
