@@ -8,7 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
+
 import mpsearch
+from mpsearch.numerics.observed import Observation
+from mpsearch.results.verified import Verified
 
 OUT = Path(__file__).parent / "schemas"
 KINDS = {
@@ -17,13 +21,15 @@ KINDS = {
     "analysis": mpsearch.Analysis,
     "front": mpsearch.Front,
     "check": mpsearch.CheckResult,
+    "verified": Verified,
+    "numerics": Observation,
 }
 
 
 def schemas() -> dict[str, str]:
     """By file name, the schemas as JSON."""
     return {
-        f"{name}.json": json.dumps(kind.schema(), indent=1, sort_keys=True) + "\n"
+        f"{name}.json": json.dumps(msgspec.json.schema(kind), indent=1, sort_keys=True) + "\n"
         for name, kind in KINDS.items()
     }
 

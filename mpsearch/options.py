@@ -171,6 +171,8 @@ def profile_names(text: str) -> list[str]:
 
 #: What may compute where Core ML does, as ``coremltools.ComputeUnit`` spells it.
 COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+#: What computes the outputs of a set.
+BACKENDS = ("executor", "coreml")
 #: Error measures (:mod:`mpsearch.evaluation.metrics`).
 METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1")
 #: Deployment targets, the oldest first.
@@ -362,6 +364,10 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (``tcp://host:8786``, the address of its scheduler, or ``local:4`` for so many here), or
         ``mpsearch worker`` anywhere (``storage:DIR``, where they find ``storage`` and a copy of
         ``DIR``). Answers do not depend on it.
+    backend, compute_units
+        What computes the outputs of a set in :func:`mpsearch.optimize`: mpsearch's ``executor``, or
+        ``coreml`` on a Mac, with these of :data:`COMPUTE_UNITS`. Each set is then converted and
+        loaded anew. What overflows on the way is known from the executor.
     progress
         Whether to show a progress bar; None: where stderr is a terminal.
 
@@ -378,6 +384,8 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     resume: bool = False
     jobs: int = 1
     cluster: str | None = None
+    backend: str = "executor"
+    compute_units: str = "CPU_AND_NE"
     progress: bool | None = None
 
     def __post_init__(self) -> None:
@@ -388,6 +396,12 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise InputError("resume needs the storage of the run to go on with; give storage")
         if self.cluster is not None:
             self._check_cluster(self.cluster)
+        choice(self.backend, "backend", BACKENDS)
+        choice(self.compute_units, "compute_units", COMPUTE_UNITS)
+        if self.backend != "executor" and (self.jobs > 1 or self.cluster is not None):
+            raise InputError(
+                f"backend {self.backend!r} evaluates in one process; leave jobs and cluster out"
+            )
         self._set(seed=seed(self.seed))
 
     def _check_cluster(self, cluster: str) -> None:

@@ -153,6 +153,8 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @shared.execution
 @shared.jobs
 @shared.cluster
+@shared.backend
+@shared.units
 @shared.storage
 @shared.resume
 @click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
@@ -431,6 +433,7 @@ def apply(
 @click.argument("model")
 @shared.source
 @click.option("--budget", type=float, help="Instead of the config's.")
+@click.option("--numerics", help="Instead of the config's, which names files no more.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a summary there.")
@@ -443,6 +446,7 @@ def check(
     model: str,
     budget: float | None,
     metric: str | None,
+    numerics: str | None,
     device: str,
     junit: Path | None,
     markdown: Path | None,
@@ -462,7 +466,15 @@ def check(
     execution = Execution(device=device, seed=parsed.execution.seed)
     loaded, data = _load(model, options, execution.seed)
     bar.close()
-    report = checking.check(parsed, loaded, data, budget=budget, metric=metric, execution=execution)
+    report = checking.check(
+        parsed,
+        loaded,
+        data,
+        budget=budget,
+        metric=metric,
+        numerics=numerics,
+        execution=execution,
+    )
     for path, render in ((junit, ci.junit), (markdown, ci.markdown), (sarif, ci.sarif)):
         if path is not None:
             with written(path, _folder) as scratch:
@@ -510,13 +522,57 @@ def run(
 
 
 @main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("model", required=False)
+@shared.source
+@shared.units
+@shared.iphone
+@click.option("--timed/--not-timed", default=True, help="Measure time, devices and ops as well.")
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    /,
+    directory: Path,
+    model: str | None,
+    metric: str | None,
+    compute_units: str,
+    iphone: str | None,
+    timed: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run the package in DIRECTORY on a Mac or an iPhone; exit 1 where it does not hold there.
+
+    With MODEL, what it was made from, the error is measured; without, only how far the device is
+    from mpsearch's simulation.
+    """
+    bar = _loading(None)
+    from ..device.coreml import CoreML
+    from ..flows.verify import verify as verified
+    from ..report import text
+    from ..results.result import PACKAGE
+
+    with contextlib.closing(CoreML(compute_units, iphone)) as device:
+        source = str(directory / PACKAGE) if model is None else model
+        loaded, data = _load(source, options, 0)
+        bar.close()
+        given = None if model is None else loaded
+        report = verified(directory, device, data, given, metric=metric, timed=timed)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _say(text.verified(report, _paint, _columns()))
+    ctx.exit(CHECK_FAILED if report.holds is False else OK)
+
+
+@main.command()
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .json to write."
 )
 @click.option("--name", help="Of the profile (default: what computes).")
 @shared.units
 @shared.iphone
-def probe(out: Path, name: str | None, units: str, iphone: str | None) -> None:
+def probe(out: Path, name: str | None, compute_units: str, iphone: str | None) -> None:
     """Ask a Mac, or an iPhone attached to it, how it computes in FP16.
 
     The .json is a numerics profile that --numerics takes on any machine.
@@ -529,7 +585,7 @@ def probe(out: Path, name: str | None, units: str, iphone: str | None) -> None:
     from ..files import written
     from ..flows.probe import probe as asked
 
-    with contextlib.closing(CoreML(units, iphone)) as device:
+    with contextlib.closing(CoreML(compute_units, iphone)) as device:
         found = asked(device, name, bar.stage)
     bar.close()
     with written(out, _folder) as scratch:

@@ -57,7 +57,6 @@ numerics = click.option(
 )
 units = click.option(
     "--compute-units",
-    "units",
     type=click.Choice(choices.COMPUTE_UNITS),
     default="CPU_AND_NE",
     show_default=True,
@@ -148,6 +147,13 @@ cluster = click.option(
     metavar="WHERE",
     help="Evaluate on a Dask cluster as well (tcp://host:8786, local:4), or by mpsearch worker "
     "(storage).",
+)
+backend = click.option(
+    "--backend",
+    type=click.Choice(choices.BACKENDS),
+    default="executor",
+    show_default=True,
+    help="What evaluates; coreml on a Mac.",
 )
 resume = click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
 storage = click.option(

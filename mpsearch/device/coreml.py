@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,21 @@ from ..files import first_line
 from ..options import COMPUTE_UNITS
 
 T = TypeVar("T")
+
+
+def check_mac() -> None:
+    """Fail early where there is no Core ML.
+
+    Raises
+    ------
+    InputError
+        Off a Mac.
+    """
+    if platform.system() != "Darwin":
+        raise InputError(
+            f"Core ML runs on a Mac, and this is {platform.system()}; run this there, or leave it "
+            "to mpsearch's own executor"
+        )
 
 
 class CoreML:
@@ -42,11 +58,7 @@ class CoreML:
     def __init__(self, units: str = "CPU_AND_NE", team: str | None = None) -> None:
         if units not in COMPUTE_UNITS:
             raise InputError(f"compute units {units!r}: choose from {', '.join(COMPUTE_UNITS)}")
-        if platform.system() != "Darwin":
-            raise InputError(
-                f"Core ML runs on a Mac, and this is {platform.system()}; run this there, or leave "
-                "it to mpsearch's own executor"
-            )
+        check_mac()
         self.units = getattr(ct.ComputeUnit, units)
         self._runner = asyncio.Runner()
         self.phone: Any = None if team is None else self._attached(team)
@@ -113,14 +125,28 @@ class CoreML:
 
 
 class Loaded:
-    """A package in Core ML."""
+    """A package in Core ML.
+
+    Attributes
+    ----------
+    package
+        The ``MLModel``.
+    stateful
+        Whether it has states.
+    """
 
     def __init__(self, device: CoreML, model: Any) -> None:
         self._device = device
         spec, weights = model.get_spec(), model.weights_dir
         self.stateful = bool(spec.description.state)
+        self.package = ct.models.MLModel(
+            spec,
+            weights_dir=weights,
+            compute_units=device.units,
+            skip_model_load=device.phone is not None,
+        )
+        self.model: Any = self.package
         if device.phone is None:
-            self.model = ct.models.MLModel(spec, weights_dir=weights, compute_units=device.units)
             return
         from coremltools.models.ml_program.experimental.async_wrapper import MLModelAsyncWrapper
 
@@ -152,3 +178,107 @@ class Loaded:
         except Exception as error:  # whatever Core ML raises
             raise InputError(f"Core ML cannot predict: {first_line(error)}") from error
         return {name: np.asarray(value) for name, value in found.items()}
+
+    def timed(self, inputs: Mapping[str, np.ndarray], iterations: int = 10) -> Timing:
+        """How long it takes, and which device runs each op.
+
+        By ``MLModelBenchmarker``, whose plan of devices is that of ``MLComputePlan``.
+
+        Raises
+        ------
+        InputError
+            If Core ML fails.
+        """
+        from coremltools.models.ml_program.experimental.perf_utils import MLModelBenchmarker
+
+        device, given = self._device, dict(inputs)
+        try:
+            benchmark = MLModelBenchmarker(self.package, device=device.phone)
+            load = device.wait(benchmark.benchmark_load(iterations=3))
+            predict = device.wait(
+                benchmark.benchmark_predict(inputs=given, iterations=iterations, warmup=True)
+            )
+            found = device.wait(
+                benchmark.benchmark_operation_execution(
+                    inputs=given, iterations=iterations, warmup=True
+                )
+            )
+        except Exception as error:  # whatever Core ML raises
+            raise InputError(f"Core ML cannot be timed: {first_line(error)}") from error
+        return Timing(
+            load.statistics.median,
+            predict.statistics.median,
+            tuple(
+                (
+                    op.spec.outputs[0].name if op.spec.outputs else "",
+                    op.spec.type,
+                    _preferred(op.compute_device_usage),
+                    None if op.measurement.statistics is None else op.measurement.statistics.median,
+                )
+                for op in found
+            ),
+        )
+
+    def parted(
+        self,
+        reference: Any,
+        inputs: Mapping[str, np.ndarray],
+        agree: Callable[[np.ndarray, np.ndarray], bool],
+    ) -> tuple[str, ...]:
+        """The ops whose inputs agree with those of ``reference`` and whose outputs do not.
+
+        By ``MLModelComparator``; the reference runs on this Mac's CPU.
+
+        Raises
+        ------
+        InputError
+            If Core ML fails.
+        """
+        from coremltools.models.ml_program.experimental.debugging_utils import MLModelComparator
+
+        try:
+            comparator = MLModelComparator(
+                reference_model=ct.models.MLModel(
+                    reference.get_spec(),
+                    weights_dir=reference.weights_dir,
+                    compute_units=ct.ComputeUnit.CPU_ONLY,
+                ),
+                target_model=self.package,
+                target_device=self._device.phone,
+            )
+            found = self._device.wait(
+                comparator.find_failing_ops(
+                    inputs=dict(inputs), compare_outputs=lambda _, a, b: agree(a, b)
+                )
+            )
+        except Exception as error:  # whatever Core ML raises
+            raise InputError(f"Core ML cannot compare: {first_line(error)}") from error
+        return tuple(op.outputs[0].name for op in found if op.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a package takes.
+
+    Attributes
+    ----------
+    load, predict
+        Milliseconds, the median.
+    ops
+        Name, type, device and milliseconds of each op.
+    """
+
+    load: float
+    predict: float
+    ops: tuple[tuple[str, str, str, float | None], ...]
+
+
+#: What coremltools calls the devices, by the beginning of its classes' names.
+_DEVICES = {"MLCPU": "CPU", "MLGPU": "GPU", "MLNeuralEngine": "Neural Engine"}
+
+
+def _preferred(usage: Any) -> str:
+    if usage is None:
+        return ""
+    name = type(usage.preferred_compute_device).__name__
+    return next((said for start, said in _DEVICES.items() if name.startswith(start)), name)

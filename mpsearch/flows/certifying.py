@@ -17,6 +17,7 @@ from ..package import verification
 from ..package.verification import ReadBack
 from ..search.mending import enlarging
 from ..search.question import Kept
+from .converted import Converted
 from .job import Job
 
 #: By what shares of its size a set is enlarged for the path above it.
@@ -67,7 +68,10 @@ class Certifier:
         self._fresh = list(range(len(job.prepared.heldout.samples)))
         self._held: set[Kept] = set()  # sets of a path that were found to hold
         self._failed = False  # some set was tested on the fresh samples, and failed
-        self._seen = job.prepared.heldout_evaluator(cache_bytes=_CACHE, ending=job.problem.ending)
+        compute = None if job.device is None else Converted(job.prepared, job.device)
+        self._seen = job.prepared.heldout_evaluator(
+            cache_bytes=_CACHE, ending=job.problem.ending, compute=compute
+        )
         if self._seen is not None:
             self._seen.backend.mark = job.problem.question.harmless is not None
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from .. import options
+from ..device.coreml import CoreML, check_mac
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator, Measured
@@ -33,6 +34,7 @@ from ..search.registry import find_strategy
 from ..search.risk import Range
 from ..search.store import check_storage
 from ..source.prepare import Prepared, check_device
+from .converted import Converted
 from .crew import check_crew, share
 from .keeping import fields, record
 
@@ -82,6 +84,8 @@ class Request:
         check_storage(self.execution.storage)
         check_device(self.execution.device)
         check_crew(self.execution)
+        if self.execution.backend == "coreml":
+            check_mac()
 
     def limit(self, metric: Metric) -> float:
         """The largest loss allowed."""
@@ -140,6 +144,8 @@ class Job:
         The exponents of the program's tensors.
     rewrites
         What is spelled otherwise in it.
+    device
+        What computes the outputs of sets; None: the executor.
     """
 
     request: Request
@@ -153,6 +159,7 @@ class Job:
     started: float
     plan: Plan = UNSCALED
     rewrites: tuple[Rewrite, ...] = ()
+    device: CoreML | None = None
 
     def sizes(self) -> dict[int, Magnitudes]:
         """The magnitudes of its tensors on the calibration samples, measured once."""
@@ -179,6 +186,7 @@ def pose(
     plan: Plan = UNSCALED,
     rewrites: Sequence[Rewrite] = (),
     hire: Hire | None = None,
+    device: CoreML | None = None,
 ) -> Job:
     """The question that a request asks of a model: what is free, what is pinned, what it costs.
 
@@ -196,7 +204,8 @@ def pose(
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(struck(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
-    evaluator = prepared.pool(execution.device, share(execution), ending, request.chance)
+    compute = None if device is None else Converted(prepared, device)
+    evaluator = prepared.pool(execution.device, share(execution), ending, request.chance, compute)
     floor, range_ = measured(prepared, evaluator, ending)
     required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
     against = required & fp16
@@ -224,6 +233,7 @@ def pose(
             _asked(request),
             _about(request, prepared, name),
             repr((plan.scales, tuple(rewrites))),
+            "executor" if device is None else " ".join(device.about.values()),
         ),
         trials=request.limits.trials or DEFAULT_TRIALS,
         ending=ending,
@@ -248,6 +258,7 @@ def pose(
         started,
         plan,
         tuple(rewrites),
+        device,
     )
 
 

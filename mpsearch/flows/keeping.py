@@ -23,6 +23,7 @@ def record(
     asked: Mapping[str, Any],
     about: Mapping[str, Any],
     changes: str = "",
+    backend: str = "executor",
 ) -> Record:
     """The record of a search; with ``execution.resume`` one that knows what was evaluated before.
 
@@ -34,6 +35,8 @@ def record(
         What the dashboard is to say.
     changes
         How the program differs from the converted one.
+    backend
+        What computes outputs.
 
     Raises
     ------
@@ -49,9 +52,10 @@ def record(
         "model": prepared.fingerprint,
         "data": data,
         "metric": prepared.metric.name,
-        "numerics": ",".join(p.name for p in prepared.profiles),
+        "numerics": ",".join(p.identity for p in prepared.profiles),
         "seed": execution.seed,
         "device": execution.device,
+        "backend": backend,
         **asked,
         **versions(),
         "changes": xxhash.xxh3_64_hexdigest(changes.encode()),

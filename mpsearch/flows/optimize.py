@@ -22,6 +22,7 @@ from ..search.record import Trial
 from ..source.prepare import prepare
 from ..usercode import guarded
 from .certifying import Certifier
+from .converted import backend
 from .crew import crew, threads_of
 from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
@@ -147,6 +148,7 @@ def answer(
         closing(Progress(request.execution.progress)) as bar,
         threads(threads_of(request.execution)),
         crew(request.execution) as hire,
+        backend(request.execution) as device,
     ):
         bar.stage("converting")
         prepared = prepare(
@@ -163,7 +165,7 @@ def answer(
         ending.start()
         bar.stage("measuring all-FP32 and all-FP16")
         watch = _watching(bar, on_trial)
-        job = pose(request, prepared, ending, name, started, watch, hire=hire)
+        job = pose(request, prepared, ending, name, started, watch, hire=hire, device=device)
         problem = job.problem
         if (store := problem.record.store) is not None and store.known:
             bar.stage(f"going on from {store.known} evaluations of a run before")
@@ -261,7 +263,7 @@ def _written(job: Job, precision: Precision, path: Path) -> Written:
     problem.close()
     problem.engine.release()  # coremltools and the package hold the weights once more each
     searched = problem.evaluator.searched
-    written = write(job.prepared, precision, path, searched)
+    written = write(job.prepared, precision, path, searched, device=job.device)
     if dtype is None or problem.ending.over or written.loss > problem.limit:
         return written
-    return store(job.prepared, precision, path, written, searched, dtype, problem.limit)
+    return store(job.prepared, precision, path, written, searched, dtype, problem.limit, job.device)

@@ -65,6 +65,7 @@ def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) ->
         plan,
         spellings,
         job.problem.hire,
+        job.device,
     )
 
 

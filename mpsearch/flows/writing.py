@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
+from ..device.coreml import CoreML
 from ..errors import VerificationError
 from ..package import emission, verification, weights
+from ..program.packages import open_package
 from ..program.precision import Precision
 from ..source.data import Data
 from ..source.prepare import Prepared
+from .converted import predicted
 
 #: With more calibration samples than these, a package is run on those with the largest errors.
 _MOST_RUN = 32
@@ -42,8 +47,9 @@ def write(
     path: Path,
     searched: Sequence[int],
     stored: tuple[str, Collection[str]] | None = None,
+    device: CoreML | None = None,
 ) -> Written:
-    """Write a package with a precision, and read it back.
+    """Write a package with a precision, and read it back; on a device where one is given.
 
     ``searched`` are calibration samples by index, those likeliest to break the budget first.
     ``stored`` says how weights are stored, and which.
@@ -60,7 +66,17 @@ def write(
     wrong = verification.precision_mismatch(package, prepared.lowered, names)
     if wrong is not None:
         raise VerificationError(f"the written package is not what was searched: {wrong}")
+    if device is not None:
+        package = replace(package, predict=_on(device, path, prepared))
     return Written(package, _loss(prepared, package, searched))
+
+
+def _on(
+    device: CoreML, path: Path, prepared: Prepared
+) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    loaded = device.load(open_package(path))
+    names = list(prepared.lowered.outputs)
+    return lambda sample: dict(predicted(loaded, sample, names))
 
 
 def _loss(prepared: Prepared, package: verification.ReadBack, searched: Sequence[int]) -> float:
@@ -80,6 +96,7 @@ def store(
     searched: Sequence[int],
     dtype: str,
     limit: float,
+    device: CoreML | None = None,
 ) -> Written:
     """Store as many weights otherwise as the budget allows, and read the package back.
 
@@ -94,13 +111,13 @@ def store(
 
     def holds(chosen: set[str]) -> bool:
         function_ = weights.with_weights(function, forms, chosen)
-        package = replace(plain.package, function=function_)
+        package = replace(plain.package, function=function_, predict=None)
         return _loss(prepared, package, searched) <= limit
 
     chosen = weights.largest_set(list(forms), holds)
     written = plain
     if chosen:
-        written = write(prepared, precision, path, searched, (dtype, chosen))
+        written = write(prepared, precision, path, searched, (dtype, chosen), device)
         if written.loss > limit:
             raise VerificationError(
                 f"the package with weights stored as {dtype} has another error than was measured"

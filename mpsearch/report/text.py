@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..results.check import CheckResult
     from ..results.front import Front
     from ..results.result import Result, TrialRow
+    from ..results.verified import OpOnDevice, Verified
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
@@ -257,6 +258,38 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
         printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
         for op in report.unmatched
     ]
+    return "\n".join(lines)
+
+
+def verified(report: Verified, paint: Paint, width: int = WIDTH) -> str:
+    """What ``mpsearch verify`` prints."""
+    device = ", ".join(f"{name} {said}" for name, said in report.device.items())
+    lines = [printable(f"on {device}, {report.samples} samples")]
+    if report.error is not None:
+        verdict = "holds" if report.holds else "does not hold"
+        lines.append(
+            paint(
+                f"the package {verdict}: error {value(report.error)}, budget {report.budget:g} "
+                f"({printable(report.metric)}; promised {value(report.promised)}, simulated "
+                f"{value(report.simulated)})",
+                "good" if report.holds else "bad",
+            )
+        )
+    for row in report.outputs:
+        error = "" if row.error is None else f"error {value(row.error)}, "
+        lines.append(printable(f"{row.name}: {error}{row.apart:.2g} from the simulation"))
+    if report.predict_milliseconds is not None:
+        lines.append(
+            f"loads in {value(report.load_milliseconds)} ms, predicts in "
+            f"{value(report.predict_milliseconds)} ms"
+        )
+    where: dict[str, list[OpOnDevice]] = {}
+    for op in report.ops:
+        where.setdefault(op.device or "unknown", []).append(op)
+    for place, ops in where.items():
+        share = sum(op.milliseconds or 0.0 for op in ops)
+        lines.append(f"{place}: {len(ops)} ops, {share:.3g} ms")
+    lines += [printable(f"parts from FP32 at {name}") for name in report.parted or ()]
     return "\n".join(lines)
 
 

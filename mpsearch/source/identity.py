@@ -41,7 +41,7 @@ def study_name(prepared: Prepared, data: str) -> str:
     digest = xxhash.xxh3_128()
     digest.update(prepared.fingerprint.encode())
     digest.update(data.encode())
-    profiles = [p.name for p in prepared.profiles]
+    profiles = [p.identity for p in prepared.profiles]
     digest.update(repr((prepared.metric.name, profiles, sorted(versions().items()))).encode())
     return f"{prepared.source} {digest.hexdigest()[:16]}"
 

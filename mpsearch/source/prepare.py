@@ -14,6 +14,7 @@ from .._ct import ct, quiet
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation import metrics
+from ..evaluation.elsewhere import Compute, Elsewhere
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs
@@ -105,25 +106,29 @@ class Prepared:
         cache_bytes: int | None = None,
         ending: Ending | None = None,
         chance: float | None = None,
+        compute: Compute | None = None,
     ) -> Evaluator[Incremental]:
         """An evaluator over the calibration data, and after it what was redrawn.
 
-        ``chance`` is that of :class:`mpsearch.evaluation.evaluator.Evaluator`.
+        ``chance`` is that of :class:`mpsearch.evaluation.evaluator.Evaluator`, ``compute`` that of
+        :class:`mpsearch.evaluation.elsewhere.Elsewhere`; None where the executor computes.
         """
         data = Data([*self.calibration.samples, *self.redrawn.samples], self.calibration.targets)
         references = [*self.references, *self.redrawn_references]
-        return self._evaluator(data, references, device, cache_bytes, ending, chance)
+        return self._evaluator(data, references, device, cache_bytes, ending, chance, compute)
 
     def heldout_evaluator(
         self,
         device: str = "cpu",
         cache_bytes: int | None = None,
         ending: Ending | None = None,
+        compute: Compute | None = None,
     ) -> Evaluator[Incremental] | None:
         """An evaluator over the held-out data; None without any."""
         if not self.heldout.samples:
             return None
-        return self._evaluator(self.heldout, self.heldout_references, device, cache_bytes, ending)
+        data, references = self.heldout, self.heldout_references
+        return self._evaluator(data, references, device, cache_bytes, ending, compute=compute)
 
     def _evaluator(
         self,
@@ -133,10 +138,11 @@ class Prepared:
         cache_bytes: int | None,
         ending: Ending | None,
         chance: float | None = None,
+        compute: Compute | None = None,
     ) -> Evaluator[Incremental]:
-        engine = Incremental(
-            self.lowered, len(self.ops), data.samples, self.profiles, device, cache_bytes, ending
-        )
+        count = len(self.ops)
+        given = self.lowered, count, data.samples, self.profiles, device, cache_bytes, ending
+        engine = Incremental(*given) if compute is None else Elsewhere(compute, *given)
         return Evaluator(engine, references, self.metric, data.targets, chance)
 
 
