@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.real import _peak, _quiet, _Stages
+from benchmarks.real import Stages, peak, quiet
 
 _WIDTH, _INNER, _VOCABULARY, _TOKENS = 2048, 5504, 32000, 32
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=5e-3)
     parser.add_argument("--write", type=Path, help="Only write the checkpoint there.")
     given = parser.parse_args()
-    _quiet()
+    quiet()
     if given.write is not None:
         checkpoint(given.layers, given.write)
         return
@@ -90,10 +90,10 @@ def main() -> None:
     data = [
         {"input_ids": torch.randint(0, _VOCABULARY, (1, _TOKENS), generator=draw)} for _ in range(8)
     ]
-    print(f"{parameters / 1e9:.2f} billion parameters, {_peak() / 1e9:.1f} GB before", flush=True)
+    print(f"{parameters / 1e9:.2f} billion parameters, {peak() / 1e9:.1f} GB before", flush=True)
     import mpsearch
 
-    stages = _Stages()
+    stages = Stages()
     logger = logging.getLogger("mpsearch")
     logger.setLevel(logging.INFO)
     logger.addHandler(stages)
@@ -104,7 +104,7 @@ def main() -> None:
     print(repr(found))
     print(
         f"{seconds:.0f} s ({', '.join(f'{k} {v:.0f}' for k, v in stages.seconds.items())}), "
-        f"peak {_peak() / 1e9:.1f} GB, {found.evaluations} evaluations"
+        f"peak {peak() / 1e9:.1f} GB, {found.evaluations} evaluations"
     )
 
 

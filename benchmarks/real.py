@@ -29,18 +29,18 @@ _SHOWN = ("conversion", "search", "writing", "held-out", "report")
 _LIMIT = 1800
 
 
-def _peak() -> float:
+def peak() -> float:
     """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def _quiet() -> None:
+def quiet() -> None:
     warnings.filterwarnings("ignore")
     for name in ("transformers", "diffusers", "coremltools", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-class _Stages(logging.Handler):
+class Stages(logging.Handler):
     """Seconds of each stage, as mpsearch's logger says when they begin."""
 
     #: By how a message begins; what follows the held-out data is for the report.
@@ -71,7 +71,7 @@ class _Stages(logging.Handler):
 
 def plain(name: str, full: bool) -> dict[str, Any]:
     """A conversion as Apple's guide shows it, and forwards in PyTorch."""
-    _quiet()
+    quiet()
     import coremltools as ct
     import numpy as np
     import torch
@@ -89,7 +89,7 @@ def plain(name: str, full: bool) -> dict[str, Any]:
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple(flatten(self.model(**dict(zip(names, tensors, strict=True)))).values())
 
-    started, built = time.perf_counter(), _peak()
+    started, built = time.perf_counter(), peak()
     with torch.no_grad():
         for sample in samples:
             model(**sample)
@@ -119,17 +119,17 @@ def plain(name: str, full: bool) -> dict[str, Any]:
         "parameters": parameters,
         "forwards": forwards,
         "seconds": time.perf_counter() - started,
-        "peak": _peak(),
+        "peak": peak(),
         "built": built,
         "failed": failed,
     }
 
 
 def searched(name: str, full: bool, budget: float) -> dict[str, Any]:
-    _quiet()
+    quiet()
     import mpsearch
 
-    stages = _Stages()
+    stages = Stages()
     logger = logging.getLogger("mpsearch")
     logger.setLevel(logging.INFO)
     logger.addHandler(stages)
@@ -146,7 +146,7 @@ def searched(name: str, full: bool, budget: float) -> dict[str, Any]:
     return {
         "failed": "",
         "seconds": seconds,
-        "peak": _peak(),
+        "peak": peak(),
         "ops": found.candidate_ops,
         "kept": len(found.kept),
         "error": found.error,

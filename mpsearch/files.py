@@ -167,8 +167,7 @@ class Room:
         lock: IO[str] | None = None
         try:
             lock = (self.path / _LOCK).open("w")
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            hold(lock)
         finally:
             self._remove = weakref.finalize(self, _remove, self.path, lock)
 
@@ -193,6 +192,18 @@ def room(parent: Path, prefix: str) -> Iterator[Path]:
         made.close()
 
 
+def hold(lock: IO[str]) -> None:
+    """Lock an open file until it is closed; where files cannot be locked, nothing.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it.
+    """
+    if fcntl is not None:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _sweep(parent: Path, prefix: str) -> None:
     if fcntl is None:
         return
@@ -205,7 +216,7 @@ def _sweep(parent: Path, prefix: str) -> None:
                     shutil.rmtree(left, ignore_errors=True)
                 continue
             with (left / _LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(lock)
                 _restore(left, parent)
                 shutil.rmtree(left, ignore_errors=True)
 

@@ -249,8 +249,9 @@ def test_three_workers_share_a_database_with_a_search_and_one_may_die(alone, pos
     workers = [started("worker", out, *where, cwd=ROOT) for _ in range(3)]
     argv = [*ARGV, "--budget", BUDGET, "-o", out, "--cluster", "storage", *where]
     leader = started(*argv, cwd=ROOT)
+    storage = optuna.storages.RDBStorage(postgres.url)
     until = time.monotonic() + 120
-    while not _answered(postgres.url) and leader.poll() is None and time.monotonic() < until:
+    while not _answered(storage) and leader.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     workers[0].kill()
     said, errors = leader.communicate(timeout=300)
@@ -265,7 +266,7 @@ def test_three_workers_share_a_database_with_a_search_and_one_may_die(alone, pos
     assert all(served), served
     workers[0].communicate()
     assert not (out / ".search").exists()
-    assert not _answered(postgres.url)
+    assert not _answered(storage)
 
 
 def _comparable(found):
@@ -274,9 +275,8 @@ def _comparable(found):
     return {name: json.loads(json.dumps(found[name])) for name in names}
 
 
-def _answered(url):
+def _answered(storage):
     """How many requests have been answered; None where no search is under way."""
-    storage = optuna.storages.RDBStorage(url)
     for study in storage.get_all_studies():
         if study.study_name.startswith("mpsearch requests"):
             trials = storage.get_all_trials(study._study_id, deepcopy=False)

@@ -66,7 +66,7 @@ def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
     matched = match(config, ops)
     if missing := matched.missing:
         some = missing[:5]
-        listed = ", ".join(f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in some)
+        listed = ", ".join(map(str, some))
         listed += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(
             f"the config names {len(missing)} ops that the model does not have, or of which it has "

@@ -37,6 +37,9 @@ class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     line: str = ""
     verdict: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.type}, {self.layer or 'no layer'})"
+
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An input of the model as the first sample gave it: name, torch dtype, shape."""

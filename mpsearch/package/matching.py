@@ -43,8 +43,7 @@ class Moved(msgspec.Struct, frozen=True):
     layer: str
 
     def __str__(self) -> str:
-        was = f"{self.was.name} ({self.was.type}, {self.was.layer or 'no layer'})"
-        return f"{was} is {self.name} ({self.layer or 'no layer'}) now"
+        return f"{self.was} is {self.name} ({self.layer or 'no layer'}) now"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,7 @@ def _questions(report: CheckResult) -> dict[str, str]:
     over = "" if report.holds or report.unmatched else _measured(report)
     return {
         "the budget holds": over,
-        "every op of the config is in the model": "; ".join(
-            f"{op.name} ({op.type}, {op.layer or 'no layer'})" for op in report.unmatched
-        ),
+        "every op of the config is in the model": "; ".join(map(str, report.unmatched)),
         "no tensor has outgrown its exponent": ", ".join(report.outgrown),
     }
 
@@ -106,10 +104,7 @@ def sarif(report: CheckResult, config: str) -> str:
         (op, op.verdict.replace(" ", "-"), f"FP16 breaks {op.name} ({op.type}): {op.verdict}")
         for op in report.broken_by
     ]
-    found += [
-        (op, "not-in-the-model", f"{op.name} ({op.type}, {op.layer or 'no layer'}) is not there")
-        for op in report.unmatched
-    ]
+    found += [(op, "not-in-the-model", f"{op} is not there") for op in report.unmatched]
     rules = [{"id": rule} for rule in dict.fromkeys(rule for _, rule, _ in found)]
     results = [
         {

@@ -254,10 +254,7 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
         where = f"{op.type}, {op.layer or 'no layer'}" + (f", {op.line}" if op.line else "")
         lines.append(printable(f"broken by {op.name} ({where}): {op.verdict}"))
     lines += [printable(f"matched by its place: {op}") for op in report.moved]
-    lines += [
-        printable(f"not in the model: {op.name} ({op.type}, {op.layer or 'no layer'})")
-        for op in report.unmatched
-    ]
+    lines += [printable(f"not in the model: {op}") for op in report.unmatched]
     return "\n".join(lines)
 
 

@@ -9,12 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import SEARCH, put_back, unwritable
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: two runs into one folder are then not told apart
-    fcntl = None  # type: ignore[assignment]
+from ..files import SEARCH, hold, put_back, unwritable
 
 #: The study in the folder of a result.
 STUDY = "study.db"
@@ -67,10 +62,8 @@ class Unfinished:
             raise unwritable(self._folder, error) from error
 
     def _hold(self) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self._lock)
         except BlockingIOError as error:
             self._lock.close()
             raise InputError(

@@ -260,7 +260,9 @@ def check_storage(url: str | None) -> None:
         With the reason.
     """
     if url is not None:
-        open_storage(url)
+        storage = open_storage(url)
+        if isinstance(storage, optuna.storages.RDBStorage):
+            storage.engine.dispose()  # a database takes only so many connections
 
 
 def _file(url: str) -> Path | None:

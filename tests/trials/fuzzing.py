@@ -24,7 +24,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-TARGETS = ("config", "result", "study", "npz", "safetensors", "exported", "package")
+TARGETS = (
+    *("config", "result", "study", "npz", "safetensors", "exported", "package"),
+    *("profile", "bench"),
+)
 
 
 def _seeds(target: str, here: Path) -> list[bytes]:
@@ -49,6 +52,12 @@ def _seeds(target: str, here: Path) -> list[bytes]:
         with zipfile.ZipFile(file) as archive:
             (name,) = (n for n in archive.namelist() if n.endswith("models/model.json"))
             return [archive.read(name)]
+    if target == "profile":
+        from tests.trials.probes import planted
+
+        return [planted(seed).to_json().encode() for seed in range(4)]
+    if target == "bench":
+        return [(_bench(here) / "bench.json").read_bytes()]
     if target == "config":
         return [file.read_bytes() for file in configs.glob("*.json")]
     found = mpsearch.optimize(
@@ -67,11 +76,25 @@ def _seeds(target: str, here: Path) -> list[bytes]:
     return [json.dumps(t.user_attrs).encode() for t in trials]
 
 
+def _bench(here: Path) -> Path:
+    """A folder as workers read it."""
+    from mpsearch.search.answering import Answerer
+    from mpsearch.search.response import Sketch
+    from mpsearch.source.prepare import prepare
+    from mpsearch.workers.bench import Bench
+    from tests.models import batches, net
+
+    evaluator = prepare(net(), batches()).evaluator()
+    answerer = Answerer(evaluator, Sketch(evaluator.references, 0), frozenset({"some op"}))
+    return Bench.of(answerer).write(here / "benches")
+
+
 def _reader(target: str, here: Path) -> Callable[[bytes], object]:
     """What is fuzzed: takes the bytes, and may raise ``InputError``."""
     import torch
 
     from mpsearch.errors import InputError
+    from mpsearch.numerics import observed
     from mpsearch.package import config
     from mpsearch.program.packages import open_package
     from mpsearch.results import result
@@ -79,6 +102,7 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
     from mpsearch.source import data
     from mpsearch.source.exported import load_exported
     from mpsearch.source.mlpackage import from_package
+    from mpsearch.workers.bench import Bench
     from tests.models import batches, net
 
     def written(name: str, content: bytes) -> Path:
@@ -89,6 +113,16 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
         return lambda content: config.read(written("precision.json", content))
     if target == "result":
         return lambda content: result.read(written("result.json", content))
+    if target == "profile":
+        return lambda content: observed.read(written("profile.json", content))
+    if target == "bench":
+        folder = _bench(here)
+
+        def bench(content: bytes) -> object:
+            (folder / "bench.json").write_bytes(content)
+            return Bench.read(folder)
+
+        return bench
     if target == "safetensors":
         return lambda content: data.read(str(written("x.safetensors", content)), ["x"], 1)
     if target == "npz":
@@ -149,10 +183,12 @@ def one(target: str, seconds: int, crashes: Path) -> None:
     with atheris.instrument_imports(include=["mpsearch"], enable_loader_override=False):
         import mpsearch
         import mpsearch.flows.optimize
+        import mpsearch.numerics.observed
         import mpsearch.search.store
         import mpsearch.source.data
         import mpsearch.source.exported
-        import mpsearch.source.mlpackage  # noqa: F401
+        import mpsearch.source.mlpackage
+        import mpsearch.workers.bench  # noqa: F401
     from mpsearch.errors import InputError
 
     warnings.filterwarnings("ignore")
