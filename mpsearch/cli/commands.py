@@ -527,6 +527,7 @@ def run(
 @shared.source
 @shared.units
 @shared.iphone
+@click.option("--numerics", help="What to simulate, instead of the config's.")
 @click.option("--timed/--not-timed", default=True, help="Measure time, devices and ops as well.")
 @click.pass_context
 def verify(
@@ -535,6 +536,7 @@ def verify(
     directory: Path,
     model: str | None,
     metric: str | None,
+    numerics: str | None,
     compute_units: str,
     iphone: str | None,
     timed: bool,
@@ -557,7 +559,9 @@ def verify(
         loaded, data = _load(source, options, 0)
         bar.close()
         given = None if model is None else loaded
-        report = verified(directory, device, data, given, metric=metric, timed=timed)
+        report = verified(
+            directory, device, data, given, metric=metric, numerics=numerics, timed=timed
+        )
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:

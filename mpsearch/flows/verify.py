@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..evaluation.metrics import NAMES, Metric, Outputs, resolve
 from ..executor.predict import Executor
 from ..explain.diagnosis import HARMFUL
+from ..numerics.choosing import Numerics, chosen
 from ..package import config as configs
 from ..package import emission
 from ..program.packages import open_package
@@ -35,6 +36,7 @@ def verify(
     *,
     targets: Any = None,
     metric: Any = None,
+    numerics: Numerics | None = None,
     timed: bool = True,
 ) -> Verified:
     """Run the package of a result on a device, and compare it with what was promised.
@@ -50,8 +52,8 @@ def verify(
     model
         As for :func:`mpsearch.optimize`: what the package was made from. Without it the device is
         compared with mpsearch's executor alone.
-    metric
-        Default: the config's.
+    metric, numerics
+        Default: the config's; of several profiles the first is simulated.
     timed
         Whether to measure how long it takes, and to find the ops at which it parts from FP32.
 
@@ -68,7 +70,8 @@ def verify(
             "does not bring along; give it: metric= in Python, --metric package.module:callable"
         )
     package = open_package(folder / PACKAGE)
-    executor = Executor(package, config.numerics.split(",")[0])
+    profile, *_ = chosen(config.numerics if numerics is None else numerics)
+    executor = Executor(package, profile)
     names = [feature.name for feature in package.get_spec().description.input]
     prepared = None
     if model is None:

@@ -175,16 +175,23 @@ _one = threading.Lock()
 def _evaluate(bench: Bench, cache_bytes: int | None, call: Call) -> Answer | None:
     """Run in a worker, one at a time whatever its threads."""
     with _one:
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as where the search runs
-        if not _held or _held[0][0] is not bench:
-            answerer = None
-            try:
-                answerer = bench.answerer(cache_bytes=cache_bytes)
-            except MpsearchError as error:
-                logging.getLogger("mpsearch").warning("%s", error)
-            _held[:] = [(bench, answerer)]
-        answerer = _held[0][1]
-        return None if answerer is None else answerer.ahead(call)
+        try:
+            if not _held or _held[0][0] is not bench:
+                _held[:] = [(bench, _answerer(bench, cache_bytes))]
+            answerer = _held[0][1]
+            return None if answerer is None else answerer.ahead(call)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _answerer(bench: Bench, cache_bytes: int | None) -> Answerer | None:
+    try:
+        return bench.answerer(cache_bytes=cache_bytes)
+    except MpsearchError as error:  # this machine computes otherwise
+        logging.getLogger("mpsearch").warning("%s", error)
+        return None
 
 
 @contextlib.contextmanager

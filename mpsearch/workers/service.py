@@ -76,14 +76,17 @@ class Service:
         study = self._study()
         if study is None:
             return 0
-        served = 0
+        served, idle = 0, LOOK
         beat = Beat(study, f"{WORKER}{self._name}")
         try:
             while not self._ending.over and self._searching(study):
                 trial = self._next(study)
                 if trial is None:
-                    time.sleep(LOOK)
-                elif self._evaluated(trial):
+                    time.sleep(idle)
+                    idle = min(2 * idle, _PAUSE)
+                    continue
+                idle = LOOK
+                if self._evaluated(trial):
                     served += 1
                     self._tell(f"{served} evaluations")
         except Stop:
