@@ -19,7 +19,14 @@ Real = ct.models.MLModel
 _DTYPES = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT32": np.int32}
 
 
-class CoreMLStandIn(Real):
+class _AnyMLModel(type):
+    """Models made before Core ML was stood in for count as well."""
+
+    def __instancecheck__(cls, instance):
+        return type.__instancecheck__(Real, instance)
+
+
+class CoreMLStandIn(Real, metaclass=_AnyMLModel):
     """An ``MLModel`` that predicts where it was loaded."""
 
     profile: object = "ieee"

@@ -40,10 +40,12 @@ def check_crew(execution: Execution) -> None:
 
 def share(execution: Execution) -> int:
     """How many bytes of results each process on this machine may remember."""
-    most = default_cache_bytes() if execution.cache_bytes is None else execution.cache_bytes
-    if execution.cluster is not None and execution.cluster.startswith(_LOCAL):
-        return most // (int(execution.cluster.removeprefix(_LOCAL)) + 1)
-    return most // execution.jobs
+    processes, cluster = execution.jobs, execution.cluster
+    if cluster is not None and cluster.startswith(_LOCAL):
+        processes = int(cluster.removeprefix(_LOCAL)) + 1
+    if execution.cache_bytes is None:
+        return default_cache_bytes(processes)
+    return execution.cache_bytes // processes
 
 
 def threads_of(execution: Execution) -> int | None:

@@ -240,6 +240,7 @@ def pose(
         watch=watch,
         floor=floor,
         hire=hire,
+        jobs=execution.jobs,
     )
     problem.reserve(_RESERVE)
     notes = [*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")]

@@ -11,6 +11,7 @@ from ..evaluation.metrics import Metric
 from ..explain import remedies as _remedies
 from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
 from ..explain.remedies import Remedy
+from ..forking import each
 from ..package.config import KeptOp
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
@@ -58,7 +59,7 @@ def kept_ops(
         if measure:
             little = _LITTLE * problem.limit if prepared.metric.name == "rel_l2" else 0.0
             doubtful = [i for i, loss in losses.items() if loss >= little]
-            losses |= {i: _alone(problem, i) for i in doubtful}
+            losses |= _alone(problem, doubtful)
         breaking = [i for i, loss in losses.items() if loss > problem.limit]
         verdicts = _verdicts(prepared, problem, breaking) if measure else {}
     rest = ADDS_UP if measure else ""
@@ -79,11 +80,11 @@ def kept_ops(
     )
 
 
-def _alone(problem: Problem, index: int) -> float:
-    """The loss when one op is FP16 and all others are FP32."""
+def _alone(problem: Problem, indices: Sequence[int]) -> dict[int, float]:
+    """For each of these ops, the loss when it is FP16 and all others are FP32."""
     count = len(problem.question.ops)
-    alone = Precision.of(set(range(count)) - {index}, count)
-    return problem.evaluate_ops(alone, "alone")
+    alone = [Precision.of(set(range(count)) - {index}, count) for index in indices]
+    return dict(zip(indices, problem.evaluate_each(alone, "alone"), strict=True))
 
 
 def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict[int, str]:
@@ -93,8 +94,9 @@ def _verdicts(prepared: Prepared, problem: Problem, kept: Sequence[int]) -> dict
     samples = problem.evaluator.searched  # on which the ops were found to break the budget
     diagnosis = Diagnosis(problem.engine, harmful(prepared.metric, problem.limit), samples)
     nodes = diagnosable(problem.engine)
-    found = {i: diagnosis.verdict(nodes[i])[0] for i in kept if i in nodes}
-    return {i: verdict for i, verdict in found.items() if verdict != "fine"}
+    known = [i for i in kept if i in nodes]
+    found = each(lambda i: diagnosis.verdict(nodes[i])[0], known, problem.jobs)
+    return {i: verdict for i, verdict in zip(known, found, strict=True) if verdict != "fine"}
 
 
 def unmeasured(prepared: Prepared, precision: Precision) -> tuple[KeptOp, ...]:

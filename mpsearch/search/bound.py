@@ -15,6 +15,8 @@ from ..ending import Stop
 from .problem import Problem
 
 Breaks = Callable[[Sequence[int]], bool]
+#: How many units are expected to be asked about next.
+_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,10 @@ def lower_bound(
         marginal |= not trial.met and len(units) == 1 and not question.far_beyond(trial.loss)
         return not trial.met
 
-    cores = disjoint_cores(problem.keep_order(), breaks, wanted)
+    def expect(units: Sequence[int]) -> None:
+        problem.expect(lambda: [everything.difference([u]) for u in units[:_AHEAD]])
+
+    cores = disjoint_cores(problem.keep_order(), breaks, wanted, expect)
     proofs = [record.known(everything.difference(core)) for core in cores]
     marginal |= any(t is not None and not question.far_beyond(t.loss) for t in proofs)
     price = int(sum(min(question.cost[u] for u in core) for core in cores))
@@ -79,13 +84,17 @@ def contradicted(problem: Problem) -> bool:
 
 
 def disjoint_cores(
-    order: Sequence[int], breaks: Breaks, wanted: int | None = None
+    order: Sequence[int],
+    breaks: Breaks,
+    wanted: int | None = None,
+    expect: Callable[[Sequence[int]], None] = lambda _: None,
 ) -> list[list[int]]:
     """Disjoint sets of units that each break the budget when only they are FP16.
 
     Taken greedily from ``order``, the worst first: each time the shortest head of what remains that
     breaks the budget. With ``wanted``, the search ends once so many cannot be had unless cores get
-    smaller than any before, which they seldom do, since what is left hurts less.
+    smaller than any before, which they seldom do, since what is left hurts less. ``expect`` is told
+    which units are likely to be asked about next, each by itself.
     """
     cores: list[list[int]] = []
     remaining = list(order)
@@ -93,6 +102,8 @@ def disjoint_cores(
         size = min(map(len, cores), default=1)
         if wanted is not None and (wanted - len(cores)) * size > len(remaining):
             break
+        if size == 1:
+            expect(remaining)
         core = _shortest_head(remaining, breaks)
         if core is None:
             break

@@ -20,6 +20,7 @@ import optuna
 from ..ending import Ending, Stop
 from ..evaluation.evaluator import Evaluator, Measured
 from ..evaluation.incremental import Incremental
+from ..forking import each
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from .ahead import Ahead, Hire
@@ -38,6 +39,8 @@ class Strategy(Protocol):
         """Search; every set that was tried is in ``problem.record``."""
 
 
+#: How much is evaluated at once in each process, before it is recorded.
+_AT_ONCE = 4
 #: A set is given up for mending once so many samples break its limit.
 _OFFENDERS = 2
 
@@ -80,6 +83,8 @@ class Problem:
         What all-FP32 gave, where that is known already.
     hire
         Gives the workers that evaluate ahead what is :meth:`expect`-ed.
+    jobs
+        In how many processes on this machine what is asked for at once is done.
 
     Attributes
     ----------
@@ -89,7 +94,7 @@ class Problem:
         The largest loss allowed, as it was asked for at first.
     record
         Every trial so far.
-    watch, hire
+    watch, hire, jobs
         As given.
     best
         The cheapest trial that met the limit; of equals, the one with fewer ops, then with fewer
@@ -107,6 +112,7 @@ class Problem:
         watch: Callable[[Trial, Problem], None] | None = None,
         floor: Measured | None = None,
         hire: Hire | None = None,
+        jobs: int = 1,
     ) -> None:
         self.question = question
         self.limit = question.limit
@@ -121,7 +127,7 @@ class Problem:
         self.watch = watch
         self._reserve = 0
         self._floor = floor
-        self.hire = hire
+        self.hire, self.jobs = hire, jobs
         self.ahead = None if hire is None else Ahead(self.answerer, hire)
         self._hired = len(evaluator.references)
         self._last: dict[int, float] = {}  # of samples not searched on: the loss of the last set
@@ -386,9 +392,27 @@ class Problem:
         """The loss of something that need be no set of units; recorded, and no trial."""
         return self._noted(precision, by).worst
 
-    def _noted(self, precision: Precision, by: str) -> Measured:
-        wanted = call("other", precision, self.evaluator.searched, math.inf)
+    def evaluate_each(self, precisions: Sequence[Precision], by: str) -> list[float]:
+        """:meth:`evaluate_ops` for several, in as many processes as there are."""
+        losses: list[float] = []
+        evaluate = self.evaluator.evaluate
+        for start in range(0, len(precisions), _AT_ONCE * self.jobs):
+            few = precisions[start : start + _AT_ONCE * self.jobs]
+            new = [p for p in few if self._recalled(self._other(p)) is None]
+            made = each(evaluate, new, self.jobs) if self.jobs > 1 else []
+            known = dict(zip(new, made, strict=False))
+            losses += [self._noted(p, by, known.get(p)).worst for p in few]
+        return losses
+
+    def _other(self, precision: Precision) -> str:
+        return call("other", precision, self.evaluator.searched, math.inf)
+
+    def _noted(self, precision: Precision, by: str, made: Measured | None = None) -> Measured:
+        """The losses of a precision; ``made`` are those that another process found."""
+        wanted = self._other(precision)
         known = self._recalled(wanted)
+        if known is None and made is not None:
+            known = Answer(made, tuple(self.evaluator.searched))
         if known is not None:
             self.evaluator.repeat(known.measured, known.searched)
         else:

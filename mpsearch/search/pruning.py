@@ -53,8 +53,10 @@ def prune(
 
 
 def _next(kept: Kept, order: Sequence[int], step: int) -> list[Kept]:
-    """What is likely to be tried after so many of the first units, which cannot be cast."""
+    """What is likely to be tried after so many of the first units.
+
+    Where several are cast at once, the last could be, and so may these; or else they cannot.
+    """
     alone = [kept.difference([unit]) for unit in order[step == 1 :][:_AHEAD]]
-    if met := kept.difference(order[: 3 * step]):
-        alone.insert(1, met)
-    return alone
+    met = kept.difference(order[: 3 * step])
+    return [met, *alone] if met and step > 1 else alone
