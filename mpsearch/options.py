@@ -347,8 +347,8 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
     device
         A torch device for the executor.
     cache_bytes
-        Limit for remembered results, of all processes together; None: a quarter of the memory, 2 GiB
-        at most for each process.
+        Limit for remembered results, of all processes together; None: a quarter of the memory,
+        2 GiB at most for each process.
     seed
         For everything random.
     storage

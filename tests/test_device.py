@@ -121,14 +121,13 @@ def test_a_search_takes_a_profile_from_a_file(tmp_path):
 # -- the probe ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1000, 1001])
-def test_the_probe_recovers_what_was_planted(seed):
+def test_the_probe_recovers_what_was_planted():
     """python -m tests.trials.probes plants more."""
-    seen = planted(seed)
+    seen = planted(1000)
     found = mpsearch.probe(Planted(seen))
     assert differences(seen, found) == []
     assert found.unexplained == ()
-    assert found.name == f"planted {seed}" and found.about == {"device": "planted"}
+    assert found.name == "planted 1000" and found.about == {"device": "planted"}
 
 
 def test_the_probe_says_what_it_cannot_explain():

@@ -12,6 +12,7 @@ import torch
 
 import mpsearch
 from mpsearch.flows.surroundings import threads
+from mpsearch.forking import each
 from mpsearch.search.ahead import Ahead
 from mpsearch.workers.forked import check_jobs
 
@@ -47,18 +48,25 @@ def one():
 
 
 def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_path):
-    """And a good part of what is asked was evaluated ahead, or the guesses are worth nothing."""
-    taken = []
-    take = Ahead.take
+    """And most of what is asked was evaluated ahead or in parts, or they are worth nothing."""
+    taken, shared = [], []
+    take, share = Ahead.take, Ahead.share
 
     def noted(self, key):
         found = take(self, key)
         taken.append(found is not None)
         return found
 
+    def divided(self, call):
+        found = share(self, call)
+        shared.append(found is not None)
+        return found
+
     monkeypatch.setattr(Ahead, "take", noted)
+    monkeypatch.setattr(Ahead, "share", divided)
     assert content(search(2)) == one
     assert sum(taken) > len(taken) / 3
+    assert sum(shared) > len(shared) / 2
     assert torch.get_num_threads() == 1
     url = f"sqlite:///{tmp_path / 'study.db'}"
     assert content(search(3, storage=url)) == one
@@ -95,3 +103,20 @@ def test_the_command_line_takes_jobs(tmp_path, monkeypatch):
         return content(json.loads(said.stdout))
 
     assert printed(1) == printed(2)
+
+
+def test_each_item_is_done_once_in_order_whatever_becomes_of_a_process():
+    def work(item):
+        if item == 5 and os.getpid() != here:
+            os._exit(1)
+        if item == 7 and os.getpid() != here:
+            raise ValueError("in another process")
+        return item * item, os.getpid() == here
+
+    here = os.getpid()
+    for jobs in (1, 2, 3, 20):
+        found = each(work, range(10), jobs)
+        assert [square for square, _ in found] == [i * i for i in range(10)]
+        assert all(at_home for _, at_home in found) == (jobs == 1)
+    with pytest.raises(ZeroDivisionError):
+        each(lambda item: 1 // item, [1, 0, 2], 2)

@@ -170,6 +170,14 @@ class Evaluator(Generic[B]):
         ran = self.backend.executions - executed
         return Measured(loss, worst, exact, ran, time.perf_counter() - started)
 
+    def judged(
+        self, losses: Sequence[float], complete: bool, executions: int, seconds: float
+    ) -> Measured:
+        """What the losses of samples say of a precision, in one profile; ``complete`` if of all."""
+        worst = max(losses)
+        loss = max(worst, self.expected(losses)) if complete else worst
+        return Measured(loss, worst, complete or loss == math.inf, executions, seconds)
+
     def repeat(self, measured: Measured, searched: Sequence[int]) -> None:
         """Stand as after an evaluation that gave this, with the samples in that order."""
         self.search_on(searched)

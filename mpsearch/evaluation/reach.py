@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..executor.loop import Step
 from ..executor.ops import OPS
 from ..executor.runtime import gather
+from ..forking import each
 from ..numerics.profiles import Profile
 from ..program.graph import Node
 from ..program.precision import Precision
@@ -95,6 +97,10 @@ def _student(chance: float, freedom: int) -> float:
     return float(special.stdtrit(freedom, 1 - chance) / special.ndtri(1 - chance))
 
 
+_Arrays = dict[Any, np.ndarray]
+_Seen = dict[Any, Tensor]
+
+
 class Reach:
     """What the samples reach in FP32.
 
@@ -117,22 +123,40 @@ class Reach:
         self._function = engine.function
         self._usual: float | None = None
 
-    def run(self, samples: Sequence[int]) -> Iterator[Outputs]:
-        """The outputs of all-FP32 in turn, with what is reached on the way taken in."""
+    def run(self, samples: Sequence[int], jobs: int = 1) -> Iterator[Outputs]:
+        """The outputs of all-FP32 in turn, with what is reached on the way taken in.
+
+        With several ``jobs`` all samples are run, in so many processes, before the first is given.
+        """
         engine = self._engine
-        every = Precision.all_fp32(engine.candidates)
         self._usual = None
-        for sample, outputs in zip(
-            samples, engine.several(every, samples, 0, self._look), strict=True
-        ):
+        for sample, (outputs, seen) in zip(samples, self._looked_at(samples, jobs), strict=True):
             slots = {**self._function.inputs, **self._function.states}
             given = {slots[name]: value for name, value in engine.sample(sample).items()}
             for slot, value in given.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
                     self._take(slot, _extremes(value))
-            for key, found in engine.seen[-1].items():
+            for key, found in seen.items():
                 self._take(key, found)
             yield outputs
+
+    def _looked_at(self, samples: Sequence[int], jobs: int) -> Iterator[tuple[Outputs, _Seen]]:
+        """The outputs of each sample, and what is reached on the way."""
+        if jobs == 1:
+            engine = self._engine
+            every = Precision.all_fp32(engine.candidates)
+            for outputs in engine.several(every, samples, 0, self._look):
+                yield outputs, engine.seen[-1]
+            return
+
+        def run(part: Sequence[int]) -> list[tuple[_Arrays, _Arrays]]:
+            return [(_arrays(out), _arrays(seen)) for out, seen in self._looked_at(part, 1)]
+
+        parts = [samples[k::jobs] for k in range(min(jobs, len(samples)))]
+        made = each(run, parts, jobs)
+        for place in range(len(samples)):
+            out, seen = made[place % len(parts)][place // len(parts)]
+            yield _tensors(out), _tensors(seen)
 
     def next(self, magnitude: Magnitude, chance: float) -> float:
         """What the next sample's is expected to exceed with no more than this chance."""
@@ -188,3 +212,12 @@ def _extremes(value: Tensor) -> Tensor:
     if batched or not finite:
         low, high = torch.aminmax(torch.where(torch.isfinite(value), value, 0.0).float())
     return torch.stack([low, high, finite.float()])
+
+
+def _arrays(values: Mapping[Any, Tensor]) -> _Arrays:
+    """For another process: torch would share the memory of tensors with one that may be gone."""
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def _tensors(values: _Arrays) -> _Seen:
+    return {name: torch.from_numpy(value) for name, value in values.items()}

@@ -206,7 +206,7 @@ def pose(
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
     compute = None if device is None else Converted(prepared, device)
     evaluator = prepared.pool(execution.device, share(execution), ending, request.chance, compute)
-    floor, range_ = measured(prepared, evaluator, ending)
+    floor, range_ = measured(prepared, evaluator, ending, execution.jobs)
     required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
     against = required & fp16
     required -= always | fp16
@@ -264,7 +264,7 @@ def pose(
 
 
 def measured(
-    prepared: Prepared, evaluator: Evaluator[Incremental], ending: Ending
+    prepared: Prepared, evaluator: Evaluator[Incremental], ending: Ending, jobs: int = 1
 ) -> tuple[Measured, Range]:
     """What all-FP32 gives, and what it reaches; from then on a few samples are searched on.
 
@@ -275,7 +275,7 @@ def measured(
     reach = Reach(evaluator.backend)
     samples = range(len(prepared.calibration.samples))
     outputs: list[Outputs] = []
-    for found in reach.run(samples):
+    for found in reach.run(samples, 1 if ending.limited else jobs):
         outputs.append(found)
         if ending.over:
             break

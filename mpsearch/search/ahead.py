@@ -8,10 +8,11 @@ gets the same answers, and records the same trials whatever was evaluated ahead,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from .answering import Answerer, Call
+from .answering import Answerer, Call, Part, Piece
 from .store import Answer
 
 #: Of what was evaluated ahead and never asked for, so many answers are remembered.
@@ -52,6 +53,20 @@ class Worker(Protocol):
         """End what it is doing."""
 
 
+@runtime_checkable
+class Helper(Worker, Protocol):
+    """A worker that is near enough to evaluate a part of what is asked now."""
+
+    def help(self, part: Part) -> None:
+        """Evaluate this part."""
+
+    def piece(self) -> Piece | None:
+        """What the part gave; waits for it. None where the worker died."""
+
+    def abandon(self) -> None:
+        """Nobody waits for the part any more."""
+
+
 #: Gives the workers for one set of samples.
 Hire = Callable[[Answerer], Sequence[Worker]]
 
@@ -76,9 +91,7 @@ class Ahead:
 
     def expect(self, calls: Sequence[Call]) -> None:
         """Evaluate these, the likeliest first, instead of what was expected before."""
-        if not self._hired:
-            self._workers = list(self._hire(self._answerer))
-            self._hired = True
+        self._ready()
         under_way = {worker.call.key for worker in self._workers if worker.call is not None}
         self._waiting = [c for c in calls if c.key not in under_way and c.key not in self._answers]
         self._collect()
@@ -103,6 +116,53 @@ class Ahead:
                 worker.wait(_LOOK)
             self._collect()
         return self._answers.pop(key, None)
+
+    def share(self, call: Call) -> Answer | None:
+        """The answer to a call that was not expected, its samples divided among those who are free.
+
+        What was expected is forgotten: it was expected after something else. None where nobody is
+        free, or a sample's loss does not stand for itself.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        self._waiting.clear()
+        self._ready()
+        self._collect()
+        free = [w for w in self._workers if isinstance(w, Helper) and w.call is None and w.alive]
+        parts = self._answerer.parted(call, len(free) + 1)
+        if len(parts) == 1:
+            return None
+        started = time.perf_counter()
+        helpers = dict(zip(free, parts[1:], strict=False))
+        for helper, part in helpers.items():
+            helper.help(part)
+        pieces = []
+        try:
+            pieces.append(self._answerer.piece(parts[0]))
+            for helper, part in list(helpers.items()):
+                if self._needed(call, pieces[0], part):
+                    pieces.append(helper.piece() or self._answerer.piece(part))
+                    del helpers[helper]
+        finally:
+            for helper in helpers:
+                helper.abandon()
+        return self._answerer.whole(call, pieces, time.perf_counter() - started)
+
+    @staticmethod
+    def _needed(call: Call, mine: Piece, part: Part) -> bool:
+        """Whether a part holds samples before the one that broke the limit here."""
+        last = list(mine.seen)[-1]
+        if mine.seen[last].loss <= call.limit:
+            return True
+        return call.searched.index(part.samples[0]) < call.searched.index(last)
+
+    def _ready(self) -> None:
+        if not self._hired:
+            self._workers = list(self._hire(self._answerer))
+            self._hired = True
 
     def _at(self, key: str) -> Worker | None:
         return next((w for w in self._workers if w.call is not None and w.call.key == key), None)

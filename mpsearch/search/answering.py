@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
@@ -49,6 +52,31 @@ class Call:
             raise ValueError("an op that there is not")
         searched = tuple(int(sample) for sample in found["searched"])
         return cls(str(found["key"]), Precision(fp32, count), searched, float(found["limit"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some samples of an evaluation, in their order."""
+
+    call: Call
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a sample showed: its loss, its sketched error, and the ops that overflowed."""
+
+    loss: float
+    error: np.ndarray | None
+    overflows: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a part gave: up to the first sample that broke the limit, and what that cost."""
+
+    seen: dict[int, Seen]
+    executions: int
 
 
 class Answerer:
@@ -102,6 +130,64 @@ class Answerer:
         first = overflows[0] if overflows else ""
         return Answer(measured, tuple(evaluator.searched), first, errors)
 
+    # -- in parts ----------------------------------------------------------------------------------
+
+    def parted(self, call: Call, count: int) -> list[Part]:
+        """An evaluation in so many parts at most, fewer where there are fewer samples.
+
+        One part where the losses of samples do not stand for themselves, or where there are several
+        numerics profiles, of which a later one is not always looked at.
+        """
+        evaluator, precision = self.evaluator, call.precision
+        several = evaluator.backend.profiles > 1 and len(precision) < precision.count
+        if several or not evaluator.by_sample:
+            return [Part(call, call.searched)]
+        count = min(count, len(call.searched))
+        return [Part(call, call.searched[k::count]) for k in range(count)]
+
+    def piece(self, part: Part) -> Piece:
+        """Evaluate a part; not counted as an evaluation.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        evaluator, call = self.evaluator, part.call
+        engine, parts = evaluator.backend, evaluator.metric.parts
+        assert parts is not None
+        executed, seen = engine.executions, {}
+        for sample in part.samples:
+            outputs = engine.outputs(call.precision, sample)
+            loss = parts(evaluator.references[sample], outputs)[0]
+            lost = tuple(node.name for node in self.harmful(engine.lost))
+            seen[sample] = Seen(loss, self.sketch(sample, outputs), lost)
+            if _breaks(loss, call.limit):
+                break
+        ran = engine.executions - executed
+        engine.executions = executed
+        return Piece(seen, ran)
+
+    def whole(self, call: Call, pieces: Sequence[Piece], seconds: float) -> Answer:
+        """The answer that :meth:`answer` would have given, from that of its parts."""
+        seen = {sample: found for piece in pieces for sample, found in piece.seen.items()}
+        order, losses = list(call.searched), []
+        errors: Errors = {}
+        overflows = ""
+        for position, sample in enumerate(call.searched):
+            found = seen[sample]
+            losses.append(found.loss)
+            overflows = overflows or next(iter(found.overflows), "")
+            if found.error is not None:
+                errors[sample, 0] = found.error
+            if _breaks(found.loss, call.limit):
+                order.insert(0, order.pop(position))
+                break
+        complete = len(losses) == len(order)
+        executions = sum(piece.executions for piece in pieces)
+        measured = self.evaluator.judged(losses, complete, executions, seconds)
+        return Answer(measured, tuple(order), overflows, errors)
+
     def harmful(self, lost: Iterable[Node]) -> list[Node]:
         """Of the ops that are infinite or NaN, those by which that does harm."""
         harmless = self.harmless
@@ -123,3 +209,7 @@ class Answerer:
         finally:
             evaluator.search_on(before)
             evaluator.evaluations, engine.executions = count, ran
+
+
+def _breaks(loss: float, limit: float) -> bool:
+    return loss > limit or loss == math.inf

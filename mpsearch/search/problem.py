@@ -317,6 +317,8 @@ class Problem:
         answer = self._recalled(wanted.key)
         if answer is None and self.ahead is not None and enough is None:
             answer = self.ahead.take(wanted.key)
+            if answer is None and remember is None:
+                answer = self.ahead.share(wanted)
         if answer is None:
             answer = self.answerer.answer(wanted, enough, remember)
         else:
@@ -513,7 +515,7 @@ class Problem:
         known = self.record.recall(wanted)
         if known is None or not {*known.losses} <= {*samples}:
             started, executed = time.perf_counter(), self.engine.executions
-            found = self.evaluator.losses(precision, samples, enough)
+            found = self._several(precision, samples, enough)
             worst, every = max(found.values()), len(found) == len(samples)
             seconds = time.perf_counter() - started
             ran = self.engine.executions - executed
@@ -525,6 +527,26 @@ class Problem:
         kept = wanted, known
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return dict(known.losses)
+
+    def _several(
+        self,
+        precision: Precision,
+        samples: Sequence[int],
+        enough: Callable[[Sequence[float]], bool] | None,
+    ) -> dict[int, float]:
+        """The evaluator's losses of single samples, in as many processes as there are."""
+        losses = self.evaluator.losses
+        if self.jobs == 1:
+            return losses(precision, samples, enough)
+        parts = [samples[k :: self.jobs] for k in range(self.jobs)]
+        made = each(lambda part: losses(precision, part), [p for p in parts if p], self.jobs)
+        every = {sample: loss for part in made for sample, loss in part.items()}
+        found: dict[int, float] = {}
+        for sample in samples:  # until there are enough, as one process does
+            found[sample] = every[sample]
+            if enough is not None and enough(list(found.values())):
+                break
+        return found
 
     def require(self, units: Iterable[int]) -> None:
         """Take no set from now on that lacks one of these units."""

@@ -7,15 +7,13 @@ import multiprocessing
 import os
 import signal
 import weakref
-from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
-from ..ending import Stop
 from ..errors import InputError
-from ..search.answering import Answerer, Call
+from ..search.answering import Answerer, Call, Part, Piece
 from ..search.store import Answer
 
 
@@ -40,18 +38,19 @@ class Forks:
 
     def hire(self, answerer: Answerer) -> list[Fork]:
         """Workers that know what this process knows now."""
-        return [Fork(answerer.ahead) for _ in range(self._jobs - 1)]
+        return [Fork(answerer) for _ in range(self._jobs - 1)]
 
 
 class Fork:
-    """A forked process (:class:`mpsearch.search.ahead.Worker`)."""
+    """A forked process (:class:`mpsearch.search.ahead.Helper`)."""
 
-    def __init__(self, evaluate: Callable[[Call], Answer]) -> None:
+    def __init__(self, answerer: Answerer) -> None:
         context: Any = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
         self.call: Call | None = None
+        self._abandoned = False
         self.process = context.Process(
-            target=_work, args=(theirs, self._pipe, evaluate), daemon=True
+            target=_work, args=(theirs, self._pipe, answerer), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -74,13 +73,32 @@ class Fork:
             self._pipe.send(call)
 
     def result(self) -> Answer | None:
-        """The answer; None where the process died or failed."""
+        """The answer; None where the process died or failed, or nobody waits for it."""
+        found, abandoned = self._received(), self._abandoned
+        self._abandoned = False
+        return None if abandoned else found
+
+    def help(self, part: Part) -> None:
+        """Evaluate this part."""
+        self.call = part.call
+        with contextlib.suppress(OSError):
+            self._pipe.send(part)
+
+    def piece(self) -> Piece | None:
+        """What the part gave; None where the process died or failed."""
+        found: Piece | None = self._received()
+        return found
+
+    def abandon(self) -> None:
+        """Nobody waits for the part any more."""
+        self._abandoned = True
+
+    def _received(self) -> Any:
         self.call = None
         try:
-            found: Answer | None = self._pipe.recv()
+            return self._pipe.recv()
         except (EOFError, OSError):
             return None
-        return found
 
     def wait(self, seconds: float) -> None:
         """Wait until it is done, so long at most."""
@@ -97,7 +115,7 @@ def _end(process: Any, pipe: Connection) -> None:
     pipe.close()
 
 
-def _work(pipe: Connection, parents: Connection, evaluate: Callable[[Call], Answer]) -> None:
+def _work(pipe: Connection, parents: Connection, answerer: Answerer) -> None:
     """A worker's life: until the parent closes the pipe, or dies."""
     parents.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -105,10 +123,12 @@ def _work(pipe: Connection, parents: Connection, evaluate: Callable[[Call], Answ
     torch.set_num_threads(1)  # the threads of the parent are not there any more
     with contextlib.suppress(EOFError, OSError):
         while True:
-            call = pipe.recv()
-            try:
-                answer: Answer | None = evaluate(call)
-            except (Stop, Exception):  # the parent meets it too, and says what it is
-                answer = None
-            pipe.send(answer)
+            asked: Call | Part = pipe.recv()
+            found: Answer | Piece | None = None
+            with contextlib.suppress(Exception):  # the parent meets it too, and says what it is
+                if isinstance(asked, Part):
+                    found = answerer.piece(asked)
+                else:
+                    found = answerer.ahead(asked)
+            pipe.send(found)
     os._exit(0)

@@ -15,9 +15,9 @@ from tests.models import Norm
 class Slow(torch.nn.Module):
     """Blocks of which some overflow and all round: (1, 8, 32) -> (1, 8, 32)."""
 
-    def __init__(self):
+    def __init__(self, layers=8):
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(8))
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(layers))
         self.norm = Norm()
 
     def forward(self, x):
