@@ -316,6 +316,7 @@ class Problem:
         wanted = self._call(key, exact)
         answer = self._recalled(wanted.key)
         if answer is None and self.ahead is not None and enough is None:
+            self._renew(self.ahead)
             answer = self.ahead.take(wanted.key)
             if answer is None and remember is None:
                 answer = self.ahead.share(wanted)
@@ -342,13 +343,17 @@ class Problem:
         """
         if self.ahead is None or self.ending.over:
             return
-        samples = len(self.evaluator.references)
-        if samples != self._hired:  # workers know the samples that there were when they began
-            self.ahead.close()
-            self._hired = samples
+        self._renew(self.ahead)
         keys = dict.fromkeys(map(frozenset, sets()))
         calls = [self._call(key) for key in keys if self.record.known(key) is None]
         self.ahead.expect([c for c in calls if self.record.recall(c.key) is None])
+
+    def _renew(self, ahead: Ahead) -> None:
+        """Workers know the samples that there were when they began."""
+        samples = len(self.evaluator.references)
+        if samples != self._hired:
+            ahead.close()
+            self._hired = samples
 
     def close(self) -> None:
         """End what evaluates ahead; it begins again where the search goes on."""
