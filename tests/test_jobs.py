@@ -66,7 +66,7 @@ def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_
     monkeypatch.setattr(Ahead, "share", divided)
     assert content(search(2)) == one
     assert sum(taken) > len(taken) / 3
-    assert sum(shared) > len(shared) / 2
+    assert sum(shared) > len(shared) / 5  # where nobody was busy with a guess
     assert torch.get_num_threads() == 1
     url = f"sqlite:///{tmp_path / 'study.db'}"
     assert content(search(3, storage=url)) == one
@@ -117,6 +117,7 @@ def test_each_item_is_done_once_in_order_whatever_becomes_of_a_process():
     for jobs in (1, 2, 3, 20):
         found = each(work, range(10), jobs)
         assert [square for square, _ in found] == [i * i for i in range(10)]
-        assert all(at_home for _, at_home in found) == (jobs == 1)
+        # With two, one process has both 5 and 7, and nothing comes of it.
+        assert all(at_home for _, at_home in found) == (jobs < 3)
     with pytest.raises(ZeroDivisionError):
         each(lambda item: 1 // item, [1, 0, 2], 2)
