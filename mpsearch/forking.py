@@ -47,13 +47,18 @@ def each(work: Callable[[T], R], items: Sequence[T], jobs: int) -> list[R]:
     return [found[i] if i in found else work(item) for i, item in enumerate(items)]
 
 
+def settle(parents: Connection) -> None:
+    """Make a process just forked a helper: signals, and the other end, are its parent's alone."""
+    parents.close()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)  # the threads of the parent are not there any more
+
+
 def _work(
     pipe: Connection, parents: Connection, work: Callable[[T], R], items: Sequence[T]
 ) -> None:
-    parents.close()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # those are for the parent, which ends its helpers
-    torch.set_num_threads(1)  # the threads of the parent are not there any more
+    settle(parents)
     done: list[R] = []
     with contextlib.suppress(BaseException):
         for item in items:

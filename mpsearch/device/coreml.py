@@ -131,14 +131,15 @@ class Loaded:
     ----------
     package
         The ``MLModel``.
-    stateful
-        Whether it has states.
+    inputs, states
+        Their names.
     """
 
     def __init__(self, device: CoreML, model: Any) -> None:
         self._device = device
         spec, weights = model.get_spec(), model.weights_dir
-        self.stateful = bool(spec.description.state)
+        self.inputs = tuple(feature.name for feature in spec.description.input)
+        self.states = tuple(feature.name for feature in spec.description.state)
         self.package = ct.models.MLModel(
             spec,
             weights_dir=weights,
@@ -150,7 +151,7 @@ class Loaded:
             return
         from coremltools.models.ml_program.experimental.async_wrapper import MLModelAsyncWrapper
 
-        if self.stateful:
+        if self.states:
             raise InputError("coremltools predicts with states on Macs alone; leave --iphone out")
         self.model = MLModelAsyncWrapper.from_spec_or_path(
             spec_or_path=spec,
@@ -171,7 +172,7 @@ class Loaded:
         try:
             if self._device.phone is not None:
                 found = self._device.wait(self.model.predict(dict(inputs)))
-            elif self.stateful:
+            elif self.states:
                 found = self.model.predict(dict(inputs), state=self.model.make_state())
             else:
                 found = self.model.predict(dict(inputs))

@@ -8,14 +8,13 @@ from typing import Any
 
 from .. import options
 from ..ending import Ending
-from ..errors import InputError
 from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
-from ..evaluation.metrics import NAMES
 from ..explain.diagnosis import Diagnosis, diagnosable
 from ..numerics.choosing import Numerics
 from ..options import Execution
+from ..package import config as configs
 from ..package.config import Config, KeptOp
 from ..package.matching import match
 from ..program.precision import Precision
@@ -67,15 +66,11 @@ def check(
     config = as_config(config)
     options.group(execution, Execution, "execution")
     check_device(execution.device)
-    if metric is None and (config.custom_metric or config.metric not in NAMES):
-        raise InputError(
-            f"the config was made with the metric {config.metric!r}, a function, which a config "
-            "does not bring along; give it: metric= in Python, --metric package.module:callable"
-        )
+    measure = configs.metric(config, metric)
     prepared = prepare(
         model,
         data,
-        config.metric if metric is None else metric,
+        measure,
         config.numerics if numerics is None else numerics,
         config.conversion,
         0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..device.coreml import CoreML, Loaded
 from ..evaluation.metrics import Outputs
 from ..options import Execution
 from ..package import emission
+from ..package.verification import named
 from ..program.precision import Precision
 from ..source.prepare import Prepared
 
@@ -55,18 +56,16 @@ class Converted:
             names = [self._prepared.ops[i].name for i in precision]
             model = emission.convert(self._prepared.precast, emission.selector(names))
             self._loaded = precision, self._device.load(model)
-        return predicted(self._loaded[1], sample, list(self._prepared.lowered.outputs))
+        return predicted(self._loaded[1], sample, self._prepared.lowered.outputs)
 
 
-def predicted(loaded: Loaded, sample: Mapping[str, Any], names: list[str]) -> Outputs:
+def predicted(
+    loaded: Loaded, sample: Mapping[str, Any], names: Collection[str]
+) -> dict[str, Tensor]:
     """The outputs of a package for one sample, under ``names``."""
-    states = {feature.name for feature in loaded.package.get_spec().description.state}
-    wanted = [feature.name for feature in loaded.package.get_spec().description.input]
-    given = {name: value for name, value in sample.items() if name not in states}
+    wanted = loaded.inputs
+    given = {name: value for name, value in sample.items() if name not in loaded.states}
     if set(wanted) != set(given):  # passes after the cast may rename inputs, not reorder them
         given = dict(zip(wanted, given.values(), strict=False))
     found = loaded.predict({name: given[name].cpu().numpy() for name in wanted})
-    outputs = {name: torch.as_tensor(value) for name, value in found.items()}
-    if set(outputs) == set(names):
-        return outputs
-    return dict(zip(names, outputs.values(), strict=True))
+    return named({name: torch.as_tensor(value) for name, value in found.items()}, names)

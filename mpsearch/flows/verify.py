@@ -10,14 +10,13 @@ import torch
 
 from .. import options
 from ..device.coreml import CoreML, Loaded
-from ..errors import InputError
-from ..evaluation.metrics import NAMES, Metric, Outputs, resolve
+from ..evaluation.metrics import Metric, Outputs, resolve
 from ..executor.predict import Executor
-from ..explain.diagnosis import HARMFUL
 from ..numerics.choosing import Numerics, chosen
 from ..package import config as configs
 from ..package import emission
 from ..program.packages import open_package
+from ..results import account
 from ..results.plain import number
 from ..results.result import PACKAGE
 from ..results.verified import OpOnDevice, OutputSeen, Verified
@@ -64,11 +63,7 @@ def verify(
     """
     folder = Path(directory)
     config = configs.read(folder)
-    if metric is None and config.metric not in NAMES:
-        raise InputError(
-            f"the config was made with the metric {config.metric!r}, a function, which a config "
-            "does not bring along; give it: metric= in Python, --metric package.module:callable"
-        )
+    wanted = configs.metric(config, metric)
     package = open_package(folder / PACKAGE)
     profile, *_ = chosen(config.numerics if numerics is None else numerics)
     executor = Executor(package, profile)
@@ -76,17 +71,16 @@ def verify(
     prepared = None
     if model is None:
         samples = [_arrays(sample, names) for sample in as_data(data, names, targets).samples]
-        measure = resolve(config.metric if metric is None else metric, False)
+        measure = resolve(wanted, False)
     else:
-        given = config.metric if metric is None else metric
-        prepared = prepare(model, data, given, "ieee", config.conversion, 0.0, targets)
+        prepared = prepare(model, data, wanted, "ieee", config.conversion, 0.0, targets)
         samples = [_arrays(sample, names) for sample in prepared.calibration.samples]
         measure = prepared.metric
     loaded = device.load(package)
     seen, simulated = [], []
     for sample in samples:
         seen.append(_tensors(loaded.predict(sample)))
-        state = executor.make_state() if loaded.stateful else None
+        state = executor.make_state() if loaded.states else None
         simulated.append(_tensors(executor.predict(sample, state)))
     budget = options.budget(config.budget, measure.larger_is_better)
     found = _compared(prepared, measure, seen, simulated)
@@ -137,10 +131,10 @@ def _parted(
     prepared: Prepared | None, loaded: Loaded, sample: Arrays, budget: float, measure: Metric
 ) -> tuple[str, ...] | None:
     """Where the package parts from the same in FP32; None without the model, or with states."""
-    if prepared is None or loaded.stateful:
+    if prepared is None or loaded.states:
         return None
     plain = emission.convert(prepared.precast, lambda _: False)
-    most = budget if measure.name == "rel_l2" else HARMFUL
+    most = account.harmful(measure, budget)
     return loaded.parted(plain, sample, lambda a, b: _apart(_tensor(b), _tensor(a)) <= most)
 
 

@@ -75,8 +75,7 @@ def _on(
     device: CoreML, path: Path, prepared: Prepared
 ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     loaded = device.load(open_package(path))
-    names = list(prepared.lowered.outputs)
-    return lambda sample: dict(predicted(loaded, sample, names))
+    return lambda sample: predicted(loaded, sample, prepared.lowered.outputs)
 
 
 def _loss(prepared: Prepared, package: verification.ReadBack, searched: Sequence[int]) -> float:

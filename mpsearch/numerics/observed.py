@@ -277,9 +277,8 @@ class Observed(Profile):
             x = torch.where(x.isnan(), _VALUES[rule.invalid], x)
         if rule.result == "fp32":
             return x
-        # Rounded first: what rounds up to the limit is beyond it.
-        x = x.half().float() if rule.overflows != FP16.overflows else x
         if rule.overflows != FP16.overflows:
+            x = x.half().float()  # what rounds up to the limit is beyond it
             infinite = torch.copysign(torch.full_like(x, math.inf), x)
             x = torch.where(x.abs() >= rule.overflows, infinite, x)
         return _flushed(x) if self.seen.subnormals == "flushed" else x

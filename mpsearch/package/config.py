@@ -9,7 +9,7 @@ import msgspec
 
 from ..errors import InputError
 from ..files import read_json
-from ..options import Constraints, Conversion, Execution, Limits
+from ..options import METRICS, Constraints, Conversion, Execution, Limits
 from ..scaling.exponents import Scale
 from ..scaling.patterns import Rewrite
 from .migration import migrated
@@ -148,6 +148,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def schema(cls) -> dict[str, Any]:
         """The JSON Schema of ``precision.json``."""
         return msgspec.json.schema(cls)
+
+
+def metric(config: Config, given: Any = None) -> Any:
+    """The metric of a config, or the one given instead.
+
+    Raises
+    ------
+    InputError
+        If the config's is a function, and none is given.
+    """
+    if given is None and (config.custom_metric or config.metric not in METRICS):
+        raise InputError(
+            f"the config was made with the metric {config.metric!r}, a function, which a config "
+            "does not bring along; give it: metric= in Python, --metric package.module:callable"
+        )
+    return config.metric if given is None else given
 
 
 def read(path: str | Path) -> Config:

@@ -126,7 +126,7 @@ def _outputs(
 ) -> Iterator[dict[str, Tensor]]:
     if package.predict is not None:
         for sample, reference in zip(samples, references, strict=False):
-            yield _named(package.predict(sample), reference)
+            yield named(package.predict(sample), reference)
         return
     function = package.function
     found = Together(function, Schedule.of_function(function)).run(
@@ -135,10 +135,10 @@ def _outputs(
     for reference in references:
         with torch.inference_mode():
             outputs, _ = next(found)
-        yield _named(outputs, reference)
+        yield named(outputs, reference)
 
 
-def _named(outputs: dict[str, Tensor], reference: Outputs) -> dict[str, Tensor]:
+def named(outputs: dict[str, Tensor], reference: Collection[str]) -> dict[str, Tensor]:
     """Outputs under the reference's names; a package may have renamed them, not reordered."""
     if set(outputs) == set(reference):
         return outputs

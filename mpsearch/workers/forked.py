@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import weakref
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import torch
-
 from ..errors import InputError
+from ..forking import settle
 from ..search.answering import Answerer, Call, Part, Piece
 from ..search.store import Answer
 
@@ -117,10 +115,7 @@ def _end(process: Any, pipe: Connection) -> None:
 
 def _work(pipe: Connection, parents: Connection, answerer: Answerer) -> None:
     """A worker's life: until the parent closes the pipe, or dies."""
-    parents.close()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # those are for the parent, which ends its workers
-    torch.set_num_threads(1)  # the threads of the parent are not there any more
+    settle(parents)
     with contextlib.suppress(EOFError, OSError):
         while True:
             asked: Call | Part = pipe.recv()
