@@ -106,7 +106,7 @@ class Service:
                     return optuna.load_study(study_name=name, storage=self._storage)
             if time.monotonic() > until:
                 raise InputError(
-                    f"no search is under way in {self._folder.parent} with this storage; start "
+                    f"no search is under way in {self._folder.parent.parent} with this storage; start "
                     "mpsearch optimize --out DIR --storage URL --cluster storage first"
                 )
             time.sleep(_PAUSE)
@@ -179,7 +179,7 @@ class Service:
             place = benches(self._folder).get(digest)
             if place is None:
                 raise InputError(
-                    f"{self._folder.parent} is not what the search works on, or no longer; copy "
+                    f"{self._folder.parent.parent} is not what the search works on, or no longer; copy "
                     "its folder again, and start the worker anew"
                 )
             bench = Bench.read(place, self._metric)
