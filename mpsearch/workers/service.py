@@ -64,6 +64,7 @@ class Service:
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._folder, self._ending, self._tell = folder, ending, tell
+        self._out = folder.parent.parent  # as the user gave it
         self._metric, self._bytes, self._patience = metric, cache_bytes, patience
         self._storage = open_storage(url)
         self._name = uuid.uuid4().hex
@@ -106,7 +107,7 @@ class Service:
                     return optuna.load_study(study_name=name, storage=self._storage)
             if time.monotonic() > until:
                 raise InputError(
-                    f"no search is under way in {self._folder.parent.parent} with this storage; start "
+                    f"no search is under way in {self._out} with this storage; start "
                     "mpsearch optimize --out DIR --storage URL --cluster storage first"
                 )
             time.sleep(_PAUSE)
@@ -179,7 +180,7 @@ class Service:
             place = benches(self._folder).get(digest)
             if place is None:
                 raise InputError(
-                    f"{self._folder.parent.parent} is not what the search works on, or no longer; copy "
+                    f"{self._out} is not what the search works on, or no longer; copy "
                     "its folder again, and start the worker anew"
                 )
             bench = Bench.read(place, self._metric)
