@@ -18,9 +18,11 @@ import torch
 
 import mpsearch
 from benchmarks.models import named
+from mpsearch.evaluation.evaluator import Evaluator
+from mpsearch.evaluation.incremental import Incremental
 from mpsearch.package.emission import convert, selector
 from mpsearch.program.precision import Precision
-from mpsearch.source.prepare import prepare
+from mpsearch.source.prepare import Prepared, prepare
 
 MODELS = ["vit-12", "resnet-50", "decoder-6"]
 
@@ -40,21 +42,21 @@ def measure(name: str, rounds: int) -> dict[str, float]:
     fp32 = mpsearch.Executor(convert(prepared.precast, selector(names)))
     fp16 = mpsearch.Executor(convert(prepared.precast, selector([])))
     every = Precision.all_fp16(len(names))
-    ready = []
+    ready: list[tuple[Prepared, Evaluator[Incremental]]] = []
 
     def eager() -> None:
         with torch.inference_mode():
             model(x)
 
     def cold() -> None:
-        ready.pop().evaluate(every)
+        ready[-1][1].evaluate(every)
 
     candidates = {
         "executor FP32": lambda: fp32.predict(feed),
         "executor FP16": lambda: fp16.predict(feed),
         "cold evaluation": cold,
     }
-    ready.append(prepared.evaluator())
+    ready.append((prepared, prepared.evaluator()))
     for function in (eager, *candidates.values()):
         function()
     ratios: dict[str, list[float]] = {k: [] for k in candidates}
@@ -62,8 +64,10 @@ def measure(name: str, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         once = seconds(eager)
         base.append(once)
-        # As the search meets it: prepared, nothing evaluated yet.
-        ready.append(prepare(model, x).evaluator())
+        # As the search meets it: what was prepared is there, and nothing was evaluated yet.
+        ready.clear()
+        prepared = prepare(model, x)
+        ready.append((prepared, prepared.evaluator()))
         for key_, function in candidates.items():
             ratios[key_].append(seconds(function) / once)
     return {"eager ms": 1000 * statistics.median(base)} | {
