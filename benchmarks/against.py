@@ -4,9 +4,10 @@ python -m benchmarks.against [--base e337ad4] [--rounds 1] [cases of the zoo ...
 
 ``mpsearch.optimize`` on every case, each run in a process of its own, the two versions one after
 the other. Both are asked what versions before unseen inputs counted can answer: the fewest ops for
-the samples given, wherever they overflow. The cases are those of this tree; of the other, only
-``mpsearch`` and ``strategies`` are taken, from a git worktree. Memory is the peak of the process.
-With several rounds, the median of the ratios.
+the samples given, wherever they overflow, with nothing held out. The cases are those of this tree;
+of the other, only ``mpsearch`` and ``strategies`` are taken, from a git worktree. Memory is the
+peak of the process. With several rounds, the median of the ratios. A case that a version does not
+convert is left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def one(name: str, root: str) -> dict[str, Any]:
     case = zoo.cases([name])[name]
     model, samples = case.build(), case.samples()
     optimize = mpsearch.optimize  # what it imports is not what it costs
-    asked: dict[str, Any] = {"numerics": zoo.numerics(case), "heldout": 0.25}
+    asked: dict[str, Any] = {"numerics": zoo.numerics(case), "heldout": 0.0}
     if hasattr(mpsearch, "Constraints"):  # the others are asked for no more than this
         asked["constraints"] = mpsearch.Constraints(objective="calibration", tolerate_overflow=True)
     started = time.perf_counter()
@@ -103,9 +104,13 @@ def main() -> None:
         try:
             for name in names:
                 rows: dict[str, list[dict[str, Any]]] = {label: [] for label in roots}
-                for _ in range(arguments.rounds):
-                    for label, root in roots.items():
-                        rows[label].append(in_a_process(name, root))
+                try:
+                    for _ in range(arguments.rounds):
+                        for label, root in roots.items():
+                            rows[label].append(in_a_process(name, root))
+                except subprocess.CalledProcessError as error:
+                    print(f"{name}: {error.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                    continue
                 middle = {
                     label: {c: statistics.median(row[c] for row in found) for c in COLUMNS}
                     for label, found in rows.items()

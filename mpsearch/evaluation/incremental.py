@@ -155,7 +155,6 @@ class Incremental:
         return self.samples - 1
 
     def _bind(self, sample: int, values: Mapping[str, Tensor]) -> dict[int, Any]:
-        device = self.runtimes[0].device
         for name in self.function.inputs:
             if name not in values:
                 raise InputError(
@@ -164,7 +163,7 @@ class Incremental:
                 )
         slots = {**self.function.inputs, **self.function.states}
         # Sums are taken in another order where numbers lie otherwise in memory.
-        return {slot: values[name].to(device).contiguous() for name, slot in slots.items()}
+        return {slot: values[name].contiguous() for name, slot in slots.items()}
 
     # -- outputs -------------------------------------------------------------------------------
 
@@ -224,8 +223,13 @@ class Incremental:
 
     def _inputs(self, sample: int) -> dict[int, _Cell]:
         """Model inputs have negative identities: -1 - sample, and the slot as place."""
-        given = self._given[sample]
-        return {slot: _Cell((-1 - sample, slot), value) for slot, value in given.items()}
+        given, device = self._given[sample], self.runtimes[0].device
+        return {slot: _Cell((-1 - sample, slot), v.to(device)) for slot, v in given.items()}
+
+    def _input(self, where: Where) -> Tensor:
+        """A model input by its identity; samples stay on the CPU, however many there are."""
+        identity, slot = where
+        return self._given[-1 - identity][slot].to(self.runtimes[0].device)
 
     def _outputs(self, cells: Mapping[int, _Cell]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -271,7 +275,7 @@ class Incremental:
         if cell.value is not None:
             return cell.value
         identity, place = cell.where
-        return self._given[-1 - identity][place] if identity < 0 else self._fetch(identity)[place]
+        return self._input(cell.where) if identity < 0 else self._fetch(identity)[place]
 
     def _execute(self, step: Step, key: Key, profile: int, env: Mapping[int, Any]) -> Results:
         """Run a step on the values it reads, and count what that cost."""
@@ -295,7 +299,7 @@ class Incremental:
             key = self._memory.key(each)
             step = self._steps[key.step]
             env = {
-                slot: self._given[-1 - w[0]][w[1]] if w[0] < 0 else made[w[0]][w[1]]
+                slot: self._input(w) if w[0] < 0 else made[w[0]][w[1]]
                 for slot, w in zip(step.reads, key.reads, strict=True)
             }
             made[each] = self._execute(step, key, max(key.profile, 0), env)

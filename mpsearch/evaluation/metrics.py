@@ -7,7 +7,7 @@ A measure is turned into a *loss*, smaller is better, which is all that the sear
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,15 +52,19 @@ class Metric:
         return -value if self.larger_is_better else value
 
     def whole(
-        self, references: Sequence[Outputs], outputs: Sequence[Outputs], targets: Sequence[Any]
+        self, references: Sequence[Outputs], outputs: Iterable[Outputs], targets: Sequence[Any]
     ) -> float:
-        """The loss over all samples together."""
+        """The loss over all samples together, or over the first where outputs are fewer.
+
+        But for a task metric, no more than one sample's outputs are held.
+        """
         if self.score is not None:
-            drop = self.score(references, targets) - self.score(outputs, targets)
+            found = list(outputs)
+            references, targets = references[: len(found)], targets[: len(found)]
+            drop = self.score(references, targets) - self.score(found, targets)
             return max(0.0, drop) if not math.isnan(drop) else math.inf
         assert self.parts is not None
-        pairs = [self.parts(r, o) for r, o in zip(references, outputs, strict=True)]
-        return self.combined(pairs)
+        return self.combined([self.parts(r, o) for o, r in zip(outputs, references, strict=False)])
 
     def combined(self, pairs: Sequence[tuple[float, float]]) -> float:
         """The loss of samples whose parts are given."""

@@ -34,6 +34,8 @@ _MOST = 4.0
 #: Magnitudes below are all the same here: no limit is near.
 _LEAST = 1e-3
 _EULER = 0.5772156649
+#: How many samples each process runs before the first is given.
+_AT_ONCE = 128
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ class Reach:
     def run(self, samples: Sequence[int], jobs: int = 1) -> Iterator[Outputs]:
         """The outputs of all-FP32 in turn, with what is reached on the way taken in.
 
-        With several ``jobs`` all samples are run, in so many processes, before the first is given.
+        With several ``jobs`` so many processes each run some samples before the first is given.
         """
         engine = self._engine
         self._usual = None
@@ -152,11 +154,13 @@ class Reach:
         def run(part: Sequence[int]) -> list[tuple[_Arrays, _Arrays]]:
             return [(_arrays(out), _arrays(seen)) for out, seen in self._looked_at(part, 1)]
 
-        parts = [samples[k::jobs] for k in range(min(jobs, len(samples)))]
-        made = each(run, parts, jobs)
-        for place in range(len(samples)):
-            out, seen = made[place % len(parts)][place // len(parts)]
-            yield _tensors(out), _tensors(seen)
+        for start in range(0, len(samples), _AT_ONCE * jobs):
+            few = samples[start : start + _AT_ONCE * jobs]
+            parts = [few[k::jobs] for k in range(min(jobs, len(few)))]
+            made = each(run, parts, jobs)
+            for place in range(len(few)):
+                out, seen = made[place % len(parts)][place // len(parts)]
+                yield _tensors(out), _tensors(seen)
 
     def next(self, magnitude: Magnitude, chance: float) -> float:
         """What the next sample's is expected to exceed with no more than this chance."""

@@ -19,8 +19,9 @@ from ..program.graph import Function, Ref
 from .loop import Schedule, Step
 from .runtime import EVERY, Runtime, tensor_bytes
 
-#: Samples run together, at most, and bytes of the largest result of them all.
-_MOST, _BYTES = 32, 2 << 20
+#: Samples run together, at most, and bytes of the largest result of them all: on a CPU what its
+#: cache holds, elsewhere what occupies the device.
+_MOST, _BYTES, _BYTES_ELSEWHERE = 32, 2 << 20, 256 << 20
 
 Given = Mapping[int, Any]  # slot -> value
 #: Shown every step with what it reads and its results; gives tensors that are wanted of it, by key.
@@ -91,14 +92,18 @@ class Together:
             peak = max(peak, tensor_bytes(results))
             return {} if look is None else look(step, env, results)
 
-        out, seen = self._forward(runtime, dict(sample), fp32, measure)
-        self._size = self._size or min(max(_BYTES // peak, 1), _MOST)
+        given = {slot: value.to(runtime.device) for slot, value in sample.items()}
+        out, seen = self._forward(runtime, given, fp32, measure)
+        room = _BYTES if runtime.device.type == "cpu" else _BYTES_ELSEWHERE
+        self._size = self._size or min(max(room // peak, 1), _MOST)
         return {name: value.cpu() for name, value in out.items()}, seen
 
     def _at_once(
         self, runtime: Runtime, samples: Sequence[Given], fp32: Container[int], look: Look | None
     ) -> list[tuple[dict[str, Tensor], dict[Any, Tensor]]]:
-        stacked = {slot: torch.stack([s[slot] for s in samples]) for slot in samples[0]}
+        stacked = {
+            slot: torch.stack([s[slot] for s in samples]).to(runtime.device) for slot in samples[0]
+        }
         forward = torch.func.vmap(lambda given: self._forward(runtime, dict(given), fp32, look))
         with torch.no_grad():
             out, seen = forward(stacked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -274,14 +274,18 @@ def measured(
     started, executed = time.perf_counter(), evaluator.backend.executions
     reach = Reach(evaluator.backend)
     samples = range(len(prepared.calibration.samples))
-    outputs: list[Outputs] = []
-    for found in reach.run(samples, 1 if ending.limited else jobs):
-        outputs.append(found)
-        if ending.over:
-            break
-    seen = len(outputs)
-    targets = prepared.calibration.targets[:seen]
-    loss = prepared.metric.whole(prepared.references[:seen], outputs, targets)
+    seen = 0
+
+    def outputs() -> Iterator[Outputs]:
+        nonlocal seen
+        for found in reach.run(samples, 1 if ending.limited else jobs):
+            seen += 1
+            yield found
+            if ending.over:
+                return
+
+    targets = prepared.calibration.targets
+    loss = prepared.metric.whole(prepared.references, outputs(), targets)
     ran = evaluator.backend.executions - executed
     floor = Measured(loss, loss, seen == len(samples), ran, time.perf_counter() - started)
     evaluator.evaluations += 1

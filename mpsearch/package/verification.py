@@ -98,9 +98,7 @@ def loss(
     if not data.samples:
         return -math.inf
     return max(
-        metric.whole(
-            list(references), list(_outputs(package, data.samples, references, p)), data.targets
-        )
+        metric.whole(references, _outputs(package, data.samples, references, p), data.targets)
         for p in profiles
     )
 

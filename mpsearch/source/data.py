@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..files import check_archive, first_line, is_archive, regular
+from ..spool import Spool
 from ..usercode import guarded, import_callable
 
 #: ``targets`` where every item of the inputs is (sample, target).
@@ -36,11 +40,14 @@ class Data:
         Per sample, what a task metric compares with; empty where there is none.
     noise
         Whether the samples were drawn at random.
+    spool
+        Where tensors that are made of the samples are kept.
     """
 
     samples: list[dict[str, Any]]
     targets: list[Any] = field(default_factory=list)
     noise: bool = False
+    spool: Spool = field(default_factory=Spool)
 
     def split(self, heldout: float) -> tuple[Data, Data]:
         """The calibration share and the held-out share (the samples at the end).
@@ -58,8 +65,8 @@ class Data:
         held = min(count - 1, max(1, round(count * heldout))) if count > 1 and heldout else 0
         cut = count - held
         return (
-            Data(self.samples[:cut], self.targets[:cut], self.noise),
-            Data(self.samples[cut:], self.targets[cut:], self.noise),
+            replace(self, samples=self.samples[:cut], targets=self.targets[:cut]),
+            replace(self, samples=self.samples[cut:], targets=self.targets[cut:]),
         )
 
     @property
@@ -129,6 +136,9 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
         What a task metric compares with: one for each sample, or ``"pairs"`` where every item of
         ``inputs`` is (sample, target). Never guessed from the data.
 
+    What an iterable gives and the caller does not hold is taken in item by item, and need not fit
+    the memory (:class:`mpsearch.spool.Spool`).
+
     Raises
     ------
     InputError
@@ -146,6 +156,7 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
             "those, or a DataLoader"
         )
     data = Data([])
+    held = isinstance(items, Sequence)  # in the caller's own memory
     room = _room_for_samples()
     for item in _items(items):
         if targets is PAIRS or targets == PAIRS:
@@ -157,12 +168,14 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
             item, target = item
             data.targets.append(target)
         sample = _sample(item, names, len(data.samples))
+        if not held:
+            sample = {name: data.spool.keep(value) for name, value in sample.items()}
         data.samples.append(sample)
         room -= sum(v.nbytes for v in sample.values() if isinstance(v, Tensor))
         if room < 0 or len(data.samples) > _MOST_SAMPLES:
             raise InputError(
                 f"the data does not end: {len(data.samples):,} samples so far; give at most "
-                f"{_MOST_SAMPLES:,} that fit half of the memory"
+                f"{_MOST_SAMPLES:,}, and no more than half of what {tempfile.gettempdir()} has free"
             )
     if not data.samples:
         raise InputError("the data holds no samples; give at least one")
@@ -193,10 +206,9 @@ def _items(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _room_for_samples() -> int:
-    """Bytes that samples may take: half of the machine's memory."""
-    import psutil
-
-    return int(psutil.virtual_memory().total) // 2
+    """Bytes that samples may take: half of what the temporary folder has free, and the memory."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    return (free + int(psutil.virtual_memory().total)) // 2
 
 
 def _sample(item: Any, names: Sequence[str] | None, place: int) -> dict[str, Any]:
@@ -287,15 +299,16 @@ def read(
                 "--targets pairs goes with --inputs package.module:callable; with a file give the "
                 "targets as another file"
             )
-        arrays = _read_arrays(path)
-        data = Data(_rows(arrays, path, names, required, shapes or {}))
+        spool = Spool()
+        arrays = _read_arrays(path, spool)
+        data = Data(_rows(arrays, path, names, required, shapes or {}), spool=spool)
     if targets is not None and paired is None:
-        first = next(iter(_read_arrays(targets).values()), torch.empty(0))
+        first = next(iter(_read_arrays(targets, data.spool).values()), torch.empty(0))
         data.targets = _targets(first if first.dim() else first[None], len(data.samples))
     return data
 
 
-def _read_arrays(path: str) -> dict[str, Tensor]:
+def _read_arrays(path: str, spool: Spool) -> dict[str, Tensor]:
     file = regular(
         path, "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
     )
@@ -304,7 +317,7 @@ def _read_arrays(path: str) -> dict[str, Tensor]:
     try:
         if is_archive(file):
             check_archive(file)
-        found = _arrays(file)
+        found = _arrays(file, spool)
     except InputError:
         raise
     except Exception as error:
@@ -316,15 +329,16 @@ def _read_arrays(path: str) -> dict[str, Tensor]:
     return {str(k): as_tensor(v, str(k)) for k, v in found.items()}
 
 
-def _arrays(file: Path) -> Any:
+def _arrays(file: Path, spool: Spool) -> Any:
+    """The arrays of a file, mapped where its kind allows it."""
     if file.suffix == ".npz":
         with np.load(file, allow_pickle=False) as archive:
-            return {k: archive[k] for k in archive.files}
+            return {k: spool.keep(as_tensor(archive[k], k)) for k in archive.files}
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive(file))
 
 
 def _rows(
@@ -370,7 +384,7 @@ def drawn(
     Raises
     ------
     InputError
-        If ``count`` is below 1 or the samples would not fit half of the memory, or the shape of a
+        If ``count`` is below 1 or the samples take more than may be kept, or the shape of a
         required input is not known.
     """
     unknown = [k for k in (names or [])[:required] if k not in shapes]
@@ -389,20 +403,21 @@ def drawn(
     total = count * sum(math.prod(s) * d.itemsize for s, d in shapes.values())
     if total > _room_for_samples() or count > _MOST_SAMPLES:
         raise InputError(
-            f"--random {count}: such samples take {total:,} bytes; give at most {_MOST_SAMPLES:,} "
-            "that fit half of the memory"
+            f"--random {count}: such samples take {total:,} bytes; give at most {_MOST_SAMPLES:,}, "
+            f"and no more than half of what {tempfile.gettempdir()} has free"
         )
     generator = torch.Generator().manual_seed(seed)
-    samples = []
+    data = Data([], noise=True)
     for _ in range(count):
         sample: dict[str, Any] = {}
         for name, (shape, dtype) in shapes.items():
             if dtype.is_floating_point:
-                sample[name] = torch.randn(shape, generator=generator).to(dtype)
+                value = torch.randn(shape, generator=generator).to(dtype)
             else:
-                sample[name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
-        samples.append(sample)
-    return Data(samples, noise=True)
+                value = torch.randint(0, 2, shape, generator=generator).to(dtype)
+            sample[name] = data.spool.keep(value)
+        data.samples.append(sample)
+    return data
 
 
 #: By how much redrawn inputs are moved, in turn, relative to each value, or to how much the values
@@ -411,7 +426,7 @@ def drawn(
 _MOVED = (0.01, 0.1)
 
 
-def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> Iterator[dict[str, Any]]:
     """``count`` samples like those given, in turn, with every float moved by some 1% or 10%.
 
     Of itself, or of how much the values of its input differ where that is less. Rounding errors of
@@ -424,7 +439,6 @@ def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[di
         for name, value in samples[0].items()
         if isinstance(value, Tensor) and value.is_floating_point() and len(value.unique()) > 2
     }
-    out = []
     for place in range(count if movable else 0):
         sample = dict(samples[place % len(samples)])
         for name in sorted(movable & sample.keys()):
@@ -434,5 +448,4 @@ def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> list[di
             wide = value.float()
             scale = torch.minimum(wide.abs(), wide.std())
             sample[name] = (wide + size * scale * noise).to(value.dtype)
-        out.append(sample)
-    return out
+        yield sample

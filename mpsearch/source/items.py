@@ -8,6 +8,7 @@ is also what the package then takes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def items(data: Data, run: Run) -> Data:
             if apart is None:
                 return data
             targets += apart
-    return Data(samples, targets, data.noise)
+    return replace(data, samples=samples, targets=targets)
 
 
 def _rows(sample: Mapping[str, Any]) -> int:

@@ -101,7 +101,7 @@ def pixels(model: Any, data: Data) -> Data:
     }
     samples = [
         {
-            name: torch.as_tensor(as_pixels(name, value, pictures[name]).copy())
+            name: data.spool.keep(torch.as_tensor(as_pixels(name, value, pictures[name]).copy()))
             if name in pictures and is_picture(value)
             else value
             for name, value in sample.items()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ..options import Conversion
 from ..program.flops import looped
 from ..program.graph import Function
 from ..program.lowering import CandidateOp, lower_candidates
+from ..spool import Spool
 from .conversion import convert
 from .data import Data, argument_names, collect, is_picture, redrawn, required_arguments
 from .items import items
@@ -200,8 +201,8 @@ def prepare(
     )
     bind = _binder(precast, lowered, torch_model)
     with quiet():
-        bound = [bind(s) for s in data.samples]
-    renamed = Data([s for s, _ in bound], data.targets, data.noise)
+        bound = [_kept(bind(s), data.spool, s) for s in data.samples]
+    renamed = replace(data, samples=[s for s, _ in bound])
     calibration, held = renamed.split(heldout)
     references = [r for _, r in bound]
     notes += _check_references(references)
@@ -213,7 +214,7 @@ def prepare(
         work = sum(op.flops for op in ops) + looped(lowered.nodes, sizes)
         again = max(redraw(work) - cut, 0)
     with quiet():
-        moved = [bind(s) for s in redrawn(data.samples[:cut], again, seed)]
+        moved = [_kept(bind(s), data.spool) for s in redrawn(data.samples[:cut], again, seed)]
     first = data.samples[0].items()
     return Prepared(
         precast=precast,
@@ -235,6 +236,20 @@ def prepare(
         redrawn=Data([s for s, _ in moved]),
         redrawn_references=[r for _, r in moved],
     )
+
+
+def _kept(
+    bound: tuple[dict[str, Any], Outputs], spool: Spool, given: Mapping[str, Any] = {}
+) -> tuple[dict[str, Any], Outputs]:
+    """A sample and its references, kept; what the sample shares with the one given is already."""
+    known = {value.data_ptr() for value in given.values() if isinstance(value, torch.Tensor)}
+    sample = {
+        name: value
+        if isinstance(value, torch.Tensor) and value.data_ptr() in known
+        else spool.keep(value)
+        for name, value in bound[0].items()
+    }
+    return sample, {name: spool.keep(value) for name, value in bound[1].items()}
 
 
 def _taken_apart(batches: Data, data: Data) -> list[str]:
