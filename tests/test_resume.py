@@ -281,6 +281,36 @@ def test_a_killed_run_is_gone_on_with(here):
     assert "study.db" in json.loads(Path("out/manifest.json").read_text())["files"]
 
 
+@pytest.mark.parametrize("left", ["whole", "cut off"])
+def test_an_evaluation_that_was_made_and_not_yet_stored_is_not_made_again(
+    left, here, evaluated, monkeypatch
+):
+    """It lies in a file beside the study; cut off, it is as if it had not been made."""
+    storage = "sqlite:///study.db"
+    unbroken = search()
+    with monkeypatch.context() as patched:
+
+        def killed(self, *args):
+            if len(evaluated) == 5:
+                raise Killed
+            return add(self, *args)
+
+        add = optuna.Study.add_trial
+        patched.setattr(optuna.Study, "add_trial", killed)
+        with pytest.raises(Killed):
+            search(storage)
+    (study,) = optuna.get_all_study_summaries(storage)
+    (file,) = Path().glob("study.db-*.latest")
+    assert study.n_trials == 4 and len(evaluated) == 5
+    if left == "cut off":
+        file.write_bytes(file.read_bytes()[:-20])
+    resumed = search(storage, resume=True)
+    assert content(resumed) == content(unbroken)
+    assert len(evaluated) - len(set(evaluated)) == (left == "cut off")
+    (study,) = optuna.get_all_study_summaries(storage)
+    assert study.n_trials == len(set(evaluated)) and not file.exists()
+
+
 def test_two_runs_do_not_search_into_one_folder(here):
     with closing(Unfinished(here / "out", False)):
         said = run(*ARGV, expect=2).stderr

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+from .answer import Answer
 from .answering import Answerer, Call, Part, Piece
-from .store import Answer
 
 #: Of what was evaluated ahead and never asked for, so many answers are remembered.
 _UNASKED = 256

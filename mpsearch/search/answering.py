@@ -14,8 +14,8 @@ from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Outputs
 from ..program.graph import Node
 from ..program.precision import Precision
+from .answer import Answer, Errors
 from .response import Sketch
-from .store import Answer, Errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from cachetools import LRUCache
 
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
+from .answer import Errors
 from .question import Kept, Question
 from .recording import rounding_model_of
 from .response import Response, Sketch
 from .rounding import RoundingModel
-from .store import Errors
 
 #: What the sketched errors of trials may take: a proof by exhaustion makes 100,000 of them.
 _ERROR_BYTES = 64 << 20

@@ -24,12 +24,13 @@ from ..forking import each
 from ..program.lowering import CandidateOp
 from ..program.precision import Precision
 from .ahead import Ahead, Hire
+from .answer import Answer, call
 from .answering import Answerer, Call
 from .guide import Guide
 from .question import Kept, Question
 from .record import FP32_OR_FP16, Record, Trial
 from .response import Response
-from .store import Answer, Lost, call
+from .store import Lost
 
 
 class Strategy(Protocol):
@@ -324,8 +325,9 @@ class Problem:
             answer = self.answerer.answer(wanted, enough, remember)
         else:
             self.evaluator.repeat(answer.measured, answer.searched)
-        self.guide.learn(key, answer.errors)
         kept = None if enough is not None and enough() else (wanted.key, answer)
+        self.record.hold(kept)
+        self.guide.learn(key, answer.errors)
         return self._judged(key, by, answer.measured, asked, answer.overflows, kept)
 
     def _call(self, key: Kept, exact: bool = False) -> Call:
@@ -426,6 +428,7 @@ class Problem:
             found = self.evaluator.evaluate(precision, enough=self._over)
             known = Answer(found, tuple(self.evaluator.searched))
         measured, kept = known.measured, None if self._over() else (wanted, known)
+        self.record.hold(kept)
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return measured
 
@@ -530,6 +533,7 @@ class Problem:
             measured = known.measured
             self.engine.executions += measured.executions
         kept = wanted, known
+        self.record.hold(kept)
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
         return dict(known.losses)
 

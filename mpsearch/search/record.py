@@ -13,8 +13,9 @@ import optuna
 
 from ..evaluation.evaluator import Measured
 from ..program.precision import Precision
+from .answer import Answer
 from .question import Kept, Question
-from .store import Answer, Store, silence
+from .store import Store, silence
 
 #: The constraint under which a trial's distance from the budget stands in the study.
 BUDGET = "budget"
@@ -116,6 +117,11 @@ class Record:
     def recall(self, call: str) -> Answer | None:
         """What an evaluation gave in a run before."""
         return None if self.store is None else self.store.recall(call)
+
+    def hold(self, kept: tuple[str, Answer] | None) -> None:
+        """Keep what was just evaluated, until it is recorded."""
+        if self.store is not None and kept is not None:
+            self.store.hold(*kept)
 
     def add(
         self,

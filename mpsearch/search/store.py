@@ -7,100 +7,27 @@ set, the samples in their order, and the limit. What the clock cut short is not 
 
 from __future__ import annotations
 
-import base64
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-import xxhash
 from optuna.storages.journal import JournalFileBackend
 
 from ..ending import Stop
 from ..errors import InputError
-from ..evaluation.evaluator import Measured
 from ..files import first_line
-from ..program.precision import Precision
+from .answer import Answer, attributes, read_answer
+from .latest import Latest
 
-Errors = dict[tuple[int, int], np.ndarray]  # sample, profile -> sketched error
-
-#: The attributes under which a trial's answer, and a study's facts, stand in the storage.
-_CALL, _ANSWER, _FACTS = "call", "answer", "mpsearch"
-#: MySQL takes 65,535 bytes of an attribute, its name and quotes included.
-_ATTRIBUTE = 60_000
+#: The attributes under which what a trial answers, and a study's facts, stand in the storage.
+_CALL, _FACTS = "call", "mpsearch"
 #: How long to wait for a storage that is away, and how often to look.
 _PATIENCE, _AGAIN = 60.0, 0.5
 _JOURNAL = "journal:"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an evaluation gave, with all that a search goes by.
-
-    Attributes
-    ----------
-    measured
-        The losses, and what they cost.
-    searched
-        The order of the samples after it.
-    overflows
-        An op for whose overflow the set was refused; empty if none.
-    errors
-        The sketched errors of the outputs (:class:`mpsearch.search.response.Sketch`).
-    losses
-        Those of single samples, by index.
-    """
-
-    measured: Measured
-    searched: tuple[int, ...] = ()
-    overflows: str = ""
-    errors: Errors = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """As numbers and strings; JSON has no infinity."""
-        found = self.measured
-        losses = str(found.loss), str(found.worst)
-        return {
-            "measured": [*losses, found.exact, found.executions, found.seconds],
-            "searched": list(self.searched),
-            "overflows": self.overflows,
-            "errors": [
-                [sample, profile, base64.b64encode(error.astype("<f4").tobytes()).decode()]
-                for (sample, profile), error in self.errors.items()
-            ],
-            "losses": [[sample, str(loss)] for sample, loss in self.losses.items()],
-        }
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Answer:
-        """The inverse of :meth:`as_json`.
-
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            If it is something else.
-        """
-        loss, worst, exact, executions, seconds = found["measured"]
-        measured = Measured(float(loss), float(worst), bool(exact), int(executions), float(seconds))
-        errors = {
-            (int(s), int(p)): np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
-            for s, p, text in found["errors"]
-        }
-        losses = {int(sample): float(loss) for sample, loss in found["losses"]}
-        order = tuple(int(sample) for sample in found["searched"])
-        return cls(measured, order, str(found["overflows"]), errors, losses)
-
-
-def call(kind: str, precision: Precision, samples: Sequence[int], limit: float) -> str:
-    """What an evaluation is found by again."""
-    asked = repr((kind, precision.count, sorted(precision), list(samples), limit))
-    return str(xxhash.xxh3_128_hexdigest(asked.encode()))
 
 
 class Store:
@@ -158,6 +85,10 @@ class Store:
                     f"cannot resume: the study {study.study_name!r} holds what mpsearch did not "
                     "write; leave --resume out to begin anew"
                 ) from error
+        self._latest = Latest(_file(url), self.name)
+        self._unstored = self._latest.take() if study is not None else {}
+        self._unstored = {k: v for k, v in self._unstored.items() if k not in self._answers}
+        self._answers |= self._unstored
         self.known = len(self._answers)
         self._lost = False
 
@@ -170,6 +101,11 @@ class Store:
         """What this gave before, if it was asked."""
         return self._answers.get(asked)
 
+    def hold(self, asked: str, answer: Answer) -> None:
+        """Keep a new answer until :meth:`keep` has stored it, beside an SQLite study."""
+        if asked not in self._answers and not self._lost:
+            self._latest.put(asked, answer)
+
     def keep(self, asked: str, answer: Answer, trial: optuna.trial.FrozenTrial) -> None:
         """Keep an answer, with the trial that it is of; one that is known already is not again.
 
@@ -180,7 +116,7 @@ class Store:
         Lost
             If it does not come back; nothing more is kept then.
         """
-        if asked in self._answers or self._lost:
+        if (asked in self._answers and asked not in self._unstored) or self._lost:
             return
         told_of = {**trial.user_attrs, _CALL: asked, **attributes(answer)}
         told = optuna.trial.create_trial(
@@ -193,6 +129,8 @@ class Store:
         told.datetime_start, told.datetime_complete = trial.datetime_start, trial.datetime_complete
         self._patiently(lambda: self._study.add_trial(told))
         self._answers[asked] = answer
+        self._unstored.pop(asked, None)
+        self._latest.clear()
 
     def _patiently(self, work: Callable[[], object]) -> None:
         until = time.monotonic() + _PATIENCE
@@ -347,39 +285,3 @@ def silence() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def attributes(answer: Answer) -> dict[str, Any]:
-    """An answer as attributes of a trial, each short enough: its sketched errors are most of it."""
-    whole = answer.as_json()
-    parts: list[list[Any]] = [[]]
-    size = 0
-    for error in whole.pop("errors"):
-        text = error[2]
-        for start in range(0, len(text), _ATTRIBUTE // 2):
-            piece = [*error[:2], text[start : start + _ATTRIBUTE // 2]]
-            if size + len(piece[2]) > _ATTRIBUTE:
-                parts.append([])
-                size = 0
-            parts[-1].append(piece)
-            size += len(piece[2]) + 32
-    more = {f"{_ANSWER} {i}": part for i, part in enumerate(parts) if part}
-    return {_ANSWER: whole, **more}
-
-
-def read_answer(attributes: Mapping[str, Any]) -> Answer:
-    """The inverse of :func:`attributes`.
-
-    Raises
-    ------
-    AttributeError, KeyError, TypeError, ValueError
-        If it is something else.
-    """
-    texts: dict[tuple[int, int], str] = {}
-    number = 0
-    while (part := attributes.get(f"{_ANSWER} {number}")) is not None:
-        for sample, profile, text in part:
-            texts[sample, profile] = texts.get((sample, profile), "") + text
-        number += 1
-    errors = [[*key, text] for key, text in texts.items()]
-    return Answer.from_json({**attributes[_ANSWER], "errors": errors})

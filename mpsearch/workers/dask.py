@@ -14,8 +14,8 @@ import torch
 
 from ..errors import InputError, MpsearchError
 from ..files import first_line
+from ..search.answer import Answer
 from ..search.answering import Answerer, Call
-from ..search.store import Answer
 from .bench import Bench
 
 _LOCAL = "local:"

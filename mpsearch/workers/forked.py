@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..forking import settle
+from ..search.answer import Answer
 from ..search.answering import Answerer, Call, Part, Piece
-from ..search.store import Answer
 
 
 def check_jobs(jobs: int, device: str) -> None:

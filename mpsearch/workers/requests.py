@@ -21,8 +21,9 @@ import optuna
 from optuna.trial import TrialState
 
 from ..files import written
+from ..search.answer import Answer, read_answer
 from ..search.answering import Answerer, Call
-from ..search.store import Answer, open_storage, read_answer, silence
+from ..search.store import open_storage, silence
 from .bench import Bench
 
 #: The file in a folder of benches that names the study of requests.

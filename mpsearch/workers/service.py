@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ..ending import Ending, Stop
 from ..errors import InputError, MpsearchError
 from ..files import first_line, read_json
+from ..search.answer import attributes
 from ..search.answering import Answerer, Call
-from ..search.store import attributes, open_storage, silence
+from ..search.store import open_storage, silence
 from .bench import Bench, benches
 from .requests import BENCH, BY, CALL, LOOK, NAMED, SEARCH, WORKER, Beat
 

@@ -98,7 +98,7 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
     from mpsearch.package import config
     from mpsearch.program.packages import open_package
     from mpsearch.results import result
-    from mpsearch.search.store import read_answer
+    from mpsearch.search.answer import read_answer
     from mpsearch.source import data
     from mpsearch.source.exported import load_exported
     from mpsearch.source.mlpackage import from_package

@@ -97,7 +97,7 @@ def trial(
         evaluated = Path(f"{known}.evaluated")
         asked = evaluated.read_text().split() if evaluated.exists() else []
         twice = len(asked) - len(set(asked))
-        if wrong is None and twice > 1:  # one was made, and not yet stored, when the signal came
+        if wrong is None and twice:
             wrong = f"{twice} evaluations were made twice"
     return came, twice, wrong
 

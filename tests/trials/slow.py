@@ -50,12 +50,12 @@ def _announce():
         return original(self)
 
     mpsearch.search.problem.Problem.admit_fp16 = admit_fp16
-    kept = mpsearch.search.store.Store.keep
+    held = mpsearch.search.store.Store.hold
 
-    def keep(self, asked, answer, trial):
+    def hold(self, asked, answer):
         if self.recall(asked) is None:  # it was evaluated, and not taken from the run before
             with Path(f"{place}.evaluated").open("a") as log:
                 log.write(f"{asked}\n")
-        kept(self, asked, answer, trial)
+        held(self, asked, answer)
 
-    mpsearch.search.store.Store.keep = keep
+    mpsearch.search.store.Store.hold = hold
