@@ -16,7 +16,6 @@ from benchmarks import zoo
 from mpsearch.evaluation import coverage
 from mpsearch.evaluation.reach import Magnitude
 from mpsearch.program.precision import Precision
-from mpsearch.search.problem import Problem
 from mpsearch.source.prepare import prepare
 from tests.command import run
 from tests.models import batches, net
@@ -363,13 +362,13 @@ def test_where_no_trial_is_left_a_larger_set_is_taken_and_not_all(monkeypatch):
     from mpsearch.flows import searching
 
     monkeypatch.setattr(searching, "mend", lambda problem, kept: None)
-    model, confirm, seen = net(), Problem.confirm, []
+    model, confirm, seen = net(), searching.confirm, []
 
-    def failing(self, trial):
-        found = confirm(self, trial)
+    def failing(problem, trial):
+        found = confirm(problem, trial)
         seen.append(len(trial.kept))
         return replace(found, offenders=[], expected=math.inf) if len(seen) == 1 else found
 
-    monkeypatch.setattr(Problem, "confirm", failing)
+    monkeypatch.setattr(searching, "confirm", failing)
     found = mpsearch.optimize(model, batches(), 1e-3)
     assert found.met and seen[0] < len(found.kept) < found.candidate_ops

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ..ending import Stage, Stop
+from ..search.confirming import confirm
 from ..search.mending import mend
 from ..search.problem import Problem
 from ..search.question import Kept
@@ -51,7 +52,7 @@ def _confirmed(problem: Problem) -> bool:
             return True
         problem.ending.stage = Stage.SEARCH
         try:
-            found = problem.confirm(best)
+            found = confirm(problem, best)
         except Stop:
             return False
         if not found.offenders and found.expected <= problem.limit:

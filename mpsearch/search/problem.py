@@ -4,15 +4,17 @@ A strategy sees *units*, things that are FP32 or FP16 as a whole: single ops, or
 layer. It asks about sets of units to keep in FP32, one (:meth:`Problem.try_`) or several
 (:meth:`Problem.ask`), is told what came of them, and may stop whenever it likes: the best set seen
 so far is the result.
+
+One class, and a long one, since all that a strategy may ask, and all that answers it, stands in one
+place; what is asked of a set that is about to be taken is in :mod:`mpsearch.search.confirming`.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import optuna
@@ -42,25 +44,6 @@ class Strategy(Protocol):
 
 #: How much is evaluated at once in each process, before it is recorded.
 _AT_ONCE = 4
-#: A set is given up for mending once so many samples break its limit.
-_OFFENDERS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmed:
-    """How a set does on the samples that are not searched on.
-
-    Attributes
-    ----------
-    offenders
-        Those on which it breaks the limit, the worst first; not all of them, where there are many.
-    expected
-        What the next input's loss is expected to stay below, by all samples; the worst loss where
-        there are offenders.
-    """
-
-    offenders: list[int]
-    expected: float
 
 
 class Problem:
@@ -97,6 +80,8 @@ class Problem:
         Every trial so far.
     watch, hire, jobs
         As given.
+    last_losses
+        Of samples that are not searched on, by index: the loss of the last set.
     best
         The cheapest trial that met the limit; of equals, the one with fewer ops, then with fewer
         casts, then with the smaller loss.
@@ -131,7 +116,7 @@ class Problem:
         self.hire, self.jobs = hire, jobs
         self.ahead = None if hire is None else Ahead(self.answerer, hire)
         self._hired = len(evaluator.references)
-        self._last: dict[int, float] = {}  # of samples not searched on: the loss of the last set
+        self.last_losses: dict[int, float] = {}
         self._ends: tuple[float, float | None] | None = None
 
     # -- for strategies ------------------------------------------------------------------------
@@ -428,9 +413,18 @@ class Problem:
             found = self.evaluator.evaluate(precision, enough=self._over)
             known = Answer(found, tuple(self.evaluator.searched))
         measured, kept = known.measured, None if self._over() else (wanted, known)
+        self.note(precision, measured, by, kept)
+        return measured
+
+    def note(
+        self, precision: Precision, measured: Measured, by: str, kept: tuple[str, Answer] | None
+    ) -> None:
+        """Record what ``by`` evaluated, which need be no set of units; no trial comes of it.
+
+        ``kept`` is what it is to be found by in another run, and what it gave.
+        """
         self.record.hold(kept)
         self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
-        return measured
 
     def _recalled(self, wanted: str) -> Answer | None:
         """What an evaluation gave in a run before; only of the samples that are searched on."""
@@ -484,78 +478,6 @@ class Problem:
         self._reserve //= 2
         self.record.doubt(self.everything)
         self._choose()
-
-    def confirm(self, trial: Trial) -> Confirmed:
-        """How a set does on the samples that are not searched on.
-
-        Those are looked at first that were nearest to breaking the limit before.
-
-        Raises
-        ------
-        Stop
-            If the run is to end.
-        """
-        evaluator, limit = self.evaluator, self.limit
-        rest = sorted(evaluator.rest, key=lambda s: -self._last.get(s, -math.inf))
-
-        def enough(losses: Sequence[float]) -> bool:
-            return sum(loss > limit for loss in losses) >= _OFFENDERS or losses[-1] == math.inf
-
-        precision = self.question.precision(trial.kept)
-        found = self._losses(precision, rest, "confirm", enough) if rest else {}
-        self._last |= found
-        offenders = [s for s in rest if found.get(s, -math.inf) > limit]
-        if offenders or not rest:
-            worst = max(found.values(), default=trial.loss)
-            return Confirmed(sorted(offenders, key=lambda s: (-found[s], s)), worst)
-        found |= self._losses(precision, evaluator.searched, "expect")
-        return Confirmed([], evaluator.expected(list(found.values()), student=True))
-
-    def _losses(
-        self,
-        precision: Precision,
-        samples: Sequence[int],
-        by: str,
-        enough: Callable[[Sequence[float]], bool] | None = None,
-    ) -> dict[int, float]:
-        """The evaluator's losses of single samples, recorded."""
-        wanted = call(by, precision, samples, self.limit)
-        known = self.record.recall(wanted)
-        if known is None or not {*known.losses} <= {*samples}:
-            started, executed = time.perf_counter(), self.engine.executions
-            found = self._several(precision, samples, enough)
-            worst, every = max(found.values()), len(found) == len(samples)
-            seconds = time.perf_counter() - started
-            ran = self.engine.executions - executed
-            measured = Measured(worst, worst, every, ran, seconds)
-            known = Answer(measured, losses=found)
-        else:
-            measured = known.measured
-            self.engine.executions += measured.executions
-        kept = wanted, known
-        self.record.hold(kept)
-        self._keeping(lambda: self.record.note(self.question, precision, measured, by, kept))
-        return dict(known.losses)
-
-    def _several(
-        self,
-        precision: Precision,
-        samples: Sequence[int],
-        enough: Callable[[Sequence[float]], bool] | None,
-    ) -> dict[int, float]:
-        """The evaluator's losses of single samples, in as many processes as there are."""
-        losses = self.evaluator.losses
-        if self.jobs == 1:
-            return losses(precision, samples, enough)
-        parts = [samples[k :: self.jobs] for k in range(self.jobs)]
-        made = each(lambda part: losses(precision, part), [p for p in parts if p], self.jobs)
-        every = {sample: loss for part in made for sample, loss in part.items()}
-        found: dict[int, float] = {}
-        for sample in samples:  # until there are enough, as one process does
-            found[sample] = every[sample]
-            if enough is not None and enough(list(found.values())):
-                break
-        return found
 
     def require(self, units: Iterable[int]) -> None:
         """Take no set from now on that lacks one of these units."""
