@@ -36,7 +36,7 @@ class Spool:
         self._used, self._next = 0, _FIRST
 
     def keep(self, value: Any) -> Any:
-        """A tensor as it is or, beyond the limit, its copy in a file; other values as they are.
+        """A tensor in memory or, beyond the limit, its copy in a file; other values as they are.
 
         Raises
         ------
@@ -48,7 +48,8 @@ class Spool:
         size = value.nbytes
         if size <= self._room:
             self._room -= size
-            return value
+            # What a loader's worker process shares holds a file open, and there may be few.
+            return value.clone() if value.is_shared() else value
         start = -(-self._used // _LINE) * _LINE
         with torch.inference_mode(False):  # gradients are taken through samples
             if start + size > len(self._block):

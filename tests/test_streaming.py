@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,27 @@ def test_files_of_samples_are_read_the_same(kind, mapped, tmp_path, monkeypatch)
         result = json.loads((tmp_path / f"out {size}" / "result.json").read_text())
         found.append({k: v for k, v in result.items() if k not in COST})
     assert found[0] == found[1]
+
+
+class Numbered(torch.utils.data.Dataset):
+    """A thousand and two hundred rows."""
+
+    def __len__(self):
+        return 1200
+
+    def __getitem__(self, place):
+        return torch.full((4,), float(place))
+
+
+def test_a_loader_with_workers_gives_more_samples_than_files_may_be_open():
+    loader = DataLoader(Numbered(), batch_size=1, num_workers=1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        result = mpsearch.optimize(torch.nn.Tanh(), loader, 1e-2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert result.met and "1200 samples" in result.understood
 
 
 _MANY = """
