@@ -139,7 +139,7 @@ def _no_constant(text: str) -> Any:
 
 _LOCK = ".lock"
 _PREFIX = "mpsearch-"
-#: Folders without a lock are left alone for so many seconds: they may be new.
+#: Folders without a lock and with something in them are left alone for so many seconds.
 _NEW = 60.0
 
 
@@ -163,23 +163,47 @@ class Room:
     def __init__(self, parent: Path | None = None, prefix: str = _PREFIX) -> None:
         parent = Path(tempfile.gettempdir()) if parent is None else parent
         _sweep(parent, prefix)
-        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock: IO[str] | None = None
-        try:
-            lock = (self.path / _LOCK).open("w")
-            hold(lock)
-        finally:
-            self._remove = weakref.finalize(self, _remove, self.path, lock)
+        self.path, lock = _locked(parent, prefix)
+        self._remove = weakref.finalize(self, _remove, self.path, lock)
 
     def close(self) -> None:
         """Remove it now."""
         self._remove()
 
 
-def _remove(path: Path, lock: IO[str] | None) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    if lock is not None:
+def _locked(parent: Path, prefix: str) -> tuple[Path, IO[str]]:
+    """A new folder and the lock in it, which no other process has swept meanwhile."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            lock = (path / _LOCK).open("w")
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            path.rmdir()
+            raise
+        with contextlib.suppress(BlockingIOError):
+            hold(lock)
+            if (path / _LOCK).exists():
+                return path, lock
         lock.close()
+
+
+def _remove(path: Path, lock: IO[str]) -> None:
+    _clear(path)
+    lock.close()
+
+
+def _clear(path: Path) -> None:
+    """Remove a room, its lock last: of a process killed meanwhile it says whose the rest was."""
+    for entry in path.glob("*"):
+        if entry.name != _LOCK:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    entry.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -214,11 +238,13 @@ def _sweep(parent: Path, prefix: str) -> None:
             if not (left / _LOCK).exists():
                 if time.time() - left.stat().st_mtime > _NEW:
                     shutil.rmtree(left, ignore_errors=True)
+                else:  # one that has just been made is made again (_locked)
+                    left.rmdir()
                 continue
             with (left / _LOCK).open("r+") as lock:
                 hold(lock)
                 _restore(left, parent)
-                shutil.rmtree(left, ignore_errors=True)
+                _clear(left)
 
 
 @contextlib.contextmanager
@@ -321,9 +347,9 @@ def check_writable(path: Path, ours: Ours) -> None:
         if not parent.is_dir():
             raise InputError(f"cannot write to {parent}: it is no folder; write elsewhere")
         # Names as long as those that writing will make, in a folder that is gone again at once.
-        with tempfile.TemporaryDirectory(prefix=_room_of(path), dir=parent) as probe:
+        with room(parent, _room_of(path)) as probe:
             for name in missing:
-                (Path(probe) / name).mkdir(exist_ok=True)
+                (probe / name).mkdir(exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
 

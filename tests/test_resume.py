@@ -15,6 +15,7 @@ import pytest
 
 import mpsearch
 from mpsearch.ending import Stop
+from mpsearch.files import room
 from mpsearch.results.unfinished import Unfinished
 from mpsearch.search import store
 from mpsearch.search.store import Store
@@ -279,6 +280,49 @@ def test_a_killed_run_is_gone_on_with(here):
     (study,) = optuna.get_all_study_summaries("sqlite:///out/study.db")
     assert study.n_trials > 4
     assert "study.db" in json.loads(Path("out/manifest.json").read_text())["files"]
+
+
+_TIDYING = """
+import os, signal, tempfile
+from pathlib import Path
+import mpsearch.files as files
+
+def killed(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if {moment!r} == "making":
+    files.hold = Path.open = killed
+room = files.Room(Path("."), "room-")
+for name in ("a", "b", "c"):
+    (room.path / name).write_text(name)
+    (room.path / (name + name)).mkdir()
+unlink, seen = os.unlink, []
+
+def third(*args, **kwargs):
+    unlink(*args, **kwargs)
+    seen.append(args)
+    if len(seen) == {count}:
+        killed()
+
+os.unlink = third
+room.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "count"), [("making", 0), ("removing", 1), ("removing", 3), ("removing", 4)]
+)
+def test_a_process_killed_while_it_makes_or_removes_a_folder_leaves_none(moment, count, here):
+    """The next one removes it, at once."""
+    code = _TIDYING.format(moment=moment, count=count)
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert done.returncode == -9
+    assert len(list(here.iterdir())) == 1
+    with room(here, "room-") as made:
+        assert list(here.iterdir()) == [made]
+    assert list(here.iterdir()) == []
 
 
 @pytest.mark.parametrize("left", ["whole", "cut off"])
