@@ -372,3 +372,27 @@ def test_where_no_trial_is_left_a_larger_set_is_taken_and_not_all(monkeypatch):
     monkeypatch.setattr(searching, "confirm", failing)
     found = mpsearch.optimize(model, batches(), 1e-3)
     assert found.met and seen[0] < len(found.kept) < found.candidate_ops
+
+
+@pytest.mark.parametrize(("loss", "more"), [(math.inf, True), (2e-2, False)])
+def test_where_an_input_is_lost_altogether_more_are_redrawn(loss, more, monkeypatch):
+    """Once, and others than there were; not where one merely breaks the budget."""
+    from mpsearch.flows import job, searching
+
+    monkeypatch.setattr(job, "_REDRAWN_FLOPS", 0.0)  # as if a forward took long
+    monkeypatch.setattr(job, "_MOST_REDRAWN", 40)
+    confirm, samples = searching.confirm, []
+
+    def failing(problem, trial):
+        found = confirm(problem, trial)
+        engine = problem.engine
+        samples.append([engine.sample(place)["x"] for place in range(engine.samples)])
+        offenders = problem.evaluator.rest[:1]
+        return replace(found, offenders=offenders, expected=loss) if len(samples) < 3 else found
+
+    monkeypatch.setattr(searching, "confirm", failing)
+    result = mpsearch.optimize(net(), batches(), 1e-2)
+    assert result.met and len(samples) >= 3
+    before, *later = map(len, samples)
+    assert before == 16 and set(later) == {40 if more else 16}
+    assert len({tuple(x.flatten().tolist()) for x in samples[-1]}) == len(samples[-1])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ..evaluation import coverage
 from ..package import verification
 from ..package.verification import ReadBack
+from ..search.confirming import lost
 from ..search.mending import enlarging
 from ..search.question import Kept
 from .converted import Converted
@@ -22,8 +23,6 @@ from .job import Job
 
 #: By what shares of its size a set is enlarged for the path above it.
 _STEPS = (1.0, 0.5, 0.2, 0.1)
-#: A sample is lost where its loss is beyond so many times the limit (dB: so much above it).
-_LOST, _LOST_DB = 10.0, 20.0
 #: Bytes of results to remember where sets are tried on the held-out data.
 _CACHE = 256 << 20
 
@@ -122,7 +121,7 @@ class Certifier:
     def _beyond_rounding(self, sample: int, kept: Kept, loss: float) -> bool:
         """Whether a held-out sample fails for overflow, or altogether."""
         limit, question = self._problem.limit, self._problem.question
-        if loss > (limit * _LOST if limit > 0 else limit + _LOST_DB):
+        if lost(loss, limit):
             return True
         if self._seen is None or question.harmless is None:
             return False
@@ -158,11 +157,11 @@ class Certifier:
             given, reference = prepared.heldout.samples[sample], prepared.heldout_references[sample]
             places.append(problem.evaluator.add(given, reference))
             engine.outputs(question.precision(kept), places[-1])
-            lost = problem.answerer.harmful(engine.lost)
+            harmed = problem.answerer.harmful(engine.lost)
             what = "broke the budget"
-            if lost:
-                where = f" in {lost[0].layer}" if lost[0].layer else ""
-                what = f"overflowed at {lost[0].name}{where}"
+            if harmed:
+                where = f" in {harmed[0].layer}" if harmed[0].layer else ""
+                what = f"overflowed at {harmed[0].name}{where}"
             number = len(prepared.calibration.samples) + sample
             said.append(f"Sample {number}, held out, {what}; it is now among those searched.")
         refused = self._job.range.take_in(places)

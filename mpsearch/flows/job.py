@@ -44,6 +44,8 @@ SEARCHED = 8
 #: With fewer calibration samples, redrawn ones are added until there are as many: the least, the
 #: most, and the floating-point operations that forwards of all of them may take.
 _REDRAWN, _MOST_REDRAWN, _REDRAWN_FLOPS = 16, 512, 2e10
+#: And those where a sample was lost altogether.
+_REDRAWN_FLOPS_LOST = 1e11
 #: Share of the trials kept back for searching on where the package or the held-out data fails.
 _RESERVE = 0.3
 
@@ -113,13 +115,16 @@ class Request:
         return given if isinstance(given, str) else getattr(given, "__name__", "custom")
 
 
-def pool_size(flops: float) -> int:
+def pool_size(flops: float, lost: bool = False) -> int:
     """How many calibration samples a search is to have at least, redrawn ones among them.
 
     ``flops`` is the cost of a forward pass. Where that is little, many show what few inputs do not:
-    an index that flips on one input in twenty, for instance.
+    an index that flips on one input in twenty, for instance. More are worth their cost where a set
+    has ``lost`` a sample altogether that it was not found on: something flips there, and how often
+    is to be known better.
     """
-    return int(min(max(_REDRAWN_FLOPS / max(flops, 1.0), _REDRAWN), _MOST_REDRAWN))
+    affordable = (_REDRAWN_FLOPS_LOST if lost else _REDRAWN_FLOPS) / max(flops, 1.0)
+    return int(min(max(affordable, _REDRAWN), _MOST_REDRAWN))
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from ..ending import Stage, Stop
-from ..search.confirming import confirm
+from ..search.confirming import Confirmed, confirm, lost
 from ..search.mending import mend
 from ..search.problem import Problem
 from ..search.question import Kept
 from ..search.record import Trial
 from ..search.registry import run
-from .job import Job
+from .job import Job, pool_size
 
 #: How much below the budget to search once a package has broken what its search met.
 _MARGIN = 0.9
@@ -25,12 +25,12 @@ def search(job: Job) -> bool:
     """Find the smallest set for the samples given; False where the run was cut short."""
     problem = job.problem
     finished = problem.admit_fp16() or run(job.request.search, problem)
-    return _confirmed(problem) and finished
+    return _confirmed(job) and finished
 
 
 def mended(job: Job, trial: Trial) -> bool:
     """Search on from a set that no longer meets the limit; False where the run was cut short."""
-    return _mended(job.problem, trial.kept) and _confirmed(job.problem)
+    return _mended(job.problem, trial.kept) and _confirmed(job)
 
 
 def again(job: Job, trial: Trial, loss: float) -> bool:
@@ -41,9 +41,9 @@ def again(job: Job, trial: Trial, loss: float) -> bool:
     return mended(job, trial)
 
 
-def _confirmed(problem: Problem) -> bool:
+def _confirmed(job: Job) -> bool:
     """Mend the best set until it holds on the samples that were not searched on as well."""
-    failed: Kept | None = None
+    problem, failed = job.problem, None
     for _ in range(_ROUNDS):
         best = problem.best
         if failed is not None and (best is None or best.kept == problem.everything):
@@ -60,12 +60,24 @@ def _confirmed(problem: Problem) -> bool:
         problem.reject(best.kept)
         failed = best.kept
         if found.offenders:
+            _draw(job, found)
             problem.widen(found.offenders)
         else:
             problem.tighten(_tighter(problem, best.loss, found.expected, 1.0))
         if not _mended(problem, best.kept):
             return False
     return True
+
+
+def _draw(job: Job, found: Confirmed) -> None:
+    """Redraw more samples where one was lost altogether, once."""
+    problem, prepared = job.problem, job.prepared
+    if problem.ending.limited or not lost(found.expected, problem.limit):
+        return
+    for sample, reference in prepared.further(
+        max(pool_size(prepared.flops, lost=True) - problem.engine.samples, 0)
+    ):
+        problem.evaluator.add(sample, reference)
 
 
 def _larger(problem: Problem, kept: Kept) -> Trial | None:

@@ -16,6 +16,8 @@ from .record import Trial
 
 #: A set is given up for mending once so many samples break its limit.
 _OFFENDERS = 2
+#: A sample is lost altogether whose loss is beyond so many times the budget, or decibels above it.
+_LOST, _LOST_DB = 10.0, 20.0
 
 _Enough = Callable[[Sequence[float]], bool]
 
@@ -35,6 +37,14 @@ class Confirmed:
 
     offenders: list[int]
     expected: float
+
+
+def lost(loss: float, limit: float) -> bool:
+    """Whether a loss is no matter of rounding: the sample is lost altogether.
+
+    Losses in dB are negative.
+    """
+    return loss > (limit * _LOST if limit > 0 else limit + _LOST_DB)
 
 
 def confirm(problem: Problem, trial: Trial) -> Confirmed:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from .mlpackage import from_package, pixels
 from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
 
-Bind = Callable[[dict[str, Any]], tuple[dict[str, Any], Outputs]]
+Bound = tuple[dict[str, Any], Outputs]  # a sample under the program's input names, its references
+Bind = Callable[[dict[str, Any]], Bound]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,10 @@ class Prepared:
         What the model is, for people.
     understood
         What the samples were taken for, in words.
+    further
+        Gives so many more redrawn samples with their references, after those there are.
+    flops
+        The floating-point operations of a forward pass.
     plain
         The program as it was converted, where this one is scaled (:mod:`mpsearch.scaling`).
     notes
@@ -85,6 +91,8 @@ class Prepared:
     notes: tuple[str, ...] = ()
     redrawn: Data = field(default_factory=lambda: Data([]))
     redrawn_references: list[Outputs] = field(default_factory=list)
+    further: Callable[[int], Iterator[Bound]] = lambda count: iter(())
+    flops: float = 0.0
     plain: Precast | None = None
 
     @cached_property
@@ -208,13 +216,19 @@ def prepare(
     notes += _check_references(references)
     cut = len(calibration.samples)
     measure = metrics.resolve(metric, bool(data.targets))
+    sizes = [n for v in calibration.samples[0].values() for n in getattr(v, "shape", ())]
+    work = float(sum(op.flops for op in ops) + looped(lowered.nodes, sizes))
     again = 0
     if redraw is not None and measure.combine == "max":
-        sizes = [n for v in calibration.samples[0].values() for n in getattr(v, "shape", ())]
-        work = sum(op.flops for op in ops) + looped(lowered.nodes, sizes)
         again = max(redraw(work) - cut, 0)
-    with quiet():
-        moved = [_kept(bind(s), data.spool) for s in redrawn(data.samples[:cut], again, seed)]
+
+    def further(count: int, start: int = again) -> Iterator[Bound]:
+        for sample in islice(redrawn(data.samples[:cut], start + count, seed), start, None):
+            with quiet():
+                bound = bind(sample)
+            yield _kept(bound, data.spool)
+
+    moved = list(further(again, 0))
     first = data.samples[0].items()
     return Prepared(
         precast=precast,
@@ -235,12 +249,12 @@ def prepare(
         notes=tuple(notes),
         redrawn=Data([s for s, _ in moved]),
         redrawn_references=[r for _, r in moved],
+        further=further,
+        flops=work,
     )
 
 
-def _kept(
-    bound: tuple[dict[str, Any], Outputs], spool: Spool, given: Mapping[str, Any] = {}
-) -> tuple[dict[str, Any], Outputs]:
+def _kept(bound: Bound, spool: Spool, given: Mapping[str, Any] = {}) -> Bound:
     """A sample and its references, kept; what the sample shares with the one given is already."""
     known = {value.data_ptr() for value in given.values() if isinstance(value, torch.Tensor)}
     sample = {
@@ -400,14 +414,14 @@ def _binder(precast: Precast, lowered: Function, torch_model: TorchModel | None)
     if torch_model is None:
         runner = Executor(precast.program)
 
-        def of_package(sample: dict[str, Any]) -> tuple[dict[str, Any], Outputs]:
+        def of_package(sample: dict[str, Any]) -> Bound:
             out = runner.predict(sample, runner.make_state() if lowered.states else None)
             bound = runner.bind(sample) | states()
             return bound, {k: torch.as_tensor(v) for k, v in out.items()}
 
         return of_package
 
-    def of_torch(sample: dict[str, Any]) -> tuple[dict[str, Any], Outputs]:
+    def of_torch(sample: dict[str, Any]) -> Bound:
         values = list(torch_model(sample).values())
         names = [v.name for v in function.outputs]
         if len(names) != len(values):
