@@ -13,7 +13,7 @@ from ..search.record import Trial
 from ..search.registry import run
 from .job import Job, pool_size
 
-#: How much below the budget to search once a package has broken what its search met.
+#: How much below the budget to search once a second package has broken what its search met.
 _MARGIN = 0.9
 #: How often a set is mended at most.
 _ROUNDS = 16
@@ -34,10 +34,14 @@ def mended(job: Job, trial: Trial) -> bool:
 
 
 def again(job: Job, trial: Trial, loss: float) -> bool:
-    """Search on where the package of a set has another loss than the set; False if cut short."""
+    """Search on where the package of a set has another loss than the set; False if cut short.
+
+    The first time below the budget by as much as the package was above it, then by more.
+    """
     problem = job.problem
+    margin = 1.0 if problem.question.limit == problem.limit else _MARGIN
     problem.reject(trial.kept)
-    problem.tighten(_tighter(problem, min(problem.question.limit, trial.loss), loss))
+    problem.tighten(_tighter(problem, min(problem.question.limit, trial.loss), loss, margin))
     return mended(job, trial)
 
 
@@ -63,7 +67,7 @@ def _confirmed(job: Job) -> bool:
             _draw(job, found)
             problem.widen(found.offenders)
         else:
-            problem.tighten(_tighter(problem, best.loss, found.expected, 1.0))
+            problem.tighten(_tighter(problem, best.loss, found.expected))
         if not _mended(problem, best.kept):
             return False
     return True
@@ -102,7 +106,7 @@ def _mended(problem: Problem, kept: Kept) -> bool:
     return True
 
 
-def _tighter(problem: Problem, least: float, loss: float, margin: float = _MARGIN) -> float:
+def _tighter(problem: Problem, least: float, loss: float, margin: float = 1.0) -> float:
     """A limit that leaves room for what ``loss`` is beyond the budget, and some.
 
     Losses in dB are negative, so the room is a difference there and a factor elsewhere.
