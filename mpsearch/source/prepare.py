@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -91,7 +91,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     redrawn: Data = field(default_factory=lambda: Data([]))
     redrawn_references: list[Outputs] = field(default_factory=list)
-    further: Callable[[int], Iterator[Bound]] = lambda count: iter(())
+    further: Callable[[int], list[Bound]] = lambda count: []
     flops: float = 0.0
     plain: Precast | None = None
 
@@ -222,13 +222,12 @@ def prepare(
     if redraw is not None and measure.combine == "max":
         again = max(redraw(work) - cut, 0)
 
-    def further(count: int, start: int = again) -> Iterator[Bound]:
-        for sample in islice(redrawn(data.samples[:cut], start + count, seed), start, None):
-            with quiet():
-                bound = bind(sample)
-            yield _kept(bound, data.spool)
+    def further(count: int, start: int = again) -> list[Bound]:
+        more = islice(redrawn(data.samples[:cut], start + count, seed), start, None)
+        with quiet():
+            return [_kept(bind(sample), data.spool) for sample in more]
 
-    moved = list(further(again, 0))
+    moved = further(again, 0)
     first = data.samples[0].items()
     return Prepared(
         precast=precast,
