@@ -223,8 +223,8 @@ class Incremental:
 
     def _inputs(self, sample: int) -> dict[int, _Cell]:
         """Model inputs have negative identities: -1 - sample, and the slot as place."""
-        given, device = self._given[sample], self.runtimes[0].device
-        return {slot: _Cell((-1 - sample, slot), v.to(device)) for slot, v in given.items()}
+        places = [(-1 - sample, slot) for slot in self._given[sample]]
+        return {where[1]: _Cell(where, self._input(where)) for where in places}
 
     def _input(self, where: Where) -> Tensor:
         """A model input by its identity; samples stay on the CPU, however many there are."""

@@ -52,19 +52,25 @@ class Metric:
         return -value if self.larger_is_better else value
 
     def whole(
-        self, references: Sequence[Outputs], outputs: Iterable[Outputs], targets: Sequence[Any]
+        self,
+        references: Sequence[Outputs],
+        outputs: Iterable[Outputs],
+        targets: Sequence[Any],
+        cut: bool = False,
     ) -> float:
-        """The loss over all samples together, or over the first where outputs are fewer.
+        """The loss over all samples together; with ``cut`` over the first, if outputs are fewer.
 
         But for a task metric, no more than one sample's outputs are held.
         """
         if self.score is not None:
             found = list(outputs)
-            references, targets = references[: len(found)], targets[: len(found)]
+            if cut:
+                references, targets = references[: len(found)], targets[: len(found)]
             drop = self.score(references, targets) - self.score(found, targets)
             return max(0.0, drop) if not math.isnan(drop) else math.inf
         assert self.parts is not None
-        return self.combined([self.parts(r, o) for o, r in zip(outputs, references, strict=False)])
+        pairs = zip(outputs, references, strict=not cut)
+        return self.combined([self.parts(r, o) for o, r in pairs])
 
     def combined(self, pairs: Sequence[tuple[float, float]]) -> float:
         """The loss of samples whose parts are given."""

@@ -290,7 +290,7 @@ def measured(
                 return
 
     targets = prepared.calibration.targets
-    loss = prepared.metric.whole(prepared.references, outputs(), targets)
+    loss = prepared.metric.whole(prepared.references, outputs(), targets, cut=True)
     ran = evaluator.backend.executions - executed
     floor = Measured(loss, loss, seen == len(samples), ran, time.perf_counter() - started)
     evaluator.evaluations += 1
