@@ -16,7 +16,7 @@ from .wording import spelled_otherwise
 _SECONDS, _HINT_SECONDS = 20.0, 5.0
 #: A rewritten program is taken where all-FP32's loss is no more than before and this share of the
 #: limit: what it computes is then the same.
-_SAME = 1e-2
+_SAME = 0.1
 
 
 def changed(job: Job, bar: Progress) -> Job | None:

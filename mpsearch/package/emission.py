@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from .._ct import ct, quiet
 from ..errors import InputError
 from ..program import described as keeping
@@ -172,7 +174,7 @@ def rescale_source(rewrites: Sequence[Rewrite], scales: Sequence[Scale]) -> str:
     bodies = [(stable, "def rewrite")] * bool(rewrites) + [(mil, "def rescale")] * bool(scales)
     copied = [_body(module, start) for module, start in bodies]
     return _template("rescale.py.j2").render(
-        rewrites=rewrites, scales=scales, copied="\n\n\n".join(copied)
+        rewrites=msgspec.to_builtins(rewrites), scales=scales, copied="\n\n\n".join(copied)
     )
 
 

@@ -25,23 +25,39 @@ _BETWEEN = frozenset(
 
 
 #: How an op is spelled otherwise (:func:`mpsearch.scaling.stable.rewrite`).
-Kind = Literal["softplus", "logsumexp", "log_softmax", "softmax", "finite_mask", "exp", "log"]
+Kind = Literal[
+    "softplus",
+    "logsumexp",
+    "log_softmax",
+    "softmax",
+    "finite_mask",
+    "exp",
+    "log",
+    "row_mask",
+    "key_bias",
+]
 
 
-class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An op that is spelled otherwise: by name and type, and how (``kind``).
 
-    ``exponent`` is the power of two that is taken out of an exponential or a logarithm.
+    ``exponent`` is the power of two that is taken out of an exponential or a logarithm, ``input``
+    the mask of a sum, ``channels`` those (from, to) whose bias is left out.
     """
 
     op: str
     type: str
     kind: Kind
     exponent: Annotated[int, msgspec.Meta(ge=-80, le=80)] = 0
+    input: str = ""
+    channels: tuple[tuple[int, int], ...] = ()
 
 
 def rewrites(
-    program: Program, truths: Collection[str], exponents: Mapping[str, int]
+    program: Program,
+    truths: Collection[str],
+    exponents: Mapping[str, int],
+    attention: Iterable[Rewrite] = (),
 ) -> list[Rewrite]:
     """What can be spelled otherwise in the outer block of a program, in execution order.
 
@@ -51,7 +67,10 @@ def rewrites(
         Inputs of the program that are nothing but 0 and 1.
     exponents
         For exponentials and logarithms by name: which power of two is to be taken out.
+    attention
+        What :mod:`mpsearch.scaling.attention` has found.
     """
+    others = {rewrite.op: rewrite for rewrite in attention}
     (function,) = program.functions.values()
     found = []
     within = {op.x.op.name for op in function.operations if _by_hand(op)}
@@ -62,6 +81,8 @@ def rewrites(
                 found.append(Rewrite(op.name, op.op_type, kind, exponent))
         elif kind is not None:
             found.append(Rewrite(op.name, op.op_type, kind))
+        if op.name in others:
+            found.append(others[op.name])
     return found
 
 

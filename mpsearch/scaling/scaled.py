@@ -9,16 +9,25 @@ from typing import Any
 import msgspec
 from torch import Tensor
 
+from .._ct import quiet
 from ..errors import InputError
 from ..program.graph import Ref
-from ..program.lowering import copy_program, lower_candidates
+from ..program.lowering import copy_program, lower, lower_candidates
 from ..search.risk import Range
 from ..source.precast import Precast
 from ..source.prepare import Prepared
+from .attention import Attention
 from .exponents import Magnitudes, Plan, Scale, fitting, plan
 from .mil import rescale
-from .patterns import Rewrite, rewrites, unfit
+from .patterns import Kind, Rewrite, rewrites, unfit
 from .stable import rewrite
+
+with quiet():
+    from coremltools.converters.mil.mil import Program
+
+#: What :mod:`mpsearch.scaling.attention` finds.
+_ATTENTION: frozenset[Kind] = frozenset(["key_bias", "row_mask"])
+_SDPA = "scaled_dot_product_attention"
 
 Sizes = Callable[[], Mapping[int, Magnitudes]]
 
@@ -56,7 +65,43 @@ def spelled(prepared: Prepared, sizes: Sizes) -> list[Rewrite]:
             elif node.op_type == "log" and isinstance(source, Ref) and source.slot in found:
                 low, high = fitting(found[source.slot], True)
                 exponents[node.name] = max(low, min(high, 0))
-    return rewrites(prepared.precast.program, truths, exponents)
+    attention = _attention(prepared, samples) if "softmax" in kinds or _SDPA in kinds else ()
+    return rewrites(prepared.precast.program, truths, exponents, attention)
+
+
+def _attention(prepared: Prepared, samples: Sequence[Mapping[str, Any]]) -> list[Rewrite]:
+    """What attention does without: biases of keys, and what rows of masks have in common."""
+    found = Attention(prepared.precast.program, prepared.lowered)
+    types = {node.name: node.op_type for node in prepared.lowered.nodes}
+    biases = [
+        Rewrite(name, types[name], "key_bias", channels=spans)
+        for name, spans in found.biases.items()
+    ]
+    return biases + [
+        Rewrite(name, types[name], "row_mask", input=port)
+        for name, port in found.masked_rows(samples).items()
+    ]
+
+
+def _unfit(program: Program, spellings: Sequence[Rewrite]) -> Rewrite | None:
+    """The first that a program has no op for."""
+    if unknown := unfit(program, [s for s in spellings if s.kind not in _ATTENTION]):
+        return unknown
+    wanted = [s for s in spellings if s.kind in _ATTENTION]
+    if not wanted:
+        return None
+    (name,) = program.functions
+    function = lower(program, name)
+    types = {node.name: node.op_type for node in function.nodes}
+    found = Attention(program, function)
+    return next(
+        (
+            s
+            for s in wanted
+            if types.get(s.op) != s.type or not found.allows(s.op, s.input, s.channels)
+        ),
+        None,
+    )
 
 
 def _is_truth(value: Any) -> bool:
@@ -73,7 +118,7 @@ def changed(precast: Precast, spellings: Sequence[Rewrite], scales: Sequence[Sca
     InputError
         If it lacks an op that is to be changed.
     """
-    if unknown := unfit(precast.program, spellings):
+    if unknown := _unfit(precast.program, spellings):
         raise InputError(
             f"the config does not fit the model: it spells {unknown.type} {unknown.op!r} as "
             f"{unknown.kind}, which the model does not have; run optimize"

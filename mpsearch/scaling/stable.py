@@ -23,8 +23,10 @@ def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
     ``softplus``, relu(x) + log(1 + exp(-|x|)); ``logsumexp`` and ``log_softmax``, with the largest
     value taken out first; ``softmax`` for exponentials divided by their sum; ``finite_mask``,
     constants below -30000 that only softmax sees become -30000, or -40000 where something is added,
-    and the sum is at least -30000; ``exp`` and ``log`` with the power of two ``exponent`` taken
-    out, exp(x - k ln 2) 2^k and log(x 2^-k) + k ln 2.
+    and the sum is at least -30000; ``row_mask``, the mask ``input`` of a sum before softmax less
+    its largest value in each row; ``key_bias``, the bias of ``channels`` (from, to) set to 0, that
+    only keys of attention see, whose scores it moves all alike; ``exp`` and ``log`` with the power
+    of two ``exponent`` taken out, exp(x - k ln 2) 2^k and log(x 2^-k) + k ln 2.
 
     Raises ValueError where the program has no such op.
     """
@@ -36,7 +38,7 @@ def rewrite(program, rewrites):  # type: ignore[no-untyped-def]
             if op is None or op.op_type != entry["type"]:
                 raise ValueError(f"there is no {entry['type']} {entry['op']!r}")
             known, scopes = set(function.operations), dict(op.scopes)
-            more = {"exponent": entry["exponent"]} if entry.get("exponent") else {}
+            more = {k: entry[k] for k in ("exponent", "channels", "input") if entry.get(k)}
             _REWRITES[entry["kind"]](function, op, **more)  # type: ignore[operator]
             for made in set(function.operations) - known:
                 made.scopes = dict(scopes)
@@ -133,6 +135,27 @@ def _finite_mask(function, op):  # type: ignore[no-untyped-def]
             softmax.set_inputs(x=finite)
 
 
+def _row_mask(function, op, input):  # type: ignore[no-untyped-def]
+    mask = op.inputs[input]
+    name = f"{mask.name}_rows"
+    known = [other for other in function.operations if other.name == name]
+    if not known:
+        peak = mb.reduce_max(
+            x=mask, axes=[-1], keep_dims=True, name=f"{name}_largest", before_op=op
+        )
+        known = [mb.sub(x=mask, y=peak, name=name, before_op=op).op]
+    op.set_inputs(**{input: known[0].outputs[0]})
+
+
+def _key_bias(function, op, channels):  # type: ignore[no-untyped-def]
+    name = "bias" if op.op_type != "add" else "x" if op.x.val is not None else "y"
+    bias = np.array(op.inputs[name].val)
+    for start, end in channels:
+        bias[..., start:end] = 0
+    without = mb.const(val=bias, name=f"{op.name}_{name}_without_keys", before_op=op)
+    op.set_inputs(**{name: without})
+
+
 def _sums_before_softmax(op):  # type: ignore[no-untyped-def]
     """The softmax ops that see what ``op`` computes with something added to it."""
     found, todo = [], [(op, op.op_type == "add")]
@@ -152,6 +175,8 @@ _REWRITES = {
     "log_softmax": _log_softmax,
     "softmax": _softmax,
     "finite_mask": _finite_mask,
+    "row_mask": _row_mask,
+    "key_bias": _key_bias,
     "exp": _exp,
     "log": _log,
 }
