@@ -220,9 +220,8 @@ class Conversion(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ``insert`` also with multiplications between ops; ``off``
         (:mod:`mpsearch.scaling.exponents`).
     rewrite
-        Spell softplus, logsumexp, log of softmax, exp, log and masks otherwise where FP16 breaks
-        them
-        (:mod:`mpsearch.scaling.stable`).
+        Spell softplus, logsumexp, log of softmax, exp, log, masks and biases of attention's keys
+        otherwise where FP16 breaks them (:mod:`mpsearch.scaling.stable`).
 
     Raises
     ------

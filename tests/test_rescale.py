@@ -200,6 +200,34 @@ def test_a_model_that_fits_is_left_alone():
     assert found.met and found.rescaling is None and found.rescale_hint == ""
 
 
+class Two(torch.nn.Module):
+    """A norm that only its range breaks, and a variance that its digits break as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.variance = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = 2000 * self.norm(x)
+        n = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + 1e-6)
+        u = 10 * self.variance(x) + 300
+        v = (u * u).mean(-1, keepdim=True) - u.mean(-1, keepdim=True).square()
+        return torch.cat([n, 0.03 * v], -1)
+
+
+def test_what_stays_in_fp32_for_its_digits_is_not_scaled():
+    torch.manual_seed(0)
+    model, draw = Two().eval(), torch.Generator().manual_seed(0)
+    data = [torch.randn(1, 16, generator=draw) for _ in range(16)]
+    conversion = mpsearch.Conversion(rescale="insert")
+    found = mpsearch.optimize(model, data, 1e-2, conversion=conversion)
+    assert found.met and {op.type for op in found.kept} >= {"reduce_mean", "sub"}
+    assert found.rescaling.inserted == 0
+    assert {scale.type for scale in found.rescaling.scales} == {"mul", "add", "rsqrt"}
+    plain = mpsearch.optimize(model, data, 1e-2)
+    assert set(found.fp32_ops) < set(plain.fp32_ops)
+
+
 def test_digits_are_not_cured_by_powers_of_two():
     plain, scaled = search("rope_positions", "off"), search("rope_positions", "insert")
     assert plain.fp32_ops == scaled.fp32_ops and scaled.rescaling is None
@@ -443,7 +471,9 @@ def attention(size=1.0, **options):
 
 def key_biases(model, data):
     prepared = prepare(model, data)
-    return prepared, [r for r in spelled(prepared, dict) if r.kind == "key_bias"]
+    slots = {slot for node in prepared.lowered.nodes for slot in node.outputs}
+    sizes = dict.fromkeys(slots, Magnitudes(1.0, 2.0**16, 0.1, 0.0))
+    return prepared, [r for r in spelled(prepared, lambda: sizes) if r.kind == "key_bias"]
 
 
 SEEN_BY_NOTHING = {
@@ -493,6 +523,14 @@ def test_a_bias_that_shows_stays(name):
     assert not found
 
 
+def test_a_bias_that_is_small_stays():
+    model, data = attention(0.01)
+    prepared = prepare(model, data)
+    slots = {slot for node in prepared.lowered.nodes for slot in node.outputs}
+    sizes = dict.fromkeys(slots, Magnitudes(1.0, 2.0**16, 0.1, 0.0))
+    assert spelled(prepared, lambda: sizes) == []
+
+
 def test_keys_with_a_large_bias_need_no_fp32(tmp_path):
     model, data = attention(made="apart")
     with torch.no_grad():
@@ -504,6 +542,8 @@ def test_keys_with_a_large_bias_need_no_fp32(tmp_path):
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, data[0], tmp_path)
     assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "parts.1</code></td><td>bias[0:32] set to 0" in report
     other, _ = attention(made="apart", scores=torch.tanh)
     with pytest.raises(mpsearch.InputError, match="as key_bias, which the model does not have"):
         mpsearch.check(tmp_path / "out", other, data)

@@ -110,7 +110,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @click.option(
     "--rewrite",
     is_flag=True,
-    help="Spell softplus, logsumexp, log of softmax, exp, log and masks so that FP16 holds them.",
+    help="Spell softplus, logsumexp, softmax, exp, log, masks and keys so that FP16 holds them.",
 )
 @click.option(
     "--keep-fp32", multiple=True, metavar="PIN", help="type:softmax, layer:enc.3.*, op:x*"

@@ -151,6 +151,8 @@ class Job:
         What is spelled otherwise in it.
     device
         What computes the outputs of sets; None: the executor.
+    before
+        The same as it was before its tensors were scaled.
     """
 
     request: Request
@@ -165,6 +167,7 @@ class Job:
     plan: Plan = UNSCALED
     rewrites: tuple[Rewrite, ...] = ()
     device: CoreML | None = None
+    before: Job | None = None
 
     def sizes(self) -> dict[int, Magnitudes]:
         """The magnitudes of its tensors on the calibration samples, measured once."""
@@ -192,6 +195,7 @@ def pose(
     rewrites: Sequence[Rewrite] = (),
     hire: Hire | None = None,
     device: CoreML | None = None,
+    before: Job | None = None,
 ) -> Job:
     """The question that a request asks of a model: what is free, what is pinned, what it costs.
 
@@ -265,6 +269,7 @@ def pose(
         plan,
         tuple(rewrites),
         device,
+        before,
     )
 
 

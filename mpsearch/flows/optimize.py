@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..options import Constraints, Conversion, Execution, Limits
 from ..program.precision import Precision
 from ..results import account
 from ..results.result import PACKAGE, Result, TrialRow
+from ..scaling.exponents import BEYOND
 from ..search.problem import Problem, Strategy
 from ..search.proof import prove
 from ..search.record import Trial
@@ -27,7 +28,7 @@ from .crew import crew, threads_of
 from .job import Job, Request, pool_size, pose
 from .outcome import Found, infeasible, outcome, unwritten
 from .progress import Progress
-from .rescaling import changed
+from .rescaling import changed, lighter
 from .searching import again, mended, search
 from .surroundings import threads, undisturbed
 from .writing import Written, store, write
@@ -201,11 +202,33 @@ def _best(job: Job, bar: Progress) -> Result:
     found = _until_it_holds(other, bar)
     if found.met and (not found.kept or job.problem.ending.over):
         return found
-    plain = _until_it_holds(job, bar)
-    return plain if not found.met or len(plain.kept) <= len(found.kept) else found
+    if found.met:
+        kept = {op.name for op in found.kept}
+        less = lighter(other, kept, bar)
+        if less is not None and not job.problem.ending.over:
+            found = min(_until_it_holds(less, bar, kept), found, key=_price)
+    return min(_until_it_holds(job, bar), found, key=_price)
 
 
-def _until_it_holds(job: Job, bar: Progress) -> Result:
+def _price(result: Result) -> tuple[bool, float, int]:
+    """How dear a result is: whether it breaks the budget, what is minimized, and how many ops.
+
+    Ops that were inserted count beside those in FP32 as when exponents are chosen.
+    """
+    if not result.met:
+        return True, 0.0, 0
+    cost = result.costs["package"]
+    inserted = result.candidate_ops / BEYOND
+    price = {
+        "ops": cost.fp32_ops + inserted,
+        "casts": cost.fp32_ops + cost.casts + inserted,
+        "bytes": float(cost.weight_bytes),
+        "flops": cost.fp32_flops,
+    }
+    return False, price[result.minimized], result.candidate_ops
+
+
+def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Result:
     """Search, write the best set, read it back, test it on held-out data; and on until it holds.
 
     Passes that coremltools runs after the cast may reorder arithmetic, so that the package breaks
@@ -216,7 +239,7 @@ def _until_it_holds(job: Job, bar: Progress) -> Result:
     certifier = Certifier(job)
     room = Room()
     notes = list(job.notes)
-    finished = search(job)
+    finished = search(job, start)
     proven = finished and job.request.limits.prove and prove(problem)
     finished &= not ending.over
     best = problem.best or problem.admit(problem.everything)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..program.precision import Precision
 from ..scaling.exponents import UNSCALED, Plan
@@ -49,6 +49,23 @@ def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
     return _posed(job, bar, job.rewrites, plan)
 
 
+def lighter(job: Job, kept: Collection[str], bar: Progress) -> Job | None:
+    """The same with what it does not need to have scaled as it was; None where it needs all.
+
+    ``kept`` are the names of the ops that stay FP32, for their digits: FP32 holds what they give,
+    and where all that read it are among them it need not fit FP16.
+    """
+    before = job.before
+    if before is None or job.problem.ending.over:
+        return None
+    bar.stage("dropping exponents")
+    insert = job.request.conversion.rescale == "insert"
+    plan = planned(before.prepared, before.range, before.sizes, insert, _SECONDS, kept)
+    if not plan.scales or plan.changes >= job.plan.changes:
+        return None
+    return _posed(before, bar, before.rewrites, plan)
+
+
 def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) -> Job:
     """The same question of a changed program."""
     ending = job.problem.ending
@@ -66,6 +83,7 @@ def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) ->
         spellings,
         job.problem.hire,
         job.device,
+        job if plan.scales else None,
     )
 
 

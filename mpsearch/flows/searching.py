@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from ..ending import Stage, Stop
 from ..search.confirming import Confirmed, confirm, lost
@@ -21,10 +22,20 @@ _ROUNDS = 16
 _SHARES = (0.125, 0.25, 0.5)
 
 
-def search(job: Job) -> bool:
-    """Find the smallest set for the samples given; False where the run was cut short."""
+def search(job: Job, start: Collection[str] = ()) -> bool:
+    """Find the smallest set for the samples given; False where the run was cut short.
+
+    ``start`` are the names of ops of a set that is to do; it is mended where it does not.
+    """
     problem = job.problem
-    finished = problem.admit_fp16() or run(job.request.search, problem)
+    if start:
+        units = enumerate(problem.question.units)
+        kept = frozenset(
+            i for i, u in units if any(problem.question.ops[j].name in start for j in u.ops)
+        )
+        finished = problem.admit(kept | problem.question.forced).met or _mended(problem, kept)
+    else:
+        finished = problem.admit_fp16() or run(job.request.search, problem)
     return _confirmed(job) and finished
 
 

@@ -53,6 +53,7 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         more_islands=max(len(result["islands"]) - _ISLANDS, 0),
         layers=_layers(result),
         scales=_scales(result),
+        spellings=_spellings(result),
     )
 
 
@@ -123,6 +124,35 @@ def size(count: float) -> str:
 def share(value: float) -> str:
     """A share as percents."""
     return f"{100 * value:.3g}%"
+
+
+#: What :mod:`mpsearch.scaling.stable` makes of ops, by kind.
+_SPELLINGS = {
+    "softplus": "relu(x) + log(1 + exp(-|x|))",
+    "logsumexp": "with the largest value taken out first",
+    "log_softmax": "x less its largest value, less the logarithm of the sum of exponentials",
+    "softmax": "one softmax, for exponentials divided by their sum",
+    "finite_mask": "a mask of -30000 or -40000, where FP16 is infinite",
+    "row_mask": "the mask (input {input}) less its largest value in each row, which softmax does "
+    "not see: rows that are masked from end to end keep their scores",
+    "key_bias": "bias[{channels}] set to 0: only keys of attention see it, it moves all scores of "
+    "a query alike, and softmax does not see that",
+    "exp": "exp(x - {exponent} ln 2), times 2^{exponent}",
+    "log": "log(x times 2^-{exponent}), plus {exponent} ln 2",
+}
+
+
+def _spellings(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The ops that are spelled otherwise, and how, in words."""
+    layers = {op["name"]: op["layer"] for op in result["ops"]}
+    rows = []
+    for rewrite in result["rewrites"]:
+        spans = ", ".join(f"{start}:{end}" for start, end in rewrite.get("channels", ()))
+        known = {"exponent": 0, "input": "", **rewrite, "channels": spans}
+        how = _SPELLINGS[rewrite["kind"]].format(**known)
+        layer = layers.get(rewrite["op"], "")
+        rows.append({"op": rewrite["op"], "type": rewrite["type"], "layer": layer, "how": how})
+    return rows
 
 
 def _layers(result: Mapping[str, Any]) -> list[dict[str, Any]]:

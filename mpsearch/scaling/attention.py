@@ -88,8 +88,8 @@ class Attention:
         }
         found = {}
         for node in self._function.nodes if keys else ():
-            channels = _channels(node)
-            if channels is not None and (spans := self._spans(node, *channels, keys)):
+            count = bias_of(node).size
+            if count and (spans := self._spans(node, count, keys)):
                 found[node.name] = spans
         return found
 
@@ -106,13 +106,14 @@ class Attention:
                 yield "x", -1 if _integer(inputs.get("transpose_x"), 0) else -2
 
     def _spans(
-        self, node: Node, axis: int, count: int, keys: Mapping[tuple[str, str], int]
+        self, node: Node, count: int, keys: Mapping[tuple[str, str], int]
     ) -> tuple[tuple[int, int], ...]:
         """Which channels of what an op computes go nowhere but into keys, alike for each."""
         (slot,) = node.outputs
         shape = self._shapes.get(slot, ())
         if not all(isinstance(s, int | np.integer) for s in shape) or np.prod(shape) > _MOST:
             return ()
+        axis = 1 if node.op_type == "conv" else -1
         index = torch.arange(count, dtype=torch.float32)
         index = index.reshape([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
         env = {slot: index.expand(*map(int, shape))}
@@ -217,18 +218,16 @@ class Attention:
         return axis if passes else None
 
 
-def _channels(node: Node) -> tuple[int, int] | None:
-    """The axis and the number of channels of an op that adds a constant to each."""
-    inputs = node.fp32.inputs
-    if node.op_type in ("linear", "conv") and isinstance(bias := inputs.get("bias"), Constant):
-        return (-1 if node.op_type == "linear" else 1), int(np.size(bias.load()))
-    if node.op_type == "add":
-        for name in ("x", "y"):
-            if isinstance(source := inputs.get(name), Constant):
-                shape = np.shape(source.load())
-                if shape and shape[-1] > 1 and shape[-1] == np.prod(shape):
-                    return -1, int(shape[-1])
-    return None
+def bias_of(node: Node) -> np.ndarray:
+    """The constant that an op adds to each of its channels; empty where there is none."""
+    names = {"linear": ["bias"], "conv": ["bias"], "add": ["x", "y"]}.get(node.op_type, [])
+    for name in names:
+        source = node.fp32.inputs.get(name)
+        if isinstance(source, Constant):
+            value = np.asarray(source.load())
+            if value.ndim and value.shape[-1] == value.size > 1:
+                return value.reshape(-1).astype(np.float64)
+    return np.empty(0)
 
 
 def _factor(node: Node, port: str) -> tuple[int, ...] | None:

@@ -29,7 +29,7 @@ _MOST = 40
 _SPARE = 4
 #: What it costs to leave a tensor beyond FP16's range, where a multiplication costs 1: an op in
 #: FP32 has casts around it, and leaves the Neural Engine.
-_BEYOND = 16.0
+BEYOND = 16.0
 #: What each bit costs by which a tensor is lower than it should be: where something is divided by
 #: it, where it was not so before, and elsewhere.
 _VANISHES, _FADES, _FAINT = 2.0, 0.5, 0.05
@@ -142,6 +142,11 @@ class Plan:
     def folded(self) -> int:
         """How many constants are scaled."""
         return sum(len(scale.folded) for scale in self.scales)
+
+    @property
+    def changes(self) -> int:
+        """How many constants are scaled, and multiplications inserted."""
+        return self.folded + self.inserted
 
     @property
     def words(self) -> str:
@@ -390,7 +395,7 @@ class _Model:
         least = low if low <= 0 else -self._most
         found = milp.variable(least, self._most)
         if low > 0:
-            beyond = self._beyond[slot] = milp.variable(0, 1, _BEYOND)
+            beyond = self._beyond[slot] = milp.variable(0, 1, BEYOND)
             milp.row({found: 1, beyond: low + self._most}, lower=low)
         if high < self._most:
             dividing = slot in self._divisors
@@ -469,7 +474,7 @@ class _Model:
             exponent = milp.variable(-self._most, self._most)
             fits = {exponent: 1.0, there: -far}
             if low > 0:  # a multiplication may leave the range too, and is then what stays FP32
-                fits[milp.variable(0, 1, _BEYOND)] = far
+                fits[milp.variable(0, 1, BEYOND)] = far
             milp.row(fits, lower=low - far)
             milp.row({exponent: 1, there: far}, upper=high + far)
             if place:
@@ -510,7 +515,7 @@ class _Model:
             if node.op_type in NORMS and node.name in self._inner and "x" in variables:
                 share = min(self._inner[node.name], 4.0**_MOST)
                 low = math.floor(math.log2(share) / 2) + 1  # x is squared
-                beyond = self._milp.variable(0, 1, _BEYOND)
+                beyond = self._milp.variable(0, 1, BEYOND)
                 self._milp.row({variables["x"]: 1, beyond: low + self._most}, lower=low)
             for law in laws:
                 terms: dict[int, float] = {}

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 from torch import Tensor
 
 from .._ct import quiet
 from ..errors import InputError
-from ..program.graph import Ref
+from ..program.graph import Function, Node, Ref, slots_read
 from ..program.lowering import copy_program, lower, lower_candidates
 from ..search.risk import Range
 from ..source.precast import Precast
 from ..source.prepare import Prepared
-from .attention import Attention
+from .attention import Attention, bias_of
 from .exponents import Magnitudes, Plan, Scale, fitting, plan
 from .mil import rescale
 from .patterns import Kind, Rewrite, rewrites, unfit
@@ -27,24 +29,50 @@ with quiet():
 
 #: What :mod:`mpsearch.scaling.attention` finds.
 _ATTENTION: frozenset[Kind] = frozenset(["key_bias", "row_mask"])
+#: The root mean square of a bias that is left out, as a share of what it is added to.
+_MUCH = 0.5
 _SDPA = "scaled_dot_product_attention"
 
 Sizes = Callable[[], Mapping[int, Magnitudes]]
 
 
-def planned(prepared: Prepared, range_: Range, sizes: Sizes, insert: bool, seconds: float) -> Plan:
+def planned(
+    prepared: Prepared,
+    range_: Range,
+    sizes: Sizes,
+    insert: bool,
+    seconds: float,
+    fp32: Collection[str] = (),
+) -> Plan:
     """The exponents for what calibration samples reach; see :mod:`mpsearch.scaling.exponents`.
 
-    ``sizes`` gives the magnitudes of tensors by slot, and is asked where they are needed.
+    ``sizes`` gives the magnitudes of tensors by slot, and is asked where they are needed. Ops of
+    the names ``fp32`` stay FP32.
     """
     (function,) = prepared.precast.program.functions.values()
     shapes = {op.name: _shape(op.outputs[0]) for op in function.operations if op.outputs}
     shapes |= {var.name: _shape(var) for var in function.outputs}
     constants = [op.outputs[0].name for op in function.operations if op.op_type == "const"]
     inner = {
-        node.name: share for node in prepared.lowered.nodes if (share := range_.inner(node)) >= 1
+        node.name: share
+        for node in prepared.lowered.nodes
+        if node.name not in fp32 and (share := range_.inner(node)) >= 1
     }
-    return plan(prepared.lowered, sizes(), inner, shapes, constants, insert, seconds)
+    wide = _wide(prepared.lowered, fp32)
+    found = {
+        slot: replace(size, limit=math.inf) if slot in wide else size
+        for slot, size in sizes().items()
+    }
+    return plan(prepared.lowered, found, inner, shapes, constants, insert, seconds)
+
+
+def _wide(function: Function, fp32: Collection[str]) -> set[int]:
+    """Slots that ops write which are FP32, and that nothing else reads."""
+    found = {slot for node in function.nodes if node.name in fp32 for slot in node.outputs}
+    for node in function.nodes:
+        if node.name not in fp32:
+            found.difference_update(slots_read(node))
+    return found
 
 
 def spelled(prepared: Prepared, sizes: Sizes) -> list[Rewrite]:
@@ -65,22 +93,34 @@ def spelled(prepared: Prepared, sizes: Sizes) -> list[Rewrite]:
             elif node.op_type == "log" and isinstance(source, Ref) and source.slot in found:
                 low, high = fitting(found[source.slot], True)
                 exponents[node.name] = max(low, min(high, 0))
-    attention = _attention(prepared, samples) if "softmax" in kinds or _SDPA in kinds else ()
+    attention = _attention(prepared, samples, sizes) if "softmax" in kinds or _SDPA in kinds else ()
     return rewrites(prepared.precast.program, truths, exponents, attention)
 
 
-def _attention(prepared: Prepared, samples: Sequence[Mapping[str, Any]]) -> list[Rewrite]:
+def _attention(
+    prepared: Prepared, samples: Sequence[Mapping[str, Any]], sizes: Sizes
+) -> list[Rewrite]:
     """What attention does without: biases of keys, and what rows of masks have in common."""
     found = Attention(prepared.precast.program, prepared.lowered)
-    types = {node.name: node.op_type for node in prepared.lowered.nodes}
+    nodes = {node.name: node for node in prepared.lowered.nodes}
     biases = [
-        Rewrite(name, types[name], "key_bias", channels=spans)
+        Rewrite(name, nodes[name].op_type, "key_bias", channels=spans)
         for name, spans in found.biases.items()
+        if _dominates(nodes[name], spans, sizes())
     ]
     return biases + [
-        Rewrite(name, types[name], "row_mask", input=port)
+        Rewrite(name, nodes[name].op_type, "row_mask", input=port)
         for name, port in found.masked_rows(samples).items()
     ]
+
+
+def _dominates(
+    node: Node, spans: Sequence[tuple[int, int]], sizes: Mapping[int, Magnitudes]
+) -> bool:
+    """Whether these channels of a bias are much of what its op computes; else little is won."""
+    size = sizes.get(node.outputs[0])
+    bias = np.concatenate([bias_of(node)[start:end] for start, end in spans])
+    return size is not None and float(np.sqrt(np.mean(bias**2))) >= _MUCH * size.typical
 
 
 def _unfit(program: Program, spellings: Sequence[Rewrite]) -> Rewrite | None:
