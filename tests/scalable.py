@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping
 
@@ -17,6 +16,8 @@ with quiet():
     from coremltools.converters.mil.mil import types
 
 SHAPE = (2, 4, 4)
+#: The exponents that later ops see, and the multiplications: each a set of (slot, exponent).
+_Left = tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]
 
 
 def program(seed: int, ops: int, few: bool = False):
@@ -121,37 +122,60 @@ def magnitudes(seed: int, slots: list[int], inputs: list[int], most: int) -> dic
     return sizes
 
 
-def cheapest(function: Function, sizes: Mapping[int, Magnitudes], span: int, beyond: int) -> int:
-    """What the best exponents from -span to span cost, by trying all of them.
+def cheapest(
+    function: Function, sizes: Mapping[int, Magnitudes], span: int, beyond: int, most: int = 10**9
+) -> int:
+    """What the best exponents from -span to span cost: all of them are tried.
 
     One for each multiplication that must be inserted, ``beyond`` for each result out of range that
     can have an exponent. For programs made with ``few``; written from the definitions of their ops.
+    Choices that leave the same exponents and multiplications to the ops that follow are one. Where
+    all cost more than ``most``, that and 1.
     """
     span_ = range(-span, span + 1)
-    fixed = dict.fromkeys(function.inputs.values(), 0)
-    fixed |= {node.outputs[0]: 0 for node in function.nodes if node.op_type == "tanh"}
-    free = [s for node in function.nodes for s in node.outputs if s not in fixed]
-    readers = [(node, list(node.fp32.inputs.items())) for node in function.nodes]
+    last = {s.slot: i for i, n in enumerate(function.nodes) for s in _refs(n)}
     ends = [ref.slot for ref in function.outputs.values() if isinstance(ref, Ref)]
-    best = 10**9
-    for chosen in itertools.product(span_, repeat=len(free)):
-        k = fixed | dict(zip(free, chosen, strict=True))
-        left = sum(sizes[s].most * 2.0 ** -k[s] >= 2.0**16 for s in free)
-        if beyond * left >= best:
-            continue
-        # Every op's ways of taking its inputs, as the tensors that would have to be multiplied.
-        ways = [{(s, 0)} if k[s] else set() for s in ends]
-        options = [[frozenset(way)] for way in ways]
-        for node, inputs in readers:
-            options.append(_ways(node, inputs, k, sizes, span_))
-        options = [o for o in options if frozenset() not in o]
-        if not all(options):
-            continue
-        for combination in itertools.product(*options):
-            made = frozenset().union(*combination)
-            large = sum(sizes[slot].most * 2.0**-u >= 2.0**16 for slot, u in made)
-            best = min(best, len(made) + beyond * (left + large))
-    return best
+    last |= dict.fromkeys(ends, len(function.nodes))
+    costs: dict[_Left, int] = {
+        (frozenset((slot, 0) for slot in function.inputs.values()), frozenset()): 0
+    }
+    for i, node in enumerate(function.nodes):
+        (out,) = node.outputs
+        found: dict[_Left, int] = {}
+        for (exponents, made), cost in costs.items():
+            k = dict(exponents)
+            for chosen in (0,) if node.op_type == "tanh" else span_:
+                k[out] = chosen
+                large = node.op_type != "tanh" and _large(sizes, out, chosen)
+                for way in _ways(node, list(node.fp32.inputs.items()), k, sizes, span_):
+                    new = way - made
+                    more = len(new) + beyond * (large + sum(_large(sizes, *pair) for pair in new))
+                    if cost + more > most:
+                        continue
+                    left = (
+                        frozenset((s, e) for s, e in k.items() if last.get(s, -1) > i),
+                        frozenset(p for p in made | way if last.get(p[0], -1) > i),
+                    )
+                    found[left] = min(found.get(left, cost + more), cost + more)
+        costs = found
+    whole = [
+        cost
+        + sum(
+            1 + beyond * _large(sizes, slot, 0)
+            for slot in set(ends)
+            if dict(exponents)[slot] and (slot, 0) not in made
+        )
+        for (exponents, made), cost in costs.items()
+    ]
+    return min([*whole, most + 1])
+
+
+def _refs(node) -> list[Ref]:
+    return [source for source in node.fp32.inputs.values() if isinstance(source, Ref)]
+
+
+def _large(sizes: Mapping[int, Magnitudes], slot: int, exponent: int) -> bool:
+    return sizes[slot].most * 2.0**-exponent >= 2.0**16
 
 
 def _ways(node, inputs, k, sizes, span) -> list[frozenset[tuple[int, int]]]:

@@ -15,6 +15,7 @@ import torch
 
 import mpsearch
 from mpsearch.package.verification import read_back
+from tests.packages import contents
 
 NAMES = [
     "complex_division",
@@ -83,13 +84,21 @@ def test_written_package_meets_the_budget(example):
 
 
 def test_op_selector_alone_gives_the_same_fp32_ops(example, tmp_path):
-    """In a process that does not have mpsearch (examples import a stub of it)."""
     name, *_, out = example
+    alone, ours = read_back(by_itself(name, out, tmp_path)), read_back(out / "model.mlpackage")
+    assert _named(alone.fp32_ops) == _named(ours.fp32_ops)
+    assert _named(alone.fp16_ops) == _named(ours.fp16_ops)
+
+
+def by_itself(name, out, folder):
+    """The package made in a process that does not have mpsearch (examples import a stub of it)."""
+    package = folder / "alone.mlpackage"
     script = f"""
         import sys, types
         sys.modules["mpsearch"] = types.ModuleType("mpsearch")
         sys.path[:0] = [{str(ROOT)!r}, {str(out)!r}]
-        import importlib
+        import importlib, torch
+        torch.set_num_threads({torch.get_num_threads()})  # what is trained depends on it
         module = importlib.import_module("examples.{name}")
         sample = module.samples(small=True)[0]
         while isinstance(sample, tuple):
@@ -97,7 +106,7 @@ def test_op_selector_alone_gives_the_same_fp32_ops(example, tmp_path):
         inputs = tuple(sample.values()) if isinstance(sample, dict) else (sample,)
         import op_selector
         traced = op_selector.trace(module.build(small=True).float().eval(), inputs)
-        op_selector.convert(traced).save({str(tmp_path / "alone.mlpackage")!r})
+        op_selector.convert(traced).save({str(package)!r})
         assert not hasattr(sys.modules["mpsearch"], "optimize")
     """
     subprocess.run(
@@ -106,9 +115,27 @@ def test_op_selector_alone_gives_the_same_fp32_ops(example, tmp_path):
         capture_output=True,
         timeout=300,
     )
-    alone, ours = read_back(tmp_path / "alone.mlpackage"), read_back(out / "model.mlpackage")
-    assert _named(alone.fp32_ops) == _named(ours.fp32_ops)
-    assert _named(alone.fp16_ops) == _named(ours.fp16_ops)
+    return package
+
+
+@pytest.mark.parametrize("name", sorted(OVERFLOWING))
+def test_rescale_alone_gives_the_same_package(name, tmp_path):
+    """Op for op, constants to the bit; and no op stays FP32."""
+    module = importlib.import_module(f"examples.{name}")
+    task = {"metric": getattr(module, "METRIC", "rel_l2")}
+    result = mpsearch.optimize(
+        module.build(small=True),
+        module.samples(small=True),
+        module.BUDGET,
+        targets=getattr(module, "TARGETS", None),
+        conversion=mpsearch.Conversion(rescale="insert", rewrite=True),
+        **task,
+    )
+    assert result.met and not result.kept
+    out = tmp_path / "out"
+    result.save(out)
+    assert (out / "rescale.py").exists()
+    assert contents(by_itself(name, out, tmp_path)) == contents(out / "model.mlpackage")
 
 
 def _named(ops):

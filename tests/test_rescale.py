@@ -15,6 +15,7 @@ import torch
 
 import mpsearch
 from benchmarks import zoo
+from benchmarks.rescale import equal_case
 from benchmarks.zoo import masked as masked_zoo
 from mpsearch._ct import quiet
 from mpsearch.executor.predict import Executor
@@ -27,6 +28,7 @@ from mpsearch.scaling.patterns import rewrites
 from mpsearch.scaling.scaled import spelled, with_changes
 from mpsearch.source.prepare import prepare
 from tests import scalable
+from tests.packages import contents
 
 with quiet():
     from coremltools.converters.mil.mil import Builder as mb
@@ -90,7 +92,7 @@ def scaled_equals_plain(seed, ops, insert=True):
     assert plain.keys() == scaled.keys()
     for name, value in plain.items():
         assert np.array_equal(value, scaled[name], equal_nan=True), (seed, name)
-    count = {len(p.functions["main"].find_ops(op_type="mul")) for p in (made, other)}
+    count = {len(p.functions["main"].findcontents(op_type="mul")) for p in (made, other)}
     assert max(count) - min(count) == found.inserted
     return True
 
@@ -118,7 +120,7 @@ def test_what_a_branch_captures_is_not_scaled():
     slots = scalable.floats(made, function)
     sizes = dict.fromkeys(slots, Magnitudes(2.0**18, 2.0**16, 2.0**16, 2.0**16))
     sizes |= dict.fromkeys(function.inputs.values(), Magnitudes(1.0, 2.0**16, 0.25, 0.01))
-    constants = [op.outputs[0].name for op in made.functions["main"].find_ops(op_type="const")]
+    constants = [op.outputs[0].name for op in made.functions["main"].findcontents(op_type="const")]
     operations = made.functions["main"].operations
     shapes = {op.name: tuple(op.outputs[0].shape) for op in operations}
     found = plan(function, sizes, {}, shapes, constants, True, 20.0)
@@ -151,16 +153,36 @@ def test_an_exponent_that_is_wrong_shows():
     assert any(not np.array_equal(plain[k], scaled[k]) for k in plain)
 
 
+SCALED = [
+    "complex_division",
+    "convnext_layernorm",
+    "htdemucs",
+    "lama_dft",
+    "mask_6e4",
+    "qk_logits",
+    "sdxl_vae",
+    "sensevoice",
+    "t5_residual",
+    "window_attention",
+]
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_cases_of_the_zoo_give_the_same_to_the_bit(name):
+    (found,) = zoo.cases([name]).values()
+    assert equal_case(found) == "scaled and equal to the bit"
+
+
 # -- the fewest -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_as_few_multiplications_as_brute_force_over_exponents(seed):
-    made = scalable.program(seed, 3, few=True)
+    made = scalable.program(seed, 6, few=True)
     function, sizes, found = planned(made, seed, 2)
     span = 4
-    best = scalable.cheapest(function, sizes, span, beyond=16)
     cost = found.inserted + 16 * found.left
+    best = scalable.cheapest(function, sizes, span, beyond=16, most=cost)
     within = all(abs(tensor.exponent) <= span for tensor in found.tensors)
     assert cost == best if within else cost <= best
 
@@ -272,21 +294,7 @@ def test_the_written_files_alone_give_the_same_package(which, request, tmp_path)
     result.save(out)
     model, samples, _ = case(NORM if which == "folded" else DIVISION, 1)
     package = alone(out, model, samples[0], tmp_path)
-    assert _ops(package) == _ops(out / "model.mlpackage")
-
-
-def _ops(path):
-    from mpsearch.program.lowering import all_ops, load_program
-    from mpsearch.program.packages import open_package
-
-    model = open_package(path)
-    program = load_program(model.get_spec(), model.weights_dir)
-    found = []
-    for op in all_ops(program.functions["main"]):
-        value = op.outputs[0].val if op.op_type == "const" else None
-        data = None if value is None else np.asarray(getattr(value, "ls", value)).tobytes()
-        found.append((op.op_type, op.outputs[0].dtype, tuple(op.outputs[0].shape or ()), data))
-    return found
+    assert contents(package) == contents(out / "model.mlpackage")
 
 
 def test_a_stored_config_scales_again(folded, tmp_path):
@@ -294,7 +302,7 @@ def test_a_stored_config_scales_again(folded, tmp_path):
     model, samples, _ = case(NORM)
     package = mpsearch.apply(tmp_path / "out", model, samples[:1])
     package.save(str(tmp_path / "again.mlpackage"))
-    assert _ops(tmp_path / "again.mlpackage") == _ops(tmp_path / "out" / "model.mlpackage")
+    assert contents(tmp_path / "again.mlpackage") == contents(tmp_path / "out" / "model.mlpackage")
 
 
 def test_weights_that_have_outgrown_their_exponents_are_told(folded, tmp_path):
@@ -425,7 +433,7 @@ def test_rows_masked_from_end_to_end_keep_their_scores(value, additions, tmp_pat
     assert mpsearch.optimize(model, samples, 1e-2).kept
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
-    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
 
 # -- what softmax does not see --------------------------------------------------------------------
@@ -541,7 +549,7 @@ def test_keys_with_a_large_bias_need_no_fp32(tmp_path):
     assert mpsearch.optimize(model, data, 1e-2).kept
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, data[0], tmp_path)
-    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
     report = (tmp_path / "out" / "report.html").read_text()
     assert "parts.1</code></td><td>bias[0:32] set to 0" in report
     other, _ = attention(made="apart", scores=torch.tanh)
@@ -556,7 +564,7 @@ def test_powers_of_two_go_through_exponentials_and_logarithms(tmp_path):
     assert found.met and not found.kept and {r.kind for r in found.rewrites} == {"exp", "log"}
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
-    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
 
 def test_a_spelling_is_written_and_stored(tmp_path):
@@ -566,6 +574,6 @@ def test_a_spelling_is_written_and_stored(tmp_path):
     assert found.rewrites
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
-    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
     checked = mpsearch.check(tmp_path / "out", model, samples)
     assert checked.holds and checked.error < budget
