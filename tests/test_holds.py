@@ -158,6 +158,44 @@ def test_a_range_just_under_the_limit_is_kept_in_fp32():
     assert near_it[0].samples == pytest.approx(65520 / largest, rel=0.3) and near_it[0].next < 1
 
 
+def test_what_may_vanish_where_its_logarithm_is_taken_is_kept_in_fp32():
+    """The least probability of these samples is 7e-8; 3e-8 is 0 in FP16, and its logarithm -inf."""
+
+    def log_of_softmax(x):
+        return torch.log(torch.softmax(x, -1))
+
+    def draw(count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [2.5 * torch.randn(1, 4, 32, generator=generator) for _ in range(count)]
+
+    def least(data):
+        return min(float(torch.softmax(x, -1).min()) for x in data)
+
+    data = draw(16, 0)
+    assert 6e-8 < least(data) < 1.2e-7 and least(draw(3000, 1)) < 2.0**-25
+    result = mpsearch.optimize(Function(log_of_softmax), data, 2e-2)
+    assert [op.verdict for op in result.kept] == ["may vanish"] * 2
+    assert {op.type for op in result.kept} == {"softmax", "log"}
+    assert {row.rule for row in result.headroom} == {"may vanish"}
+    assert result.headroom[0].samples == pytest.approx(least(data) * 2**25, rel=1e-3)
+    alone = mpsearch.Constraints(objective="calibration", tolerate_overflow=True)
+    seen = mpsearch.optimize(Function(log_of_softmax), data, 2e-2, heldout=0.0, constraints=alone)
+    assert seen.status == "fp16_suffices"  # as far as the samples say
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        lambda x: torch.softmax(x, -1) + 1.0,  # nothing is divided by it
+        lambda x: torch.log(torch.softmax(x, -1) + 1e-3),  # an epsilon that FP16 holds
+    ],
+)
+def test_small_values_that_nothing_is_divided_by_may_vanish(harmless):
+    generator = torch.Generator().manual_seed(0)
+    data = [14.2 * torch.rand(1, 4, 32, generator=generator) for _ in range(16)]
+    assert mpsearch.optimize(Function(harmless), data, 2e-2).status == "fp16_suffices"
+
+
 # --- coverage ----------------------------------------------------------------------------------
 
 

@@ -18,7 +18,9 @@ from ..executor.loop import Step
 from ..executor.ops import OPS
 from ..executor.runtime import gather
 from ..forking import each
+from ..numerics.formats import FP16
 from ..numerics.profiles import Profile
+from ..program.divisors import divisors
 from ..program.graph import Node
 from ..program.precision import Precision
 from .incremental import Incremental
@@ -112,6 +114,11 @@ class Reach:
         Of each result, by slot: the largest value above 0, and below it.
     inner
         By candidate op and profile: the largest inner step, as a share of what the profile holds.
+    divide
+        Slots that something is divided by, with the names of the ops that do it.
+    divisors
+        Of results that something is divided by, by slot: what FP16 rounds to 0, as a share of the
+        smallest magnitude above that.
     infinite
         Results that are not finite in FP32 itself, by slot.
     """
@@ -120,7 +127,9 @@ class Reach:
         self.above: dict[int, Magnitude] = {}
         self.below: dict[int, Magnitude] = {}
         self.inner: dict[tuple[int, int], Magnitude] = {}
+        self.divisors: dict[int, Magnitude] = {}
         self.infinite: set[int] = set()
+        self.divide = divisors(engine.function, FP16.vanishes)
         self._engine = engine
         self._function = engine.function
         self._usual: float | None = None
@@ -181,6 +190,9 @@ class Reach:
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
         }
         node = step.node
+        for slot, value in zip(node.outputs, results, strict=True):
+            if slot in self.divide and slot in seen:
+                seen["divides", slot] = _least(value)
         if node.candidate is not None and not node.blocks:
             for place, runtime in enumerate(self._engine.runtimes):
                 if runtime.profile.looks_inside(node.op_type):
@@ -198,6 +210,9 @@ class Reach:
         return profile.inner(node.op_type, op.function, arguments)
 
     def _take(self, key: Any, found: Tensor) -> None:
+        if isinstance(key, tuple) and key[0] == "divides":
+            self.divisors.setdefault(key[1], Magnitude()).add(FP16.vanishes / float(found))
+            return
         if isinstance(key, tuple):
             self.inner.setdefault(key, Magnitude()).add(float(found))
             return
@@ -216,6 +231,12 @@ def _extremes(value: Tensor) -> Tensor:
     if batched or not finite:
         low, high = torch.aminmax(torch.where(torch.isfinite(value), value, 0.0).float())
     return torch.stack([low, high, finite.float()])
+
+
+def _least(value: Tensor) -> Tensor:
+    """The smallest magnitude above 0; infinite where there is none."""
+    size = value.float().abs()
+    return torch.where(size > 0, size, math.inf).min()
 
 
 def _arrays(values: Mapping[Any, Tensor]) -> _Arrays:

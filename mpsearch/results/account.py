@@ -213,4 +213,6 @@ def _rule(risk: Risk) -> str:
         return "fits"
     if risk.absorbed is not None:
         return "absorbed"
+    if risk.vanishes:
+        return "may vanish"
     return "overflows" if risk.seen else "may overflow"

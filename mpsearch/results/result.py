@@ -98,8 +98,9 @@ class Headroom(msgspec.Struct, frozen=True):
         The same over what the next input stays below with a chance of 0.999
         (:class:`mpsearch.evaluation.reach.Magnitude`).
     rule
-        What follows from it: ``overflows`` and ``may overflow`` (FP32), ``absorbed`` (FP16 all the
-        same), ``fits``.
+        What follows from it: ``overflows`` and ``may overflow`` (FP32), ``may vanish`` (FP32:
+        something is divided by it, and both numbers are its smallest magnitude over what FP16
+        rounds to 0), ``absorbed`` (FP16 all the same), ``fits``.
     """
 
     name: str

@@ -3,7 +3,9 @@
 An op overflows where a value that it rounds, on the way in or out, reaches what its numerics
 profile turns into infinity. Whether the next input's will is estimated from the largest magnitudes
 of the samples (:class:`mpsearch.evaluation.reach.Magnitude`). An overflow that the graph absorbs
-for every input (:mod:`mpsearch.program.infinity`) is no reason to keep an op in FP32.
+for every input (:mod:`mpsearch.program.infinity`) is no reason to keep an op in FP32. Neither is a
+small result, but where something is divided by it: that the next input's rounds to 0 is estimated
+in the same way. Where a sample's does, the loss shows what it does.
 """
 
 from __future__ import annotations
@@ -39,11 +41,14 @@ class Risk:
         The same over what the next input is expected to stay below.
     absorbed
         What absorbs the overflow for every input; None where something does not, or there is none.
+    vanishes
+        Whether it is the lower end of the range that is near, for what something is divided by.
     """
 
     headroom: float
     expected: float
     absorbed: Absorbed | None = None
+    vanishes: bool = False
 
     @property
     def seen(self) -> bool:
@@ -141,12 +146,28 @@ def _risk(engine: Incremental, reach: Reach, infinities: Infinities, node: Node)
     inner = [(m.largest, reach.next(m, CHANCE)) for m in _inner(engine, reach, node)]
     largest, expected = (max(c) for c in zip((0.0, 0.0), *shares, *inner, strict=True))
     risk = Risk(_over(largest), _over(expected))
+    seen, next_ = _vanishing(reach, node)
+    if not risk.overflows and next_ >= 1:
+        return Risk(_over(seen), _over(next_), vanishes=True)
     if not risk.overflows or any(share >= 1 for _, share in inner):
         return risk
     made = Infinite()
     for slot in node.outputs:
         made = made | _beyond(reach, slot, most)
     return replace(risk, absorbed=infinities.absorbed(node, made))
+
+
+def _vanishing(reach: Reach, node: Node) -> tuple[float, float]:
+    """How near what is divided by comes to 0 where an op rounds it: in the samples, and the next.
+
+    As shares of what rounds to 0. What does so in a sample is left to the loss.
+    """
+    sources = node.fp32.inputs.values()
+    read = {ref.slot for source in sources for ref in refs(source)}
+    slots = {*node.outputs, *(s for s in read if node.name in reach.divide.get(s, ()))}
+    found = [m for slot in slots if (m := reach.divisors.get(slot)) is not None and m.largest < 1]
+    shares = [(m.largest, reach.next(m, CHANCE)) for m in found]
+    return max(shares, key=lambda share: share[1], default=(0.0, 0.0))
 
 
 def _over(share: float) -> float:
