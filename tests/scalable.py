@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -16,8 +16,10 @@ with quiet():
     from coremltools.converters.mil.mil import types
 
 SHAPE = (2, 4, 4)
-#: The exponents that later ops see, and the multiplications: each a set of (slot, exponent).
-_Left = tuple[frozenset[tuple[int, int]], frozenset[tuple[int, int]]]
+#: A tensor and an exponent.
+Pair = tuple[int, int]
+#: The exponents that later ops see, or the multiplications that they find made.
+Left = frozenset[Pair]
 
 
 def program(seed: int, ops: int, few: bool = False):
@@ -129,45 +131,55 @@ def cheapest(
 
     One for each multiplication that must be inserted, ``beyond`` for each result out of range that
     can have an exponent. For programs made with ``few``; written from the definitions of their ops.
-    Choices that leave the same exponents and multiplications to the ops that follow are one. Where
-    all cost more than ``most``, that and 1.
+    Of choices that leave the same exponents to the ops that follow, those are not followed that
+    cost as much as another with what they have multiplied and it has not. Where all cost more than
+    ``most``, that and 1.
     """
     span_ = range(-span, span + 1)
     last = {s.slot: i for i, n in enumerate(function.nodes) for s in _refs(n)}
-    ends = [ref.slot for ref in function.outputs.values() if isinstance(ref, Ref)]
+    ends = {ref.slot for ref in function.outputs.values() if isinstance(ref, Ref)}
     last |= dict.fromkeys(ends, len(function.nodes))
-    costs: dict[_Left, int] = {
-        (frozenset((slot, 0) for slot in function.inputs.values()), frozenset()): 0
-    }
+
+    def price(pairs: Iterable[Pair]) -> int:
+        return sum(1 + beyond * _large(sizes, *pair) for pair in pairs)
+
+    start = frozenset((slot, 0) for slot in function.inputs.values())
+    costs: dict[Left, dict[Left, int]] = {start: {frozenset(): 0}}
     for i, node in enumerate(function.nodes):
         (out,) = node.outputs
-        found: dict[_Left, int] = {}
-        for (exponents, made), cost in costs.items():
+        found: dict[Left, dict[Left, int]] = {}
+        for exponents, choices in costs.items():
             k = dict(exponents)
             for chosen in (0,) if node.op_type == "tanh" else span_:
                 k[out] = chosen
-                large = node.op_type != "tanh" and _large(sizes, out, chosen)
-                for way in _ways(node, list(node.fp32.inputs.items()), k, sizes, span_):
-                    new = way - made
-                    more = len(new) + beyond * (large + sum(_large(sizes, *pair) for pair in new))
-                    if cost + more > most:
-                        continue
-                    left = (
-                        frozenset((s, e) for s, e in k.items() if last.get(s, -1) > i),
-                        frozenset(p for p in made | way if last.get(p[0], -1) > i),
-                    )
-                    found[left] = min(found.get(left, cost + more), cost + more)
-        costs = found
+                left = frozenset((s, e) for s, e in k.items() if last.get(s, -1) > i)
+                ways = _ways(node, list(node.fp32.inputs.items()), k, sizes, span_)
+                large = beyond * (node.op_type != "tanh" and _large(sizes, out, chosen))
+                for made, cost in choices.items():
+                    for way in ways:
+                        total = cost + large + price(way - made)
+                        if total <= most:
+                            kept = frozenset(p for p in made | way if last.get(p[0], -1) > i)
+                            group = found.setdefault(left, {})
+                            group[kept] = min(group.get(kept, total), total)
+        costs = {left: _undominated(group, price) for left, group in found.items()}
     whole = [
-        cost
-        + sum(
-            1 + beyond * _large(sizes, slot, 0)
-            for slot in set(ends)
-            if dict(exponents)[slot] and (slot, 0) not in made
-        )
-        for (exponents, made), cost in costs.items()
+        cost + price({(slot, 0) for slot in ends if dict(exponents)[slot]} - made)
+        for exponents, choices in costs.items()
+        for made, cost in choices.items()
     ]
     return min([*whole, most + 1])
+
+
+def _undominated(
+    group: Mapping[Left, int], price: Callable[[Iterable[Pair]], int]
+) -> dict[Left, int]:
+    """Without the choices that cost as much as another with the multiplications that it lacks."""
+    kept: dict[Left, int] = {}
+    for made, cost in sorted(group.items(), key=lambda item: item[1]):
+        if all(other + price(made - has) > cost for has, other in kept.items()):
+            kept[made] = cost
+    return kept
 
 
 def _refs(node) -> list[Ref]:
