@@ -11,7 +11,7 @@ demo: $(READY)
 		--metric max_abs --budget 1e-2 --out minilm-mixed
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -213,20 +213,20 @@ def test_coverage_is_clopper_and_pearsons():
 
 
 def test_the_promise_is_true_on_planted_models():
-    """Each promise may fail with a chance of 5%; of 24, 5 or more do with one of 0.6%."""
+    """Each promise may fail with a chance of 5%; of 16, 4 or more do with one of 0.7%."""
     untrue = 0
-    for seed in range(24):
+    for seed in range(16):
         result = mpsearch.optimize(Planted(seed), normal(40, 6, seed=seed), budget(seed))
         assert result.met
         if result.coverage is None:
             continue
-        unseen = normal(1000, 6, seed=1000 + seed)
+        unseen = normal(600, 6, seed=1000 + seed)
         prepared = prepare(Planted(seed), unseen)
         kept = [op.index for op in prepared.ops if op.name in result.fp32_ops]
         precision = Precision.of(kept, len(prepared.ops))
         losses = prepared.evaluator(cache_bytes=0).losses(precision, range(len(unseen)))
         untrue += np.mean([loss <= budget(seed) for loss in losses.values()]) < result.coverage
-    assert untrue <= 4
+    assert untrue <= 3
 
 
 def test_few_samples_promise_little_and_say_what_would_do():

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +24,7 @@ from mpsearch.scaling.patterns import rewrites
 from mpsearch.scaling.scaled import spelled, with_changes
 from mpsearch.source.prepare import prepare
 from tests import scalable
-from tests.packages import contents
+from tests.packages import alone, contents
 
 with quiet():
     from coremltools.converters.mil.mil import Builder as mb
@@ -92,7 +88,7 @@ def scaled_equals_plain(seed, ops, insert=True):
     assert plain.keys() == scaled.keys()
     for name, value in plain.items():
         assert np.array_equal(value, scaled[name], equal_nan=True), (seed, name)
-    count = {len(p.functions["main"].findcontents(op_type="mul")) for p in (made, other)}
+    count = {len(p.functions["main"].find_ops(op_type="mul")) for p in (made, other)}
     assert max(count) - min(count) == found.inserted
     return True
 
@@ -120,7 +116,7 @@ def test_what_a_branch_captures_is_not_scaled():
     slots = scalable.floats(made, function)
     sizes = dict.fromkeys(slots, Magnitudes(2.0**18, 2.0**16, 2.0**16, 2.0**16))
     sizes |= dict.fromkeys(function.inputs.values(), Magnitudes(1.0, 2.0**16, 0.25, 0.01))
-    constants = [op.outputs[0].name for op in made.functions["main"].findcontents(op_type="const")]
+    constants = [op.outputs[0].name for op in made.functions["main"].find_ops(op_type="const")]
     operations = made.functions["main"].operations
     shapes = {op.name: tuple(op.outputs[0].shape) for op in operations}
     found = plan(function, sizes, {}, shapes, constants, True, 20.0)
@@ -256,35 +252,6 @@ def test_digits_are_not_cured_by_powers_of_two():
 
 
 # -- what is written ------------------------------------------------------------------------------
-
-CONVERTED = """
-import sys
-import torch
-import coremltools as ct
-sys.path.insert(0, {out!r})
-from op_selector import convert, trace
-assert not any(name.partition(".")[0] == "mpsearch" for name in sys.modules)
-model, inputs = torch.load({model!r}, weights_only=False)
-convert(trace(model, inputs)).save({package!r})
-"""
-
-
-def alone(out, model, sample, folder):
-    """The package that the written files make in a process without mpsearch."""
-    inputs = tuple(sample.values()) if isinstance(sample, dict) else sample
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    torch.save((model, inputs), folder / "model.pt")
-    package = folder / "alone.mlpackage"
-    script = CONVERTED.format(out=str(out), model=str(folder / "model.pt"), package=str(package))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return package
 
 
 @pytest.mark.parametrize("which", ["folded", "inserted"])
@@ -423,15 +390,20 @@ def test_a_mask_that_leaves_some_order_of_scores_stays():
 
 
 @pytest.mark.parametrize(("value", "additions"), [(-1e4, 1), (-5e4, 2), (-1e5, 1)])
-def test_rows_masked_from_end_to_end_keep_their_scores(value, additions, tmp_path):
+def test_rows_masked_from_end_to_end_keep_their_scores(value, additions):
     """FP32 still holds them beside the mask; FP16 does where the mask is less its largest value."""
     model, samples = masked_zoo.build(value, additions), zoo.masked.samples(16)
     spelled = mpsearch.Conversion(rewrite=True)
     found = mpsearch.optimize(model, samples, 1e-2, conversion=spelled)
     assert found.met and not found.kept
     assert [r.kind for r in found.rewrites].count("row_mask") == additions
+
+
+def test_a_mask_without_its_largest_values_is_written(tmp_path):
+    model, samples = masked_zoo.build(-5e4, 2), zoo.masked.samples(16)
     assert mpsearch.optimize(model, samples, 1e-2).kept
-    found.save(tmp_path / "out")
+    spelled = mpsearch.Conversion(rewrite=True)
+    mpsearch.optimize(model, samples, 1e-2, conversion=spelled).save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
     assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 

@@ -13,7 +13,7 @@ from mpsearch._ct import ct, quiet
 from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
 from mpsearch.source.torch_ops import CONVERSIONS, IMPORTS, registered, sources
-from tests.test_rescale import _ops, alone
+from tests.packages import alone, contents
 
 F = nn.functional
 
@@ -164,7 +164,7 @@ def test_a_package_with_them_is_plain_and_made_again_alone(tmp_path):
     (block,) = function.block_specializations.values()
     assert not {op.type for op in block.operations if "custom" in op.type}
     package = alone(tmp_path / "out", Tokens(), samples[0], tmp_path)
-    assert _ops(package) == _ops(tmp_path / "out" / "model.mlpackage")
+    assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
 
 def test_pytorchs_own_encoder_takes_a_padding_mask():
