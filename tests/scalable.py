@@ -134,6 +134,8 @@ def cheapest(
     Of choices that leave the same exponents to the ops that follow, those are not followed that
     cost as much as another with what they have multiplied and it has not. Where all cost more than
     ``most``, that and 1.
+
+    Raises MemoryError where there are more than a million choices to follow.
     """
     span_ = range(-span, span + 1)
     last = {s.slot: i for i, n in enumerate(function.nodes) for s in _refs(n)}
@@ -163,6 +165,8 @@ def cheapest(
                             group = found.setdefault(left, {})
                             group[kept] = min(group.get(kept, total), total)
         costs = {left: _undominated(group, price) for left, group in found.items()}
+        if sum(map(len, costs.values())) > 1_000_000:
+            raise MemoryError
     whole = [
         cost + price({(slot, 0) for slot in ends if dict(exponents)[slot]} - made)
         for exponents, choices in costs.items()
