@@ -408,6 +408,20 @@ def test_a_mask_without_its_largest_values_is_written(tmp_path):
     assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
 
+@pytest.mark.parametrize(
+    "more", [{"exponent": 3}, {"input": "y"}, {"channels": [[0, 8]]}, {"kind": "row_mask"}]
+)
+def test_a_spelling_takes_what_its_kind_takes(more, folded, tmp_path):
+    folded.save(tmp_path / "out")
+    file = tmp_path / "out" / "precision.json"
+    config = json.loads(file.read_text())
+    config["rewrites"] = [{"op": "a", "type": "softplus", "kind": "softplus", **more}]
+    file.write_text(json.dumps(config))
+    model, samples, _ = case(NORM)
+    with pytest.raises(mpsearch.InputError, match=r"precision.json.* takes .*rewrites"):
+        mpsearch.check(tmp_path / "out", model, samples[:2])
+
+
 # -- what softmax does not see --------------------------------------------------------------------
 
 

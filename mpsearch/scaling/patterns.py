@@ -38,6 +38,15 @@ Kind = Literal[
 ]
 
 
+#: What kinds take besides the op.
+_TAKES: dict[str, set[str]] = {
+    "exp": {"exponent"},
+    "log": {"exponent"},
+    "row_mask": {"input"},
+    "key_bias": {"channels"},
+}
+
+
 class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An op that is spelled otherwise: by name and type, and how (``kind``).
 
@@ -51,6 +60,14 @@ class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     exponent: Annotated[int, msgspec.Meta(ge=-80, le=80)] = 0
     input: str = ""
     channels: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        given = {n for n in ("exponent", "input", "channels") if getattr(self, n)}
+        if given != _TAKES.get(self.kind, set()):
+            wanted = ", ".join(_TAKES.get(self.kind, ())) or "nothing more"
+            raise ValueError(
+                f"{self.kind} takes {wanted}, not {', '.join(sorted(given)) or 'that'}"
+            )
 
 
 def rewrites(
