@@ -16,6 +16,8 @@ with quiet():
     from coremltools.converters.mil.mil import types
 
 SHAPE = (2, 4, 4)
+#: Choices that brute force follows at a time.
+MOST = 50_000
 #: A tensor and an exponent.
 Pair = tuple[int, int]
 #: The exponents that later ops see, or the multiplications that they find made.
@@ -135,7 +137,7 @@ def cheapest(
     cost as much as another with what they have multiplied and it has not. Where all cost more than
     ``most``, that and 1.
 
-    Raises MemoryError where there are more than a million choices to follow.
+    Raises MemoryError where there are too many choices to follow.
     """
     span_ = range(-span, span + 1)
     last = {s.slot: i for i, n in enumerate(function.nodes) for s in _refs(n)}
@@ -150,6 +152,8 @@ def cheapest(
     for i, node in enumerate(function.nodes):
         (out,) = node.outputs
         found: dict[Left, dict[Left, int]] = {}
+        if sum(map(len, costs.values())) > MOST:
+            raise MemoryError
         for exponents, choices in costs.items():
             k = dict(exponents)
             for chosen in (0,) if node.op_type == "tanh" else span_:
@@ -165,8 +169,6 @@ def cheapest(
                             group = found.setdefault(left, {})
                             group[kept] = min(group.get(kept, total), total)
         costs = {left: _undominated(group, price) for left, group in found.items()}
-        if sum(map(len, costs.values())) > 1_000_000:
-            raise MemoryError
     whole = [
         cost + price({(slot, 0) for slot in ends if dict(exponents)[slot]} - made)
         for exponents, choices in costs.items()
