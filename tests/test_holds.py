@@ -369,6 +369,25 @@ def test_samples_of_other_shapes_and_random_ops_run_one_by_one():
     assert list(losses) == [0, 1, 2, 3] and max(losses.values()) < 1e-5
 
 
+def test_redrawn_pixels_are_not_rounded_on_the_way_in():
+    """Values that FP16 holds stay such; of the others, next to none is."""
+
+    def exact(value):
+        return float((value == value.half().float()).float().mean())
+
+    draw = torch.Generator().manual_seed(0)
+    pixels = [torch.randint(0, 256, (1, 3, 16, 16), generator=draw).float() for _ in range(3)]
+    mixed = [torch.cat([p, torch.rand(p.shape, generator=draw)], 1) for p in pixels]
+    for data, share in ((pixels, 1.0), (mixed, 0.5), (normal(3, 3, 64), 0.0)):
+        prepared = prepare(Function(lambda x: x * 2.0), data, redraw=lambda flops: 9)
+        assert len(prepared.redrawn.samples) == 6
+        for place, sample in enumerate(prepared.redrawn.samples):
+            (value,) = sample.values()
+            (before,) = prepared.calibration.samples[place % 3].values()
+            assert exact(value) == pytest.approx(share, abs=0.02)
+            assert not torch.equal(value, before)
+
+
 def test_redrawn_samples_need_floats_that_can_be_moved():
     moved = prepare(net(), batches(), redraw=lambda flops: 10)
     assert len(moved.redrawn.samples) == 6
