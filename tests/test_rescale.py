@@ -503,6 +503,9 @@ SEEN = {
     "by another use of scores": {"end": lambda y, q, k, scores: y.sum() + scores},
     "by tanh": {"scores": lambda s: 5 * torch.tanh(s / 5)},
     "alike for no two keys": {"keys": lambda k: k * torch.arange(1.0, 13.0)[None, :, None]},
+    "gathered by what is computed": {
+        "keys": lambda k: torch.gather(k, 1, (k * 0).long()),
+    },
     "rotated": {"keys": lambda k: k * torch.cos(torch.arange(12.0))[:, None] + k.flip(-1)},
     "a finite mask instead of scores": {
         "scores": lambda s: torch.where(torch.ones(12, 12).triu(1) > 0, torch.tensor(-9.0), s)

@@ -130,9 +130,13 @@ class Attention:
                     alike = alike.expand_as(value)
                     good[value[alike].long().unique()] = True
                     bad[value[~alike].long().unique()] = True
-                elif reader.op_type in MOVES and port == "x":
+                elif (
+                    reader.op_type in MOVES
+                    and port == "x"
+                    and set(slots_read(reader)) <= env.keys()
+                ):
                     env.update(zip(reader.outputs, runtime.run(reader, env), strict=True))
-                elif (factor := _factor(reader, port)) is not None and np.prod(factor) == 1:
+                elif _factor(reader, port) in ((1,) * rank for rank in range(value.dim() + 1)):
                     env[reader.outputs[0]] = value
                 else:
                     bad[value.long().unique()] = True
