@@ -136,7 +136,7 @@ class Attention:
                     and set(slots_read(reader)) <= env.keys()
                 ):
                     env.update(zip(reader.outputs, runtime.run(reader, env), strict=True))
-                elif _factor(reader, port) in ((1,) * rank for rank in range(value.dim() + 1)):
+                elif _everywhere(_factor(reader, port), value.dim()):
                     env[reader.outputs[0]] = value
                 else:
                     bad[value.long().unique()] = True
@@ -245,6 +245,11 @@ def _factor(node: Node, port: str) -> tuple[int, ...] | None:
 def _one(shape: tuple[int, ...] | None, axis: int) -> bool:
     """Whether what has a shape is the same along an axis."""
     return shape is not None and (len(shape) < -axis or shape[axis] == 1)
+
+
+def _everywhere(shape: tuple[int, ...] | None, rank: int) -> bool:
+    """Whether what has a shape is one number for tensors of a rank."""
+    return shape is not None and len(shape) <= rank and set(shape) <= {1}
 
 
 def _vanishing(node: Node, port: str) -> bool:
