@@ -192,7 +192,7 @@ class Reach:
         node = step.node
         for slot, value in zip(node.outputs, results, strict=True):
             if slot in self.divide and slot in seen:
-                seen["divides", slot] = _least(value)
+                seen["divides", slot] = least(value)
         if node.candidate is not None and not node.blocks:
             for place, runtime in enumerate(self._engine.runtimes):
                 if runtime.profile.looks_inside(node.op_type):
@@ -233,7 +233,7 @@ def _extremes(value: Tensor) -> Tensor:
     return torch.stack([low, high, finite.float()])
 
 
-def _least(value: Tensor) -> Tensor:
+def least(value: Tensor) -> Tensor:
     """The smallest magnitude above 0; infinite where there is none."""
     size = value.float().abs()
     return torch.where(size > 0, size, math.inf).min()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from .graph import Constant, Function, Node, Ref
@@ -29,17 +27,13 @@ def divisors(function: Function, vanishes: float) -> dict[int, frozenset[str]]:
     found: dict[int, set[str]] = {}
     for node in reversed(function.nodes):
         kept = node.op_type in _KEEP | _MOVE and not found.keys().isdisjoint(node.outputs)
-        for name, slot in _inputs(node):
+        for name, source in node.fp32.inputs.items():
+            if not isinstance(source, Ref):
+                continue
             divides = (node.op_type, name) in _DIVIDE and _epsilon(node) <= vanishes
             if divides or (kept and (node.op_type in _KEEP or name == "x")):
-                found.setdefault(slot, set()).add(node.name)
+                found.setdefault(source.slot, set()).add(node.name)
     return {slot: frozenset(names) for slot, names in found.items()}
-
-
-def _inputs(node: Node) -> Iterator[tuple[str, int]]:
-    for name, source in node.fp32.inputs.items():
-        if isinstance(source, Ref):
-            yield name, source.slot
 
 
 def _epsilon(node: Node) -> float:

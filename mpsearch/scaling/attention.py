@@ -54,10 +54,10 @@ class Attention:
             for node in function.nodes
             for slot, var in zip(node.outputs, vars_.get(node.name, ()), strict=False)
         }
-        self._readers: dict[int, list[Node]] = {}
+        readers: dict[int, list[Node]] = {}
         for node in function.nodes:
             for slot in slots_read(node):
-                self._readers.setdefault(slot, []).append(node)
+                readers.setdefault(slot, []).append(node)
         outputs = [*function.outputs.values(), *function.state_outputs.values()]
         self._kept = {source.slot for source in outputs if isinstance(source, Ref)}
         #: Slots that only softmax sees, with the axis along which it does, from the end: what a
@@ -65,7 +65,7 @@ class Attention:
         self._before_softmax: dict[int, int] = {}
         for node in reversed(function.nodes):
             for slot in node.outputs:
-                axes = {self._axis(reader, slot) for reader in self._readers.get(slot, ())}
+                axes = {self._axis(reader, slot) for reader in readers.get(slot, ())}
                 if slot not in self._kept and len(axes) == 1 and (axis := axes.pop()) is not None:
                     self._before_softmax[slot] = axis
 

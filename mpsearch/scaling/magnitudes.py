@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.incremental import Incremental
-from ..evaluation.reach import Magnitude
+from ..evaluation.reach import Magnitude, least
 from ..executor.loop import Step
 from ..numerics.formats import FP16
 from ..program.precision import Precision
@@ -26,9 +26,9 @@ def magnitudes(
     low: dict[int, tuple[float, float]] = {}
     for _ in engine.several(every, list(samples), 0, _look):
         for slot, found in engine.seen[-1].items():
-            typical, least = found.tolist()
+            typical, smallest = found.tolist()
             before = low.get(slot, (math.inf, math.inf))
-            low[slot] = min(before[0], typical), min(before[1], least)
+            low[slot] = min(before[0], typical), min(before[1], smallest)
     reach, harmless, nothing = range_.reach, range_.harmless, Magnitude()
     limits = {
         slot: math.inf if node.name in harmless else ceiling(engine, node)
@@ -59,5 +59,4 @@ def _low(value: Tensor) -> Tensor:
     size = torch.where(torch.isfinite(size), size, 0.0)
     largest = size.max().clamp(min=1e-30)
     typical = largest * (size / largest).square().mean().sqrt()
-    least = torch.where(size > 0, size, math.inf).min()
-    return torch.stack([typical, least])
+    return torch.stack([typical, least(size)])
