@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist nobody asks
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: tests wait for processes a quarter of their time."""
     return (os.cpu_count() or 1) + 1

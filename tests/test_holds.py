@@ -15,6 +15,7 @@ import mpsearch
 from benchmarks import zoo
 from mpsearch.evaluation import coverage
 from mpsearch.evaluation.reach import Magnitude
+from mpsearch.flows.job import pool_size
 from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
 from tests.command import run
@@ -266,6 +267,91 @@ def test_a_heldout_overflow_becomes_a_sample_and_not_a_tighter_budget():
     assert set(result.fp32_ops) >= set(seen_from_the_start.fp32_ops)
 
 
+class Energy(torch.nn.Module):
+    """Eleven ops, two of which overflow on loud inputs: a square, and the mean of squares."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heard = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.mixed = torch.nn.Conv2d(8, 8, 1)
+        self.said = torch.nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        h = self.heard(x)
+        energy = ((300 * h) ** 2).mean((1, 2, 3), keepdim=True)
+        y = torch.relu(self.mixed(torch.relu(300 * h * torch.rsqrt(energy + 1e-5))))
+        return self.said(y)
+
+
+def test_an_overflow_in_a_heldout_sample_costs_the_two_ops_that_overflow():
+    quiet = [0.12 * x for x in normal(8, 3, 8, 8)]
+    data = [*quiet[:7], 4 * quiet[7]]
+    largest = [300 * float(Energy().heard(x).abs().max()) for x in data]
+    assert max(largest[:7]) < 130 and 260 < largest[7] < 400  # the square of 256 is infinite
+    result = mpsearch.optimize(Energy(), data, 1e-2)
+    assert result.candidate_ops == 11 and len(result.fp32_ops) == 2
+    assert [op.type for op in result.kept] == ["square", "reduce_mean"]
+    assert result.notes == (
+        f"Sample 7, held out, overflowed at {result.fp32_ops[0]}; it is now among those searched.",
+    )
+
+
+class Encoder(torch.nn.Module):
+    """Four blocks of attention and GELU at a budget at which all roundings count."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        torch.manual_seed(0)
+        kinds = {"dim_feedforward": 2 * width, "activation": "gelu", "norm_first": True}
+        layer = torch.nn.TransformerEncoderLayer(width, 2, dropout=0.0, batch_first=True, **kinds)
+        self.blocks = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.out = torch.nn.Linear(width, 8)
+
+    def forward(self, x):
+        return self.out(self.blocks(x).mean(1))
+
+
+def test_what_many_samples_add_is_taken_back_where_it_is_not_needed():
+    """Sample by sample a set grows by what each of them needs; most of that one set does not."""
+    random = torch.Generator().manual_seed(1)
+    sizes = torch.exp(0.3 * torch.randn(64, generator=random))
+    data = [size * x for size, x in zip(sizes, normal(64, 10, 32), strict=True)]
+    limit = 1e-3
+    model = Encoder().eval()
+    result = mpsearch.optimize(model, data, limit)
+    prepared = prepare(model, data[:45], redraw=pool_size)
+    evaluator = prepared.pool(chance=0.005)
+    kept = {op.index for op in prepared.ops if op.name in result.fp32_ops}
+    assert result.met and kept
+
+    def holds(kept):
+        precision = Precision.of(kept, len(prepared.ops))
+        losses = list(evaluator.losses(precision, range(evaluator.backend.samples)).values())
+        return max(losses[:45]) <= limit and coverage.predicted(losses, 0.005) <= limit
+
+    assert holds(kept)
+    assert sum(not holds(kept - {op}) for op in kept) >= 2 / 3 * len(kept)
+
+
+@pytest.mark.parametrize(("broken", "held"), [([300], True), ([300, 301], False), ([20], False)])
+def test_of_hundreds_of_redrawn_inputs_one_may_break_the_budget(broken, held, monkeypatch):
+    """As seldom as the next input may; of the samples given, none."""
+    from mpsearch.evaluation.evaluator import Evaluator
+
+    data = normal(40, 4, 8)
+    plain = mpsearch.optimize(net(), data, 1e-2, heldout=0.0)
+    losses, few = Evaluator.losses, len(plain.kept)
+
+    def breaking(self, precision, samples, enough=None):
+        found = losses(self, precision, samples, enough)
+        return {s: 2e-2 if s in broken and len(precision) <= few else n for s, n in found.items()}
+
+    monkeypatch.setattr(Evaluator, "losses", breaking)
+    result = mpsearch.optimize(net(), data, 1e-2, heldout=0.0)
+    assert (result.fp32_ops == plain.fp32_ops) is held
+
+
 def test_a_sample_that_was_not_searched_on_is_found_to_break_the_set():
     data = [0.5 * x for x in normal(29, 4, 8)]
     data.insert(20, 20 * normal(1, 4, 8, seed=1)[0])
@@ -407,9 +493,26 @@ def test_expected_is_a_quantile_of_what_comes():
     beyond = 0
     for _ in range(400):
         losses = np.exp(0.3 * random.standard_normal(16))
-        bound = coverage.expected(list(losses), 0.05, student=True)
+        bound = coverage.predicted(list(losses), 0.05)
         beyond += np.mean(np.exp(0.3 * random.standard_normal(500)) > bound)
     assert 0.02 < beyond / 400 < 0.06
+
+
+def test_where_there_are_many_losses_the_next_is_bound_by_its_rank():
+    """Whatever their distribution: here nine in ten are small, and the others are anything."""
+    random = np.random.default_rng(0)
+
+    def draw(count):
+        return np.where(random.random(count) < 0.9, 1e-3, random.random(count) ** 8)
+
+    beyond = [np.mean(draw(500) > coverage.predicted(list(draw(399)), 0.005)) for _ in range(400)]
+    assert 0.003 < np.mean(beyond) < 0.006
+    assert [coverage.tolerated(n, 0.005) for n in (10, 199, 398, 399, 599)] == [0, 0, 0, 1, 2]
+    assert coverage.predicted([1.0] * 398 + [math.inf], 0.005) == 1.0
+    assert coverage.predicted([1.0] * 198 + [math.inf], 0.005) == math.inf
+
+
+def test_a_loss_that_is_not_finite_says_all():
     assert coverage.expected([1.0, math.inf], 0.05) == math.inf
     assert coverage.expected([-60.0, -58.0, -61.0], 0.05) > -58.0  # dB
 

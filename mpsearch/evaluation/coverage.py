@@ -53,6 +53,27 @@ def words(coverage: float, confidence: float) -> str:
     return f"at least {share}% of inputs like these meet it ({100 * confidence:g}% confidence)"
 
 
+def tolerated(samples: int, chance: float) -> int:
+    """How many of so many samples may break the budget where the next is to with this chance.
+
+    The next one's rank among all is any of ``samples + 1``, equally likely, whatever their
+    distribution (conformal prediction: Vovk, Gammerman and Shafer, 2005). None, where there are too
+    few to tell.
+    """
+    return max(math.floor(chance * (samples + 1)) - 1, 0)
+
+
+def predicted(losses: Sequence[float], chance: float) -> float:
+    """What the next input's loss exceeds with no more than this chance, by many losses.
+
+    By its rank among them, where there are enough (:func:`tolerated`); or else by how errors vary
+    (:func:`expected`), with allowance for how little these say of that.
+    """
+    if chance * (len(losses) + 1) < 1:
+        return expected(losses, chance, student=True)
+    return sorted(losses, reverse=True)[tolerated(len(losses), chance)]
+
+
 def expected(losses: Sequence[float], chance: float, student: bool = False) -> float:
     """What the next input's loss is expected to exceed with no more than this chance.
 

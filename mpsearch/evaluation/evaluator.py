@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from ..program.precision import Precision
 from .backend import Backend
-from .coverage import expected
+from .coverage import expected, predicted
 from .metrics import Metric, Outputs
 
 B = TypeVar("B", bound=Backend)
@@ -49,11 +49,18 @@ class Evaluator(Generic[B]):
     chance
         How likely the next input may be to break the budget of a set that meets it; None where
         the samples are all there is.
+    redrawn
+        How many of the samples, the last ones, were not given but redrawn.
 
     Attributes
     ----------
     targets, chance
         As given.
+    given
+        The samples below this index were given.
+    drawn
+        The samples below this index that are searched on stand for the next ones. Those searched on
+        beside them were chosen for their losses, which say nothing of how losses vary.
     searched
         The samples that precisions are evaluated on, those likeliest to break the budget first:
         all of them, unless :meth:`search_on` says otherwise.
@@ -66,11 +73,14 @@ class Evaluator(Generic[B]):
         metric: Metric,
         targets: Sequence[Any] = (),
         chance: float | None = None,
+        redrawn: int = 0,
     ) -> None:
         self.backend = backend
         self.references = list(references)
         self.metric = metric
         self.evaluations = 0
+        self.given = backend.samples - redrawn
+        self.drawn = backend.samples
         self.searched = list(range(backend.samples))
         self.targets = list(targets)
         self.chance = chance
@@ -90,6 +100,11 @@ class Evaluator(Generic[B]):
         """The samples that are not searched on."""
         searched = set(self.searched)
         return [s for s in range(self.backend.samples) if s not in searched]
+
+    def draw(self, count: int) -> None:
+        """Evaluate on the first ``count`` samples from now on, which stand for the next ones."""
+        self.search_on(range(count))
+        self.drawn = count
 
     def search_on(self, samples: Iterable[int]) -> None:
         """Evaluate on these samples from now on, where each has a loss of its own."""
@@ -159,7 +174,7 @@ class Evaluator(Generic[B]):
         for profile in range(profiles):
             losses, complete = self._in_profile(precision, profile, limit, see, enough, remember)
             worst = max(worst, *losses)
-            loss = max(loss, worst, self.expected(losses) if complete else worst)
+            loss = max(loss, self._next(self.searched, losses) if complete else worst)
             exact = exact and complete
             if loss > limit or not complete:
                 # What was not looked at, samples or profiles, may be worse still.
@@ -171,11 +186,11 @@ class Evaluator(Generic[B]):
         return Measured(loss, worst, exact, ran, time.perf_counter() - started)
 
     def judged(
-        self, losses: Sequence[float], complete: bool, executions: int, seconds: float
+        self, samples: Sequence[int], losses: Sequence[float], executions: int, seconds: float
     ) -> Measured:
-        """What the losses of samples say of a precision, in one profile; ``complete`` if of all."""
-        worst = max(losses)
-        loss = max(worst, self.expected(losses)) if complete else worst
+        """What the losses of these samples, or of the first, say of a precision, in one profile."""
+        worst, complete = max(losses), len(losses) == len(samples)
+        loss = self._next(samples, losses) if complete else worst
         return Measured(loss, worst, complete or loss == math.inf, executions, seconds)
 
     def repeat(self, measured: Measured, searched: Sequence[int]) -> None:
@@ -184,11 +199,19 @@ class Evaluator(Generic[B]):
         self.evaluations += 1
         self.backend.executions += measured.executions
 
-    def expected(self, losses: Sequence[float], student: bool = False) -> float:
-        """What the next input's loss is expected to stay below; the worst of these if not asked."""
+    def predicted(self, losses: Sequence[float]) -> float:
+        """What the next input's loss stays below, by many; the worst of these if not asked."""
         if not self.aims_beyond or self.chance is None:
             return max(losses)
-        return expected(losses, self.chance, student)
+        return predicted(losses, self.chance)
+
+    def _next(self, samples: Sequence[int], losses: Sequence[float]) -> float:
+        """What the losses of samples and the next input's are expected to stay below."""
+        worst = max(losses)
+        if not self.aims_beyond or self.chance is None:
+            return worst
+        drawn = [n for sample, n in zip(samples, losses, strict=True) if sample < self.drawn]
+        return max(worst, expected(drawn, self.chance))
 
     def add(self, sample: Mapping[str, Any], reference: Outputs) -> int:
         """One more sample, on a backend that takes it; its index."""

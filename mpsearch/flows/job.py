@@ -301,7 +301,7 @@ def measured(
     evaluator.evaluations += 1
     if evaluator.aims_beyond:  # with little time, redrawn samples are only confirmed on
         few = min(SEARCHED, len(samples)) if ending.limited else SEARCHED
-        evaluator.search_on(evaluator.searched[:few])
+        evaluator.draw(min(few, evaluator.backend.samples))
     return floor, Range(evaluator.backend, reach)
 
 

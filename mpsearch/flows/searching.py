@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import suppress
 
 from ..ending import Stage, Stop
 from ..search.confirming import Confirmed, confirm, lost
 from ..search.mending import mend
 from ..search.problem import Problem
+from ..search.pruning import prune
 from ..search.question import Kept
 from ..search.record import Trial
 from ..search.registry import run
@@ -36,12 +38,12 @@ def search(job: Job, start: Collection[str] = ()) -> bool:
         finished = problem.admit(kept | problem.question.forced).met or _mended(problem, kept)
     else:
         finished = problem.admit_fp16() or run(job.request.search, problem)
-    return _confirmed(job) and finished
+    return _confirmed(job, bool(start)) and finished
 
 
 def mended(job: Job, trial: Trial) -> bool:
     """Search on from a set that no longer meets the limit; False where the run was cut short."""
-    return _mended(job.problem, trial.kept) and _confirmed(job)
+    return _mended(job.problem, trial.kept) and _confirmed(job, True)
 
 
 def again(job: Job, trial: Trial, loss: float) -> bool:
@@ -56,43 +58,69 @@ def again(job: Job, trial: Trial, loss: float) -> bool:
     return mended(job, trial)
 
 
-def _confirmed(job: Job) -> bool:
-    """Mend the best set until it holds on the samples that were not searched on as well."""
-    problem, failed = job.problem, None
+def _confirmed(job: Job, mended: bool) -> bool:
+    """Mend the best set until it holds on the samples that were not searched on as well.
+
+    Sample by sample a ``mended`` set grows by what each of them needs; of that much is needed no
+    more at the end. So it is pruned by all that it was mended for, and what comes of that must hold
+    as well.
+    """
+    problem = job.problem
+    failed: Kept | None = None
+    held: Kept | None = None
     for _ in range(_ROUNDS):
         best = problem.best
         if failed is not None and (best is None or best.kept == problem.everything):
             best = _larger(problem, failed)  # no trial was left to mend it by
-        if best is None or best.kept == problem.everything:
+        if best is None or best.kept in (problem.everything, held):
             return True
         problem.ending.stage = Stage.SEARCH
         try:
             found = confirm(problem, best)
         except Stop:
-            return False
+            break
         if not found.offenders and found.expected <= problem.limit:
-            return True
+            held = best.kept
+            if not mended or _pruned(problem, held):
+                return True
+            continue
         problem.reject(best.kept)
-        failed = best.kept
+        failed, mended = best.kept, True
         if found.offenders:
-            _draw(job, found)
+            more = _draw(job, found)
             problem.widen(found.offenders)
         else:
+            more = False
             problem.tighten(_tighter(problem, best.loss, found.expected))
+        if held is not None:
+            problem.admit(held)  # by what is searched on now; and what is new it may yet break
+            held = None if more else held
         if not _mended(problem, best.kept):
-            return False
-    return True
+            break
+    if held is not None:
+        problem.fall_back(held)
+    return not problem.ending.over
 
 
-def _draw(job: Job, found: Confirmed) -> None:
-    """Redraw more samples where one was lost altogether, once."""
+def _pruned(problem: Problem, kept: Kept) -> bool:
+    """Cast what a set does not need; True where it needs everything."""
+    problem.extend(max(problem.remaining, len(kept)))
+    with suppress(Stop):
+        prune(problem, kept, "prune", again=True)
+    return problem.best is None or problem.best.kept == kept
+
+
+def _draw(job: Job, found: Confirmed) -> bool:
+    """Redraw more samples where one was lost altogether, once; whether there are more now."""
     problem, prepared = job.problem, job.prepared
     if problem.ending.limited or not lost(found.expected, problem.limit):
-        return
-    for sample, reference in prepared.further(
+        return False
+    further = prepared.further(
         max(pool_size(prepared.flops, lost=True) - problem.engine.samples, 0)
-    ):
+    )
+    for sample, reference in further:
         problem.evaluator.add(sample, reference)
+    return bool(further)
 
 
 def _larger(problem: Problem, kept: Kept) -> Trial | None:

@@ -183,9 +183,8 @@ class Answerer:
             if _breaks(found.loss, call.limit):
                 order.insert(0, order.pop(position))
                 break
-        complete = len(losses) == len(order)
         executions = sum(piece.executions for piece in pieces)
-        measured = self.evaluator.judged(losses, complete, executions, seconds)
+        measured = self.evaluator.judged(call.searched, losses, executions, seconds)
         return Answer(measured, tuple(order), overflows, errors)
 
     def harmful(self, lost: Iterable[Node]) -> list[Node]:

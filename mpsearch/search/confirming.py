@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..evaluation.coverage import tolerated
 from ..evaluation.evaluator import Measured
 from ..forking import each
 from ..program.precision import Precision
@@ -14,7 +15,7 @@ from .answer import Answer, call
 from .problem import Problem
 from .record import Trial
 
-#: A set is given up for mending once so many samples break its limit.
+#: A set is given up for mending once so many samples break its limit, or more than it may.
 _OFFENDERS = 2
 #: A sample is lost altogether whose loss is beyond so many times the budget, or decibels above it.
 _LOST, _LOST_DB = 10.0, 20.0
@@ -29,7 +30,8 @@ class Confirmed:
     Attributes
     ----------
     offenders
-        Those on which it breaks the limit, the worst first; not all of them, where there are many.
+        Those on which it breaks the limit though it may not, the worst first; not all of them,
+        where there are many.
     expected
         What the next input's loss is expected to stay below, by all samples; the worst loss where
         there are offenders.
@@ -50,7 +52,9 @@ def lost(loss: float, limit: float) -> bool:
 def confirm(problem: Problem, trial: Trial) -> Confirmed:
     """How a set does on the samples that are not searched on, against the limit asked for at first.
 
-    Those are looked at first that were nearest to breaking it before.
+    Those are looked at first that were nearest to breaking it before. Of redrawn ones a few may
+    break it where there are hundreds, no more than the next input may
+    (:func:`mpsearch.evaluation.coverage.tolerated`); of those given none.
 
     Raises
     ------
@@ -59,19 +63,24 @@ def confirm(problem: Problem, trial: Trial) -> Confirmed:
     """
     evaluator, limit, last = problem.evaluator, problem.limit, problem.last_losses
     rest = sorted(evaluator.rest, key=lambda s: -last.get(s, -math.inf))
+    most = tolerated(problem.engine.samples, evaluator.chance or 0.0)
 
     def enough(losses: Sequence[float]) -> bool:
-        return sum(loss > limit for loss in losses) >= _OFFENDERS or losses[-1] == math.inf
+        broken = sum(loss > limit for loss in losses)
+        return broken >= max(_OFFENDERS, most + 1) or losses[-1] == math.inf
 
     precision = problem.question.precision(trial.kept)
     found = _recorded(problem, precision, rest, "confirm", enough) if rest else {}
     last |= found
     offenders = [s for s in rest if found.get(s, -math.inf) > limit]
+    strict = any(s < evaluator.given or found[s] == math.inf for s in offenders)
+    if len(offenders) <= most and not strict:
+        offenders = []
     if offenders or not rest:
         worst = max(found.values(), default=trial.loss)
         return Confirmed(sorted(offenders, key=lambda s: (-found[s], s)), worst)
     found |= _recorded(problem, precision, evaluator.searched, "expect")
-    return Confirmed([], evaluator.expected(list(found.values()), student=True))
+    return Confirmed([], evaluator.predicted(list(found.values())))
 
 
 def _recorded(

@@ -489,6 +489,14 @@ class Problem:
         """Never take this set as the best, whatever its loss."""
         self.record.reject(kept)
 
+    def fall_back(self, kept: Kept) -> None:
+        """Take no set that would come before this one, which is known to meet the limit."""
+        rank = self.question.rank(kept)
+        for trial in self.record.trials:
+            if trial.met and trial.kept != kept and self.question.rank(trial.kept) <= rank:
+                self.reject(trial.kept)
+        self._choose()
+
     def _choose(self) -> None:
         """Find the best of all trials anew."""
         self.best = None

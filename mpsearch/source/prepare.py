@@ -124,7 +124,10 @@ class Prepared:
         """
         data = Data([*self.calibration.samples, *self.redrawn.samples], self.calibration.targets)
         references = [*self.references, *self.redrawn_references]
-        return self._evaluator(data, references, device, cache_bytes, ending, chance, compute)
+        moved = len(self.redrawn.samples)
+        return self._evaluator(
+            data, references, device, cache_bytes, ending, chance, compute, moved
+        )
 
     def heldout_evaluator(
         self,
@@ -148,11 +151,12 @@ class Prepared:
         ending: Ending | None,
         chance: float | None = None,
         compute: Compute | None = None,
+        redrawn: int = 0,
     ) -> Evaluator[Incremental]:
         count = len(self.ops)
         given = self.lowered, count, data.samples, self.profiles, device, cache_bytes, ending
         engine = Incremental(*given) if compute is None else Elsewhere(compute, *given)
-        return Evaluator(engine, references, self.metric, data.targets, chance)
+        return Evaluator(engine, references, self.metric, data.targets, chance, redrawn)
 
 
 def prepare(

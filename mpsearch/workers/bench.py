@@ -34,7 +34,7 @@ from ..search.response import Sketch
 
 _STRUCTURE, _ARRAYS = "bench.json", "arrays.safetensors"
 #: Of the layout of a folder.
-_VERSION = 1
+_VERSION = 2
 #: Bytes to which the fastest kernels align.
 _LINE = 64
 
@@ -49,7 +49,7 @@ class Bench:
         How many ops can be chosen.
     samples, references
         Per sample, name to tensor.
-    metric, targets, chance
+    metric, targets, chance, drawn
         Those of :class:`mpsearch.evaluation.evaluator.Evaluator`.
     harmless, seed
         Those of :class:`mpsearch.search.answering.Answerer` and its sketch.
@@ -66,6 +66,7 @@ class Bench:
     targets: Sequence[Any]
     profiles: Sequence[Profile]
     chance: float | None
+    drawn: int
     harmless: frozenset[str] | None
     seed: int
     canary: str
@@ -84,6 +85,7 @@ class Bench:
             list(evaluator.targets),
             [runtime.profile for runtime in engine.runtimes],
             evaluator.chance,
+            evaluator.drawn,
             answerer.harmless,
             answerer.sketch.seed,
             _canary(engine),
@@ -103,6 +105,7 @@ class Bench:
             self.function, self.candidates, self.samples, self.profiles, device, cache_bytes, ending
         )
         evaluator = Evaluator(engine, self.references, self.metric, self.targets, self.chance)
+        evaluator.drawn = self.drawn
         # Before the first run, so that what is lost is seen from then on.
         made = Answerer(evaluator, Sketch(evaluator.references, self.seed), self.harmless)
         if _canary(engine) != self.canary:
@@ -132,6 +135,7 @@ class Bench:
             "metric": self.metric.name,
             "numerics": [profile.name for profile in self.profiles],
             "chance": self.chance,
+            "drawn": self.drawn,
             "harmless": None if self.harmless is None else sorted(self.harmless),
             "seed": self.seed,
             "canary": self.canary,
@@ -163,6 +167,7 @@ class Bench:
             targets,
             profiles,
             None if structure["chance"] is None else float(structure["chance"]),
+            int(structure["drawn"]),
             None if harmless is None else frozenset(str(name) for name in harmless),
             int(structure["seed"]),
             str(structure["canary"]),
