@@ -1,12 +1,14 @@
 """Do the sets hold on inputs that nobody has seen?
 
 python -m benchmarks.holds [--counts 8 16 64 256] [--fresh 500] [--seed 0] [--base REV] [cases ...]
+python -m benchmarks.holds planted:0 planted:1 ...
 
 Every case of the zoo draws as many inputs as are asked for; they are shuffled, so many are given to
 ``mpsearch.optimize`` with its defaults, and the set that it finds is run on the others, which
 nothing was chosen by. "Over" is the share of those that break the budget, "lost" the share that is
 not finite or beyond ten times the budget. With ``--base`` the search of another version, from a git
-worktree, stands beside; the inputs and the judge are the same.
+worktree, stands beside; the inputs and the judge are the same. ``planted:SEED`` is a small model
+with planted failures; tables have one row for all of them.
 """
 
 from __future__ import annotations
@@ -27,29 +29,42 @@ import torch
 
 from benchmarks.against import HERE, trees
 
-COLUMNS = ("kept", "executions", "seconds", "over", "lost", "median", "worst", "coverage")
+_PLANTED = "planted:"
 
 
 def inputs(name: str, seed: int, count: int, fresh: int) -> tuple[Any, float, list[Any], list[Any]]:
     """A case's model and budget, the samples given, and the fresh ones."""
     from benchmarks import zoo
+    from tests import planted
 
-    case = zoo.cases([name])[name]
-    model, drawn = zoo.drawn(case, seed, 1)[0], zoo.drawn(case, seed, count + fresh)[1]
-    random.Random(seed).shuffle(drawn)
-    return model, case.BUDGET, drawn[:count], drawn[count:]
+    if name.startswith(_PLANTED):
+        number = int(name.removeprefix(_PLANTED))
+        generator = torch.Generator().manual_seed(1000 * number + seed)
+        drawn = [torch.randn(1, 6, generator=generator) for _ in range(count + fresh)]
+        model, budget = planted.Planted(number), planted.budget(number)
+    else:
+        case = zoo.cases([name])[name]
+        model, drawn = zoo.drawn(case, seed, 1)[0], zoo.drawn(case, seed, count + fresh)[1]
+        budget = case.BUDGET
+        random.Random(seed).shuffle(drawn)
+    return model, budget, drawn[:count], drawn[count:]
+
+
+def numerics(name: str) -> Any:
+    """What a case is judged by."""
+    from benchmarks import zoo
+
+    return "ieee" if name.startswith(_PLANTED) else zoo.numerics(zoo.cases([name])[name])
 
 
 def searched(name: str, seed: int, count: int, fresh: int) -> dict[str, Any]:
     """What the ``mpsearch`` on the path finds."""
     import mpsearch
-    from benchmarks import zoo
 
     model, budget, given, _ = inputs(name, seed, count, fresh)
-    numerics = zoo.numerics(zoo.cases([name])[name])
     optimize = mpsearch.optimize  # what it imports is not what it costs
     started = time.perf_counter()
-    result = optimize(model, given, budget, numerics=numerics)
+    result = optimize(model, given, budget, numerics=numerics(name))
     return {
         "ops": result.fp32_ops,
         "executions": result.op_executions,
@@ -60,13 +75,11 @@ def searched(name: str, seed: int, count: int, fresh: int) -> dict[str, Any]:
 
 def judged(name: str, seed: int, count: int, fresh: int, found: dict[str, Any]) -> dict[str, Any]:
     """How a set does on the fresh inputs."""
-    from benchmarks import zoo
     from mpsearch.program.precision import Precision
     from mpsearch.source.prepare import prepare
 
     model, budget, _, unseen = inputs(name, seed, count, fresh)
-    numerics = zoo.numerics(zoo.cases([name])[name])
-    prepared = prepare(model, unseen, "rel_l2", numerics)
+    prepared = prepare(model, unseen, "rel_l2", numerics(name))
     kept = {op.index for op in prepared.ops if op.name in set(found["ops"])}
     evaluator = prepared.evaluator(cache_bytes=0)
     precision = Precision.of(kept, len(prepared.ops))
@@ -113,10 +126,16 @@ def shown(row: dict[str, Any]) -> list[str]:
 def tables(paths: list[Path]) -> str:
     """What was measured of two versions, one table for each number of samples."""
     rows: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
+    planted: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
+            if row["case"].startswith(_PLANTED):
+                planted.setdefault((row["samples"], row["version"]), []).append(row)
             rows.setdefault((row["samples"], row["case"]), {})[row["version"]] = row
+    rows = {key: row for key, row in rows.items() if not key[1].startswith(_PLANTED)}
+    for (count, version), models in planted.items():
+        rows.setdefault((count, f"planted ({len(models)})"), {})[version] = together(models)
     base = next((v for found in rows.values() for v in found if v != "now"), "-")
     header = ["case", "ops", "FP32 ops", "over", "lost", "worst/budget", "op executions"]
     out = []
@@ -136,6 +155,19 @@ def tables(paths: list[Path]) -> str:
             out.append(f"| {case} | {now['of']} | {' | '.join(shown_)} | {stated} |")
         out.append("")
     return "\n".join(out)
+
+
+def together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several models as one row."""
+    sums = {key: sum(row[key] for row in rows) for key in ("kept", "of", "executions")}
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in ("over", "lost")}
+    stated = [row["coverage"] for row in rows]
+    return {
+        **sums,
+        **means,
+        "worst": max(row["worst"] for row in rows),
+        "coverage": None if None in stated else min(stated),
+    }
 
 
 FORMS: dict[str, Any] = {
@@ -168,6 +200,7 @@ def main() -> None:
         return
     from benchmarks import zoo
 
+    wanted = arguments.cases or [*zoo.cases(), *(f"{_PLANTED}{number}" for number in range(24))]
     header = ["case", "samples", "version", "FP32 ops", "over", "lost", "median/budget"]
     header += ["worst/budget", "coverage", "op executions", "seconds"]
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
@@ -176,7 +209,7 @@ def main() -> None:
         if arguments.base is None or arguments.only:
             roots = {k: v for k, v in roots.items() if k == (arguments.only or "now")}
         try:
-            for name in zoo.cases(arguments.cases):
+            for name in wanted:
                 for count in arguments.counts:
                     asked = (name, arguments.seed, count, arguments.fresh)
                     for label, root in roots.items():

@@ -147,7 +147,7 @@ def test_a_metric_of_ones_own_is_named_by_the_user_and_never_by_a_file(tmp_path)
 def test_what_a_worker_cannot_read_is_refused_in_a_line(tmp_path):
     folder = Bench.of(answerer(Planted(3), planted_samples(3))).write(tmp_path)
     whole = (folder / "bench.json").read_text()
-    for spoilt in ("{}", "[]", "nonsense", whole.replace('"version": 1', '"version": 2')):
+    for spoilt in ("{}", "[]", "nonsense", whole.replace('"version": 2', '"version": 3')):
         (folder / "bench.json").write_text(spoilt)
         with pytest.raises(mpsearch.InputError) as told:
             Bench.read(folder)
