@@ -68,6 +68,7 @@ def _confirmed(job: Job, mended: bool) -> bool:
     problem = job.problem
     failed: Kept | None = None
     held: Kept | None = None
+    spared: frozenset[int] = frozenset()
     for _ in range(_ROUNDS):
         best = problem.best
         if failed is not None and (best is None or best.kept == problem.everything):
@@ -80,7 +81,7 @@ def _confirmed(job: Job, mended: bool) -> bool:
         except Stop:
             break
         if not found.offenders and found.expected <= problem.limit:
-            held = best.kept
+            held, spared = best.kept, found.spared
             if not mended or _pruned(problem, held):
                 return True
             continue
@@ -88,13 +89,15 @@ def _confirmed(job: Job, mended: bool) -> bool:
         failed, mended = best.kept, True
         if found.offenders:
             more = _draw(job, found)
-            problem.widen(found.offenders)
-        else:
-            more = False
+            # Not by those that the set that holds may break: it is to stay one that does.
+            problem.widen([s for s in found.offenders if s not in spared] or found.offenders)
+            if held is not None:
+                problem.admit(held)  # by what is searched on now; what is new it may yet break
+                held = None if more else held
+        elif held is None:
             problem.tighten(_tighter(problem, best.loss, found.expected))
-        if held is not None:
-            problem.admit(held)  # by what is searched on now; and what is new it may yet break
-            held = None if more else held
+        else:
+            break
         if not _mended(problem, best.kept):
             break
     if held is not None:

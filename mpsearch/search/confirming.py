@@ -35,10 +35,13 @@ class Confirmed:
     expected
         What the next input's loss is expected to stay below, by all samples; the worst loss where
         there are offenders.
+    spared
+        Redrawn samples on which it breaks the limit, and may.
     """
 
     offenders: list[int]
     expected: float
+    spared: frozenset[int] = frozenset()
 
 
 def lost(loss: float, limit: float) -> bool:
@@ -72,15 +75,13 @@ def confirm(problem: Problem, trial: Trial) -> Confirmed:
     precision = problem.question.precision(trial.kept)
     found = _recorded(problem, precision, rest, "confirm", enough) if rest else {}
     last |= found
-    offenders = [s for s in rest if found.get(s, -math.inf) > limit]
-    strict = any(s < evaluator.given or found[s] == math.inf for s in offenders)
-    if len(offenders) <= most and not strict:
-        offenders = []
-    if offenders or not rest:
+    broken = [s for s in rest if found.get(s, -math.inf) > limit]
+    strict = any(s < evaluator.given or found[s] == math.inf for s in broken)
+    if len(broken) > most or strict or not rest:
         worst = max(found.values(), default=trial.loss)
-        return Confirmed(sorted(offenders, key=lambda s: (-found[s], s)), worst)
+        return Confirmed(sorted(broken, key=lambda s: (-found[s], s)), worst)
     found |= _recorded(problem, precision, evaluator.searched, "expect")
-    return Confirmed([], evaluator.predicted(list(found.values())))
+    return Confirmed([], evaluator.predicted(list(found.values())), frozenset(broken))
 
 
 def _recorded(

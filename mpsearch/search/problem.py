@@ -490,8 +490,10 @@ class Problem:
         self.record.reject(kept)
 
     def fall_back(self, kept: Kept) -> None:
-        """Take no set that would come before this one, which is known to meet the limit."""
-        rank = self.question.rank(kept)
+        """Take no set that would come before this one, if it meets the limit."""
+        known, rank = self.record.known(kept), self.question.rank(kept)
+        if known is None or not known.met:
+            return
         for trial in self.record.trials:
             if trial.met and trial.kept != kept and self.question.rank(trial.kept) <= rank:
                 self.reject(trial.kept)
