@@ -7,8 +7,9 @@ Every case of the zoo draws as many inputs as are asked for; they are shuffled, 
 ``mpsearch.optimize`` with its defaults, and the set that it finds is run on the others, which
 nothing was chosen by. "Over" is the share of those that break the budget, "lost" the share that is
 not finite or beyond ten times the budget. With ``--base`` the search of another version, from a git
-worktree, stands beside; the inputs and the judge are the same. ``planted:SEED`` is a small model
-with planted failures; tables have one row for all of them.
+worktree, stands beside; the inputs and the judge are the same. ``planted:SEED`` and
+``encoder:SEED`` are small models of a family (:mod:`benchmarks.families`), which has one row in the
+tables.
 """
 
 from __future__ import annotations
@@ -29,19 +30,13 @@ import torch
 
 from benchmarks.against import HERE, trees
 
-_PLANTED = "planted:"
-
 
 def inputs(name: str, seed: int, count: int, fresh: int) -> tuple[Any, float, list[Any], list[Any]]:
     """A case's model and budget, the samples given, and the fresh ones."""
-    from benchmarks import zoo
-    from tests import planted
+    from benchmarks import families, zoo
 
-    if name.startswith(_PLANTED):
-        number = int(name.removeprefix(_PLANTED))
-        generator = torch.Generator().manual_seed(1000 * number + seed)
-        drawn = [torch.randn(1, 6, generator=generator) for _ in range(count + fresh)]
-        model, budget = planted.Planted(number), planted.budget(number)
+    if ":" in name:
+        model, budget, drawn = families.drawn(name, seed, count + fresh)
     else:
         case = zoo.cases([name])[name]
         model, drawn = zoo.drawn(case, seed, 1)[0], zoo.drawn(case, seed, count + fresh)[1]
@@ -54,7 +49,7 @@ def numerics(name: str) -> Any:
     """What a case is judged by."""
     from benchmarks import zoo
 
-    return "ieee" if name.startswith(_PLANTED) else zoo.numerics(zoo.cases([name])[name])
+    return "ieee" if ":" in name else zoo.numerics(zoo.cases([name])[name])
 
 
 def searched(name: str, seed: int, count: int, fresh: int) -> dict[str, Any]:
@@ -126,16 +121,17 @@ def shown(row: dict[str, Any]) -> list[str]:
 def tables(paths: list[Path]) -> str:
     """What was measured of two versions, one table for each number of samples."""
     rows: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
-    planted: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    families: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            if row["case"].startswith(_PLANTED):
-                planted.setdefault((row["samples"], row["version"]), []).append(row)
-            rows.setdefault((row["samples"], row["case"]), {})[row["version"]] = row
-    rows = {key: row for key, row in rows.items() if not key[1].startswith(_PLANTED)}
-    for (count, version), models in planted.items():
-        rows.setdefault((count, f"planted ({len(models)})"), {})[version] = together(models)
+            family, _, number = row["case"].partition(":")
+            if number:
+                families.setdefault((row["samples"], family, row["version"]), []).append(row)
+            else:
+                rows.setdefault((row["samples"], family), {})[row["version"]] = row
+    for (count, family, version), models in families.items():
+        rows.setdefault((count, f"{family} ({len(models)})"), {})[version] = together(models)
     base = next((v for found in rows.values() for v in found if v != "now"), "-")
     header = ["case", "ops", "FP32 ops", "over", "lost", "worst/budget", "op executions"]
     out = []
@@ -200,7 +196,7 @@ def main() -> None:
         return
     from benchmarks import zoo
 
-    wanted = arguments.cases or [*zoo.cases(), *(f"{_PLANTED}{number}" for number in range(24))]
+    wanted = arguments.cases or [*zoo.cases(), *(f"planted:{number}" for number in range(16))]
     header = ["case", "samples", "version", "FP32 ops", "over", "lost", "median/budget"]
     header += ["worst/budget", "coverage", "op executions", "seconds"]
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")

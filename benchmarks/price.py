@@ -21,7 +21,7 @@ import torch
 
 import mpsearch
 from benchmarks import zoo
-from benchmarks.holds import inputs
+from benchmarks.holds import inputs, numerics
 from benchmarks.reference import LocalSearch
 from mpsearch.evaluation.coverage import tolerated
 from mpsearch.evaluation.reach import Reach
@@ -107,17 +107,17 @@ def main() -> None:
     torch.set_num_threads(1)
     header = ["case", *(f"mpsearch, {n} samples" for n in arguments.samples), "local search"]
     print(f"| {' | '.join([*header, 'evaluations'])} |\n{'|---' * (len(header) + 1)}|")
-    for name, case in zoo.cases(arguments.cases).items():
-        numerics = zoo.numerics(case)
+    for name in arguments.cases or zoo.cases():
+        how = numerics(name)
         model, budget, given, fresh = inputs(name, arguments.seed, SAMPLES, 500)
-        judge = prepare(model, fresh, numerics=numerics)
+        judge = prepare(model, fresh, numerics=how)
         cells: list[Any] = []
         for count in arguments.samples:
-            result = mpsearch.optimize(model, given[:count], budget, numerics=numerics)
+            result = mpsearch.optimize(model, given[:count], budget, numerics=how)
             names = set(result.fp32_ops)
             kept = {op.index for op in judge.ops if op.name in names}
             cells.append(f"{len(kept)} ({over(name, judge, kept, budget):.1%} over)")
-        prepared = prepare(model, given, numerics=numerics, redraw=pool_size)
+        prepared = prepare(model, given, numerics=how, redraw=pool_size)
         local = Holding(prepared, budget, arguments.evaluations, arguments.seconds)
         found = set(local.run())
         cells.append(f"{len(found)} ({over(name, judge, found, budget):.1%} over)")
