@@ -79,7 +79,7 @@ class Holding(LocalSearch):
                     break
             # What broke the budget now is likeliest to break it for the next set.
             self.order = [*broken, *(s for s in self.order if s not in set(broken))]
-            predicted = self.evaluator.predicted(list(losses.values()))
+            predicted = self.evaluator.predicted([n for s, n in losses.items() if s not in broken])
             self.known[kept] = self._may(broken) and predicted <= self.budget
         return self.known[kept]
 

@@ -13,6 +13,8 @@ from scipy import special
 #: Losses are taken for log-normal where they are positive; no loss counts for less than this share
 #: of the worst. By logarithms, a metric that is 0 on some inputs would otherwise fear anything.
 _LEAST = 1e-2
+#: As how many inputs more what was redrawn counts: roundings are much of what inputs differ by.
+_REDRAWN_INPUTS = 8
 
 
 def lower_bound(failures: int, samples: int, confidence: float) -> float:
@@ -63,23 +65,13 @@ def tolerated(samples: int, chance: float) -> int:
     return max(math.floor(chance * (samples + 1)) - 1, 0)
 
 
-def predicted(losses: Sequence[float], chance: float) -> float:
-    """What the next input's loss exceeds with no more than this chance, by many losses.
-
-    By its rank among them, where there are enough (:func:`tolerated`); or else by how errors vary
-    (:func:`expected`), with allowance for how little these say of that.
-    """
-    if chance * (len(losses) + 1) < 1:
-        return expected(losses, chance, student=True)
-    return sorted(losses, reverse=True)[tolerated(len(losses), chance)]
-
-
-def expected(losses: Sequence[float], chance: float, student: bool = False) -> float:
+def expected(losses: Sequence[float], chance: float, inputs: int = 0) -> float:
     """What the next input's loss is expected to exceed with no more than this chance.
 
     Errors vary about as log-normal quantities do; losses in dB, negative, are logarithms already.
-    ``student`` allows for how little these samples say of the spread (the prediction interval of a
-    normal variable).
+    With ``inputs``, allowance is made for how little so many inputs, which these are the losses of,
+    say of the spread (the prediction interval of a normal variable): many inputs that were redrawn
+    from a few are little more than those few.
     """
     worst = max(losses, default=-math.inf)
     count = len(losses)
@@ -90,7 +82,8 @@ def expected(losses: Sequence[float], chance: float, student: bool = False) -> f
     mean = sum(values) / count
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
     factor = special.ndtri(1 - chance)
-    if student:
-        factor = special.stdtrit(count - 1, 1 - chance) * math.sqrt(1 + 1 / count)
+    if inputs:
+        freedom = inputs - 1 + _REDRAWN_INPUTS
+        factor = special.stdtrit(freedom, 1 - chance) * math.sqrt(1 + 1 / inputs)
     beyond = mean + float(factor) * spread
     return max(worst, math.exp(min(beyond, 700.0)) if positive else beyond)

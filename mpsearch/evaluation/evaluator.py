@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from ..program.precision import Precision
 from .backend import Backend
-from .coverage import expected, predicted
+from .coverage import expected
 from .metrics import Metric, Outputs
 
 B = TypeVar("B", bound=Backend)
@@ -200,10 +200,10 @@ class Evaluator(Generic[B]):
         self.backend.executions += measured.executions
 
     def predicted(self, losses: Sequence[float]) -> float:
-        """What the next input's loss stays below, by many; the worst of these if not asked."""
+        """What the next input's loss stays below, by all samples; the worst if not asked."""
         if not self.aims_beyond or self.chance is None:
             return max(losses)
-        return predicted(losses, self.chance)
+        return expected(losses, self.chance, min(self.given, len(losses)))
 
     def _next(self, samples: Sequence[int], losses: Sequence[float]) -> float:
         """What the losses of samples and the next input's are expected to stay below."""

@@ -81,7 +81,8 @@ def confirm(problem: Problem, trial: Trial) -> Confirmed:
         worst = max(found.values(), default=trial.loss)
         return Confirmed(sorted(broken, key=lambda s: (-found[s], s)), worst)
     found |= _recorded(problem, precision, evaluator.searched, "expect")
-    return Confirmed([], evaluator.predicted(list(found.values())), frozenset(broken))
+    losses = [loss for sample, loss in found.items() if sample not in broken]
+    return Confirmed([], evaluator.predicted(losses), frozenset(broken))
 
 
 def _recorded(
