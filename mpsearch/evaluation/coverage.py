@@ -13,7 +13,8 @@ from scipy import special
 #: Losses are taken for log-normal where they are positive; no loss counts for less than this share
 #: of the worst. By logarithms, a metric that is 0 on some inputs would otherwise fear anything.
 _LEAST = 1e-2
-#: As how many inputs more what was redrawn counts: roundings are much of what inputs differ by.
+#: As how many inputs more, at most, what was redrawn counts: roundings are much of what inputs
+#: differ by.
 _REDRAWN_INPUTS = 8
 
 
@@ -83,7 +84,7 @@ def expected(losses: Sequence[float], chance: float, inputs: int = 0) -> float:
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
     factor = special.ndtri(1 - chance)
     if inputs:
-        freedom = inputs - 1 + _REDRAWN_INPUTS
+        freedom = min(inputs + _REDRAWN_INPUTS, count) - 1
         factor = special.stdtrit(freedom, 1 - chance) * math.sqrt(1 + 1 / inputs)
     beyond = mean + float(factor) * spread
     return max(worst, math.exp(min(beyond, 700.0)) if positive else beyond)
