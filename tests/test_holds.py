@@ -332,7 +332,7 @@ def test_what_many_samples_add_is_taken_back_where_it_is_not_needed():
         return evaluator.predicted(losses[:45] + spared) <= limit
 
     assert holds(kept)
-    assert sum(not holds(kept - {op}) for op in kept) >= 2 / 3 * len(kept)
+    assert sum(not holds(kept - {op}) for op in kept) >= len(kept) / 2
 
 
 @pytest.mark.parametrize(("broken", "held"), [([300], True), ([300, 301], False), ([20], False)])
@@ -494,23 +494,21 @@ def test_expected_is_a_quantile_of_what_comes():
     beyond = 0
     for _ in range(400):
         losses = np.exp(0.3 * random.standard_normal(16))
-        bound = coverage.expected(list(losses), 0.05, 16)
+        bound = coverage.expected(list(losses), 0.05, student=True)
         beyond += np.mean(np.exp(0.3 * random.standard_normal(500)) > bound)
     assert 0.02 < beyond / 400 < 0.06
 
 
-def test_what_is_redrawn_from_a_few_inputs_says_no_more_than_those_few():
-    """Six inputs, each redrawn a hundred times: what lies between inputs is known from six."""
-    random = np.random.default_rng(0)
-    beyond = {6: [], 600: []}
-    for _ in range(400):
-        inputs = 0.3 * random.standard_normal(6)
-        losses = np.exp(inputs + 0.05 * random.standard_normal((100, 6))).ravel()
-        fresh = np.exp(0.3 * random.standard_normal(500) + 0.05 * random.standard_normal(500))
-        for count, found in beyond.items():
-            found.append(np.mean(fresh > coverage.expected(list(losses), 0.005, count)))
-    assert np.mean(beyond[6]) < 0.025 < 0.03 < np.mean(beyond[600])
+def test_as_many_may_break_the_budget_as_the_next_may():
+    """By rank: whatever the losses are, no more than the chance, and not far less."""
     assert [coverage.tolerated(n, 0.005) for n in (10, 199, 398, 399, 599)] == [0, 0, 0, 1, 2]
+    random = np.random.default_rng(0)
+    broken = []
+    for _ in range(400):
+        losses = np.sort(random.standard_cauchy(599))[::-1]
+        limit = losses[coverage.tolerated(599, 0.005)]
+        broken.append(np.mean(random.standard_cauchy(500) > limit))
+    assert 0.004 < np.mean(broken) < 0.0055
 
 
 def test_a_loss_that_is_not_finite_says_all():

@@ -13,9 +13,6 @@ from scipy import special
 #: Losses are taken for log-normal where they are positive; no loss counts for less than this share
 #: of the worst. By logarithms, a metric that is 0 on some inputs would otherwise fear anything.
 _LEAST = 1e-2
-#: As how many inputs more, at most, what was redrawn counts: roundings are much of what inputs
-#: differ by.
-_REDRAWN_INPUTS = 8
 
 
 def lower_bound(failures: int, samples: int, confidence: float) -> float:
@@ -66,13 +63,12 @@ def tolerated(samples: int, chance: float) -> int:
     return max(math.floor(chance * (samples + 1)) - 1, 0)
 
 
-def expected(losses: Sequence[float], chance: float, inputs: int = 0) -> float:
+def expected(losses: Sequence[float], chance: float, student: bool = False) -> float:
     """What the next input's loss is expected to exceed with no more than this chance.
 
     Errors vary about as log-normal quantities do; losses in dB, negative, are logarithms already.
-    With ``inputs``, allowance is made for how little so many inputs, which these are the losses of,
-    say of the spread (the prediction interval of a normal variable): many inputs that were redrawn
-    from a few are little more than those few.
+    ``student`` allows for how little these samples say of the spread (the prediction interval of a
+    normal variable).
     """
     worst = max(losses, default=-math.inf)
     count = len(losses)
@@ -83,8 +79,7 @@ def expected(losses: Sequence[float], chance: float, inputs: int = 0) -> float:
     mean = sum(values) / count
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
     factor = special.ndtri(1 - chance)
-    if inputs:
-        freedom = min(inputs + _REDRAWN_INPUTS, count) - 1
-        factor = special.stdtrit(freedom, 1 - chance) * math.sqrt(1 + 1 / inputs)
+    if student:
+        factor = special.stdtrit(count - 1, 1 - chance) * math.sqrt(1 + 1 / count)
     beyond = mean + float(factor) * spread
     return max(worst, math.exp(min(beyond, 700.0)) if positive else beyond)

@@ -203,7 +203,7 @@ class Evaluator(Generic[B]):
         """What the next input's loss stays below, by all samples; the worst if not asked."""
         if not self.aims_beyond or self.chance is None:
             return max(losses)
-        return expected(losses, self.chance, min(self.given, len(losses)))
+        return expected(losses, self.chance, student=True)
 
     def _next(self, samples: Sequence[int], losses: Sequence[float]) -> float:
         """What the losses of samples and the next input's are expected to stay below."""
