@@ -23,7 +23,6 @@ import mpsearch
 from benchmarks import zoo
 from benchmarks.holds import inputs, numerics
 from benchmarks.reference import LocalSearch
-from mpsearch.evaluation.coverage import tolerated
 from mpsearch.evaluation.reach import Reach
 from mpsearch.flows.job import pool_size
 from mpsearch.options import Constraints
@@ -47,8 +46,7 @@ class Holding(LocalSearch):
         seconds: float,
         seed: int = 0,
     ) -> None:
-        chance = (1 - Constraints().coverage) / 10
-        self.evaluator = prepared.pool(chance=chance)
+        self.evaluator = prepared.pool(chance=(1 - Constraints().coverage) / 10)
         self.count = len(prepared.ops)
         self.budget = budget
         self.left = evaluations
@@ -61,7 +59,6 @@ class Holding(LocalSearch):
             pass
         self.required = Range(self.evaluator.backend, reach).refused
         self.order = list(range(self.evaluator.backend.samples))
-        self.most = tolerated(len(self.order), chance)
 
     def meets(self, kept: frozenset[int]) -> bool:
         if not self.required <= kept:
@@ -71,21 +68,17 @@ class Holding(LocalSearch):
             self.made += 1
             precision = Precision(kept, self.count)
             losses: dict[int, float] = {}
-            broken: list[int] = []
+            broken: dict[int, float] = {}
             for start in range(0, len(self.order), _TOGETHER):
                 losses |= self.evaluator.losses(precision, self.order[start : start + _TOGETHER])
-                broken = [s for s, loss in losses.items() if loss > self.budget]
-                if not self._may(broken):
+                broken = {s: loss for s, loss in losses.items() if loss > self.budget}
+                if not self.evaluator.may_break(broken):
                     break
             # What broke the budget now is likeliest to break it for the next set.
-            self.order = [*broken, *(s for s in self.order if s not in set(broken))]
+            self.order = [*broken, *(s for s in self.order if s not in broken)]
             predicted = self.evaluator.predicted([n for s, n in losses.items() if s not in broken])
-            self.known[kept] = self._may(broken) and predicted <= self.budget
+            self.known[kept] = self.evaluator.may_break(broken) and predicted <= self.budget
         return self.known[kept]
-
-    def _may(self, broken: list[int]) -> bool:
-        """Whether a set may break the budget on these samples."""
-        return len(broken) <= self.most and all(s >= self.evaluator.given for s in broken)
 
 
 def over(name: str, prepared: Prepared, kept: set[int], budget: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from ..program.precision import Precision
 from .backend import Backend
-from .coverage import expected
+from .coverage import expected, tolerated
 from .metrics import Metric, Outputs
 
 B = TypeVar("B", bound=Backend)
@@ -198,6 +198,16 @@ class Evaluator(Generic[B]):
         self.search_on(searched)
         self.evaluations += 1
         self.backend.executions += measured.executions
+
+    @property
+    def tolerated(self) -> int:
+        """On how many redrawn samples a set may break its limit."""
+        return tolerated(self.backend.samples, self.chance or 0.0)
+
+    def may_break(self, losses: Mapping[int, float]) -> bool:
+        """Whether a set may break its limit by these losses: on a few redrawn samples, finitely."""
+        redrawn = all(s >= self.given and loss < math.inf for s, loss in losses.items())
+        return redrawn and len(losses) <= self.tolerated
 
     def predicted(self, losses: Sequence[float]) -> float:
         """What the next input's loss stays below, by all samples; the worst if not asked."""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..evaluation.coverage import tolerated
 from ..evaluation.evaluator import Measured
 from ..forking import each
 from ..program.precision import Precision
@@ -66,20 +65,18 @@ def confirm(problem: Problem, trial: Trial) -> Confirmed:
     """
     evaluator, limit, last = problem.evaluator, problem.limit, problem.last_losses
     rest = sorted(evaluator.rest, key=lambda s: -last.get(s, -math.inf))
-    most = tolerated(problem.engine.samples, evaluator.chance or 0.0)
+    most = max(_OFFENDERS, evaluator.tolerated + 1)
 
     def enough(losses: Sequence[float]) -> bool:
-        broken = sum(loss > limit for loss in losses)
-        return broken >= max(_OFFENDERS, most + 1) or losses[-1] == math.inf
+        return sum(loss > limit for loss in losses) >= most or losses[-1] == math.inf
 
     precision = problem.question.precision(trial.kept)
     found = _recorded(problem, precision, rest, "confirm", enough) if rest else {}
     last |= found
-    broken = [s for s in rest if found.get(s, -math.inf) > limit]
-    strict = any(s < evaluator.given or found[s] == math.inf for s in broken)
-    if len(broken) > most or strict or not rest:
+    broken = {s: loss for s, loss in found.items() if loss > limit}
+    if not rest or not evaluator.may_break(broken):
         worst = max(found.values(), default=trial.loss)
-        return Confirmed(sorted(broken, key=lambda s: (-found[s], s)), worst)
+        return Confirmed(sorted(broken, key=lambda s: (-broken[s], s)), worst)
     found |= _recorded(problem, precision, evaluator.searched, "expect")
     losses = [loss for sample, loss in found.items() if sample not in broken]
     return Confirmed([], evaluator.predicted(losses), frozenset(broken))
