@@ -26,12 +26,13 @@ from typing import Any
 
 import optuna
 import torch
-from mpsearch.strategies.greedy_optuna import GreedyOptuna, in_doubt, search
+from mpsearch.strategies.greedy_optuna import GreedyOptuna, search
 
 from benchmarks import zoo
 from mpsearch.ending import Stop
 from mpsearch.search import recording, registry, response
 from mpsearch.search.cost import Casts
+from mpsearch.search.exchanging import in_doubt
 from mpsearch.search.problem import Problem
 from mpsearch.search.question import Kept, Question
 from mpsearch.search.record import BUDGET, FP32_OR_FP16, excess
@@ -51,7 +52,8 @@ def sampled(
     """
 
     def refine(strategy: GreedyOptuna, problem: Problem, kept: Kept) -> Kept:
-        doubtful = in_doubt(problem, kept, _DOUBTFUL)
+        inside, outside = in_doubt(problem, kept, _DOUBTFUL)
+        doubtful = inside + outside
         if len(kept) < 2 or not doubtful:
             return kept
         fixed, question = kept.difference(doubtful), problem.question

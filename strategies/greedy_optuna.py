@@ -26,13 +26,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mpsearch.search.bound import lower_bound
+from mpsearch.search.exchanging import in_doubt
 from mpsearch.search.problem import Problem
 from mpsearch.search.pruning import prune
 from mpsearch.search.question import Kept
 from mpsearch.search.sampler import ResponseSampler
 
-#: A squared effect from which on casting is hopeless: an overflow.
-_HOPELESS = 1e20
 #: How many exchanges are expected to be tried next.
 _AHEAD = 6
 
@@ -92,22 +91,14 @@ def refine(strategy: GreedyOptuna, problem: Problem, kept: Kept) -> Kept:
     """Exchange by what the trials so far say of the outputs' errors, until that misleads."""
     sampler, misses = ResponseSampler(problem), 0
     while misses < strategy.misses and len(kept) > 1:
-        sampler.around(kept, in_doubt(problem, kept, strategy.changing))
+        inside, outside = in_doubt(problem, kept, strategy.changing)
+        sampler.around(kept, inside + outside)
         problem.expect(lambda: sampler.likely(_AHEAD))
         trial = problem.sample(sampler, "refine", kept)
         if trial is None:
             break
         kept, misses = (trial.kept, 0) if trial.met else (kept, misses + 1)
     return kept
-
-
-def in_doubt(problem: Problem, kept: Kept, count: int) -> list[int]:
-    """The units whose place is in doubt: those that harm least, and those that relieve most."""
-    harm = {u: problem.harm(u, kept) for u in kept}
-    relief = {u: problem.relief(u, kept) for u in problem.everything - kept}
-    inside = sorted((u for u in harm if harm[u] < _HOPELESS), key=lambda u: (harm[u], u))
-    outside = sorted((u for u in relief if relief[u] > 0), key=lambda u: (-relief[u], u))
-    return inside[:count] + outside[:count]
 
 
 def find_integer(holds: Callable[[int], bool], high: int) -> int:

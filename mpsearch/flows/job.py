@@ -123,8 +123,13 @@ def pool_size(flops: float, lost: bool = False) -> int:
     has ``lost`` a sample altogether that it was not found on: something flips there, and how often
     is to be known better.
     """
-    affordable = (_REDRAWN_FLOPS_LOST if lost else _REDRAWN_FLOPS) / max(flops, 1.0)
-    return int(min(max(affordable, _REDRAWN), _MOST_REDRAWN))
+    most = (_REDRAWN_FLOPS_LOST if lost else _REDRAWN_FLOPS) / max(flops, 1.0)
+    return int(min(max(most, _REDRAWN), _MOST_REDRAWN))
+
+
+def affordable(samples: int, flops: float) -> bool:
+    """Whether forwards of so many samples take so little that many sets may be judged by all."""
+    return samples * flops <= _REDRAWN_FLOPS
 
 
 @dataclass(frozen=True)

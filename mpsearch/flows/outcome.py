@@ -296,6 +296,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
             work()
         except Stop:
             extras.not_measured.append(name)
+    problem.close()
     if extras.not_measured:
         extras.notes.append("The run ended before the report was complete; what it lacks is '-'.")
     return extras

@@ -14,7 +14,8 @@ from ..search.pruning import prune
 from ..search.question import Kept
 from ..search.record import Trial
 from ..search.registry import run
-from .job import Job, pool_size
+from ..search.settling import settle
+from .job import Job, affordable, pool_size
 
 #: How much below the budget to search once a second package has broken what its search met.
 _MARGIN = 0.9
@@ -38,12 +39,12 @@ def search(job: Job, start: Collection[str] = ()) -> bool:
         finished = problem.admit(kept | problem.question.forced).met or _mended(problem, kept)
     else:
         finished = problem.admit_fp16() or run(job.request.search, problem)
-    return _confirmed(job, bool(start)) and finished
+    return _confirmed(job, bool(start), problem.limit) and finished
 
 
 def mended(job: Job, trial: Trial) -> bool:
     """Search on from a set that no longer meets the limit; False where the run was cut short."""
-    return _mended(job.problem, trial.kept) and _confirmed(job, True)
+    return _mended(job.problem, trial.kept) and _confirmed(job, True, job.problem.limit)
 
 
 def again(job: Job, trial: Trial, loss: float) -> bool:
@@ -55,17 +56,20 @@ def again(job: Job, trial: Trial, loss: float) -> bool:
     margin = 1.0 if problem.question.limit == problem.limit else _MARGIN
     problem.reject(trial.kept)
     problem.tighten(_tighter(problem, min(problem.question.limit, trial.loss), loss, margin))
-    return mended(job, trial)
+    limit = problem.question.limit
+    return _mended(problem, trial.kept) and _confirmed(job, True, limit)
 
 
-def _confirmed(job: Job, mended: bool) -> bool:
+def _confirmed(job: Job, mended: bool, limit: float) -> bool:
     """Mend the best set until it holds on the samples that were not searched on as well.
 
     Sample by sample a ``mended`` set grows by what each of them needs; of that much is needed no
-    more at the end. So it is pruned by all that it was mended for, and what comes of that must hold
-    as well.
+    more at the end. Where samples are so many that by rank they tell how often the next one breaks
+    the budget, it is pruned with all of them as the judge. Fewer that chose are no judge: it is
+    pruned by those that it was mended for, and what comes of that must hold on the others as well.
     """
     problem = job.problem
+    cheap = affordable(problem.engine.samples, job.prepared.flops)
     failed: Kept | None = None
     held: Kept | None = None
     spared: frozenset[int] = frozenset()
@@ -82,6 +86,9 @@ def _confirmed(job: Job, mended: bool) -> bool:
             break
         if not found.offenders and found.expected <= problem.limit:
             held, spared = best.kept, found.spared
+            if problem.evaluator.tolerated and cheap:
+                settle(problem, held, limit, spared)
+                return not problem.ending.over
             if not mended or _pruned(problem, held):
                 return True
             continue

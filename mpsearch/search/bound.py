@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..ending import Stop
 from .problem import Problem
+from .record import Trial
 
 Breaks = Callable[[Sequence[int]], bool]
 #: How many units are expected to be asked about next.
@@ -65,7 +66,7 @@ def lower_bound(
         except Stop:
             return False  # not shown to break, so no core
         marginal |= not trial.met and len(units) == 1 and not question.far_beyond(trial.loss)
-        return not trial.met
+        return _broken(trial, question.limit)
 
     def expect(units: Sequence[int]) -> None:
         problem.expect(lambda: [everything.difference([u]) for u in units[:_AHEAD]])
@@ -79,8 +80,14 @@ def lower_bound(
 
 def contradicted(problem: Problem) -> bool:
     """Whether keeping more ops in FP32 was seen to hurt, so that no bound can be had."""
-    trials = problem.record.trials
-    return not monotone([t.kept for t in trials if t.met], [t.kept for t in trials if not t.met])
+    trials, limit = problem.record.trials, problem.question.limit
+    met = [t.kept for t in trials if t.met]
+    return not monotone(met, [t.kept for t in trials if _broken(t, limit)])
+
+
+def _broken(trial: Trial, limit: float) -> bool:
+    """Whether some sample broke the limit; not where the next one is merely expected to."""
+    return trial.seen > limit or bool(trial.overflows)
 
 
 def disjoint_cores(

@@ -1,23 +1,27 @@
-"""How a set does on the samples that it was not found on."""
+"""How a set does on all samples, those that it was not found on among them."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from ..evaluation.evaluator import Measured
 from ..forking import each
 from ..program.precision import Precision
 from .answer import Answer, call
 from .problem import Problem
+from .question import Kept
 from .record import Trial
 
 #: A set is given up for mending once so many samples break its limit, or more than it may.
 _OFFENDERS = 2
 #: A sample is lost altogether whose loss is beyond so many times the budget, or decibels above it.
 _LOST, _LOST_DB = 10.0, 20.0
+
+#: So many samples are looked at first in each process.
+_FIRST = 4
 
 _Enough = Callable[[Sequence[float]], bool]
 
@@ -71,26 +75,75 @@ def confirm(problem: Problem, trial: Trial) -> Confirmed:
         return sum(loss > limit for loss in losses) >= most or losses[-1] == math.inf
 
     precision = problem.question.precision(trial.kept)
-    found = _recorded(problem, precision, rest, "confirm", enough) if rest else {}
+    found = _noted(problem, precision, rest, "confirm", limit, enough) if rest else {}
     last |= found
     broken = {s: loss for s, loss in found.items() if loss > limit}
     if not rest or not evaluator.may_break(broken):
         worst = max(found.values(), default=trial.loss)
         return Confirmed(sorted(broken, key=lambda s: (-broken[s], s)), worst)
-    found |= _recorded(problem, precision, evaluator.searched, "expect")
+    found |= _noted(problem, precision, evaluator.searched, "expect", limit)
+    last |= found
     losses = [loss for sample, loss in found.items() if sample not in broken]
     return Confirmed([], evaluator.predicted(losses), frozenset(broken))
 
 
-def _recorded(
+def judge(problem: Problem, kept: Kept, limit: float, by: str) -> tuple[Trial, frozenset[int]]:
+    """What comes of a set by all samples; and the redrawn ones on which it breaks ``limit``.
+
+    Those are looked at first that were nearest to breaking it before, and no more than it takes to
+    tell. A trial of the pass ``by`` as any other.
+
+    Raises
+    ------
+    Stop
+        If trials or time are used up.
+    """
+    problem.allow()
+    evaluator, last = problem.evaluator, problem.last_losses
+    order = sorted(range(problem.engine.samples), key=lambda s: (-last.get(s, -math.inf), s))
+
+    def beyond(losses: Iterable[float]) -> dict[int, float]:
+        return {s: n for s, n in zip(order, losses, strict=False) if n > limit or n == math.inf}
+
+    def enough(losses: Sequence[float]) -> bool:
+        return not evaluator.may_break(beyond(losses))
+
+    precision = problem.question.precision(kept)
+    wanted, answer = _answer(problem, precision, order, by, limit, enough)
+    last |= answer.losses
+    broken = {s: n for s, n in answer.losses.items() if n > limit}
+    measured = answer.measured
+    if evaluator.may_break(broken):
+        losses = [n for sample, n in answer.losses.items() if sample not in broken]
+        measured = replace(measured, loss=evaluator.predicted(losses), exact=True)
+    trial = problem.judged(kept, by, measured, kept=(wanted, answer))
+    return trial, frozenset(broken)
+
+
+def _noted(
     problem: Problem,
     precision: Precision,
     samples: Sequence[int],
     by: str,
+    limit: float,
     enough: _Enough | None = None,
 ) -> dict[int, float]:
+    """The losses of single samples, recorded as no trial."""
+    wanted, found = _answer(problem, precision, samples, by, limit, enough)
+    problem.note(precision, found.measured, by, (wanted, found))
+    return dict(found.losses)
+
+
+def _answer(
+    problem: Problem,
+    precision: Precision,
+    samples: Sequence[int],
+    by: str,
+    limit: float,
+    enough: _Enough | None = None,
+) -> tuple[str, Answer]:
     """The losses of single samples: those of a run before, or evaluated now."""
-    wanted, engine = call(by, precision, samples, problem.limit), problem.engine
+    wanted, engine = call(by, precision, samples, limit), problem.engine
     known = problem.record.recall(wanted)
     if known is None or not {*known.losses} <= {*samples}:
         started, executed = time.perf_counter(), engine.executions
@@ -100,8 +153,7 @@ def _recorded(
         known = Answer(Measured(worst, worst, every, ran, seconds), losses=found)
     else:
         engine.executions += known.measured.executions
-    problem.note(precision, known.measured, by, (wanted, known))
-    return dict(known.losses)
+    return wanted, known
 
 
 def _losses(
@@ -111,12 +163,14 @@ def _losses(
     losses, jobs = problem.evaluator.losses, problem.jobs
     if jobs == 1:
         return losses(precision, samples, enough)
-    parts = [samples[k::jobs] for k in range(jobs)]
-    made = each(lambda part: losses(precision, part), [p for p in parts if p], jobs)
-    every = {sample: loss for part in made for sample, loss in part.items()}
     found: dict[int, float] = {}
-    for sample in samples:  # until there are enough, as one process does
-        found[sample] = every[sample]
-        if enough is not None and enough(list(found.values())):
-            break
+    # A few first: they are enough to refuse most sets.
+    for few in (samples[: _FIRST * jobs], samples[_FIRST * jobs :]):
+        parts = [part for k in range(jobs) if (part := few[k::jobs])]
+        made = each(lambda part: losses(precision, part), parts, jobs)
+        every = {sample: loss for part in made for sample, loss in part.items()}
+        for sample in few:  # until there are enough, as one process does
+            found[sample] = every[sample]
+            if enough is not None and enough(list(found.values())):
+                return found
     return found

@@ -118,6 +118,7 @@ class Problem:
         self._hired = len(evaluator.references)
         self.last_losses: dict[int, float] = {}
         self._ends: tuple[float, float | None] | None = None
+        self._refuted: set[Kept] = set()
 
     # -- for strategies ------------------------------------------------------------------------
 
@@ -153,7 +154,7 @@ class Problem:
             return known
         if not self.question.forced <= key:  # refused, whatever its loss
             return Trial(key, math.inf, False, False, by, self.question.price(key))
-        self._allow()
+        self.allow()
         return self.evaluate(key, by, exact)
 
     def sample(
@@ -178,7 +179,7 @@ class Problem:
         Stop
             If trials or time are used up.
         """
-        self._allow()
+        self.allow()
         asked = self.record.ask(sampler)
         names = {name: unit for unit, name in enumerate(self.names)}
         chosen = {u: self.names[u] for u in free}
@@ -265,7 +266,7 @@ class Problem:
         if self._floor is not None and self.question.precision(key) == every:
             order = tuple(self.evaluator.searched)
             answer = call("floor", every, order, math.inf), Answer(self._floor, order)
-            return self._judged(key, "ends", self._floor, kept=answer)
+            return self.judged(key, "ends", self._floor, kept=answer)
         return self.evaluate(key, "ends", exact=True, enough=self._over)
 
     def admit_fp16(self) -> bool:
@@ -280,7 +281,8 @@ class Problem:
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def _allow(self) -> None:
+    def allow(self) -> None:
+        """Raise :class:`Stop` where trials or time are used up."""
         self.ending.check()
         if self.remaining <= 0:
             raise Stop
@@ -313,7 +315,10 @@ class Problem:
         kept = None if enough is not None and enough() else (wanted.key, answer)
         self.record.hold(kept)
         self.guide.learn(key, answer.errors)
-        return self._judged(key, by, answer.measured, asked, answer.overflows, kept)
+        broken = not answer.measured.exact and answer.measured.worst > self.limit
+        if broken and answer.searched[0] < self.evaluator.given:
+            self._refuted.add(key)
+        return self.judged(key, by, answer.measured, asked, answer.overflows, kept)
 
     def _call(self, key: Kept, exact: bool = False) -> Call:
         """The evaluation of a set, as things are now."""
@@ -347,7 +352,7 @@ class Problem:
         if self.ahead is not None:
             self.ahead.close()
 
-    def _judged(
+    def judged(
         self,
         key: Kept,
         by: str,
@@ -485,6 +490,10 @@ class Problem:
         self.question = replace(self.question, forced=forced)
         self._choose()
 
+    def refuted(self, kept: Kept) -> bool:
+        """Whether a set was seen to break the limit asked for at first on a sample given."""
+        return kept in self._refuted
+
     def reject(self, kept: Iterable[int]) -> None:
         """Never take this set as the best, whatever its loss."""
         self.record.reject(kept)
@@ -497,6 +506,13 @@ class Problem:
         for trial in self.record.trials:
             if trial.met and trial.kept != kept and self.question.rank(trial.kept) <= rank:
                 self.reject(trial.kept)
+        self._choose()
+
+    def settle_for(self, kept: Kept, limit: float) -> None:
+        """Take this set, or what is found from now on, by this limit; nothing found before."""
+        self.question = replace(self.question, limit=limit)
+        self.record.judge(self.question)
+        self.record.doubt(kept, self.everything)
         self._choose()
 
     def _choose(self) -> None:

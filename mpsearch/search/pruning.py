@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from .problem import Problem
@@ -18,11 +18,13 @@ def prune(
     by: str = "prune",
     again: bool = False,
     needed: Kept = frozenset(),
+    meets: Callable[[Kept], bool] | None = None,
 ) -> Kept:
     """Cast units, those of least predicted harm first, more at once while that goes well.
 
     A unit that could not be cast seldom can be once others are; ``again`` goes over the set until
     that is known to be so. ``by`` is the name of the pass; units that are ``needed`` stay.
+    ``meets`` says whether a set will do, if that is not asked of ``problem.try_``.
 
     Raises
     ------
@@ -41,8 +43,9 @@ def prune(
         while place < len(order):
             smaller = kept.difference(order[place : place + step])
             cheaper = question.rank(smaller) < question.rank(kept)
-            problem.expect(partial(_next, kept, order[place:], step))
-            if cheaper and problem.try_(smaller, by).met:
+            if meets is None:
+                problem.expect(partial(_next, kept, order[place:], step))
+            if cheaper and (problem.try_(smaller, by).met if meets is None else meets(smaller)):
                 kept, changed = smaller, again
                 place, step = place + step, 2 * step
             elif step > 1:

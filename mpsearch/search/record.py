@@ -206,12 +206,12 @@ class Record:
         known = {t.kept: t for t in self.trials}
         self._known = {kept: known[kept] for kept in self._known}
 
-    def doubt(self, but: Kept) -> None:
-        """Forget that any set but one met the limit, for they are to be judged by more samples.
+    def doubt(self, *but: Kept) -> None:
+        """Forget that any set but these met the limit, for they are to be judged by more samples.
 
         What broke the limit on some sample breaks it whatever is added.
         """
-        doubted = {t.kept for t in self.trials if t.met and t.kept != but}
+        doubted = {t.kept for t in self.trials if t.met and t.kept not in but}
         self.trials = [
             replace(t, met=False, exact=False) if t.kept in doubted else t for t in self.trials
         ]
