@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 import mpsearch
-from benchmarks import zoo
+from benchmarks import families, zoo
 from mpsearch.evaluation import coverage
 from mpsearch.evaluation.reach import Magnitude
 from mpsearch.flows.job import pool_size
@@ -297,27 +297,9 @@ def test_an_overflow_in_a_heldout_sample_costs_the_two_ops_that_overflow():
     )
 
 
-class Encoder(torch.nn.Module):
-    """Four blocks of attention and GELU at a budget at which all roundings count."""
-
-    def __init__(self, width=32):
-        super().__init__()
-        torch.manual_seed(0)
-        kinds = {"dim_feedforward": 2 * width, "activation": "gelu", "norm_first": True}
-        layer = torch.nn.TransformerEncoderLayer(width, 2, dropout=0.0, batch_first=True, **kinds)
-        self.blocks = torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.out = torch.nn.Linear(width, 8)
-
-    def forward(self, x):
-        return self.out(self.blocks(x).mean(1))
-
-
 def test_no_op_is_kept_that_all_samples_together_do_not_need():
     """Sample by sample a set grows by what each of them needs; most of that one set does not."""
-    random = torch.Generator().manual_seed(1)
-    sizes = torch.exp(0.3 * torch.randn(64, generator=random))
-    data = [size * x for size, x in zip(sizes, normal(64, 10, 32), strict=True)]
-    limit, model = 1e-3, Encoder().eval()
+    model, limit, data = families.drawn("encoder:101", seed=1, count=64)
     result = mpsearch.optimize(model, data, limit, heldout=0.0)
     prepared = prepare(model, data, redraw=pool_size)
     evaluator = prepared.pool(chance=0.005)
