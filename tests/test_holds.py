@@ -317,6 +317,23 @@ def test_no_op_is_kept_that_all_samples_together_do_not_need():
     assert not any(holds(kept - {op}) for op in kept)
 
 
+def test_all_samples_refuse_an_overflow_that_the_output_does_not_show():
+    """A difference is 0 in FP16, what is divided by it infinite, the output as good as right."""
+
+    def wiped_out(x):
+        near = x.abs() + 500.0
+        return x + 1.0 / (1.0 + (1.0 / (near + 0.05 - near)) ** 2)
+
+    data = normal(24, 4, 8)
+    tolerant = mpsearch.Constraints(tolerate_overflow=True)
+    assert not mpsearch.optimize(Function(wiped_out), data, 1e-2, constraints=tolerant).fp32_ops
+    result = mpsearch.optimize(Function(wiped_out), data, 1e-2)
+    prepared = prepare(Function(wiped_out), data)
+    kept = {op.index for op in prepared.ops if op.name in result.fp32_ops}
+    engine = prepared.evaluator().backend
+    assert kept and not engine.overflows(Precision.of(kept, len(prepared.ops)))
+
+
 @pytest.mark.parametrize(("broken", "held"), [([300], True), ([300, 301], False), ([20], False)])
 def test_of_hundreds_of_redrawn_inputs_one_may_break_the_budget(broken, held, monkeypatch):
     """As seldom as the next input may; of the samples given, none."""

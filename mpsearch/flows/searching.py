@@ -63,6 +63,8 @@ def again(job: Job, trial: Trial, loss: float) -> bool:
 def _confirmed(job: Job, mended: bool, limit: float) -> bool:
     """Mend the best set until it holds on the samples that were not searched on as well.
 
+    ``limit`` is that of the loss of smaller sets: the one asked for, unless a package broke it.
+
     Sample by sample a ``mended`` set grows by what each of them needs; of that much is needed no
     more at the end. Where samples are so many that by rank they tell how often the next one breaks
     the budget, it is pruned with all of them as the judge. Fewer that chose are no judge: it is

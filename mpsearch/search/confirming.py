@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..evaluation.evaluator import Measured
@@ -20,8 +20,8 @@ _OFFENDERS = 2
 #: A sample is lost altogether whose loss is beyond so many times the budget, or decibels above it.
 _LOST, _LOST_DB = 10.0, 20.0
 
-#: So many samples are looked at first in each process.
-_FIRST = 4
+#: So many samples are looked at before other processes are asked: enough to refuse most sets.
+_FIRST = 16
 
 _Enough = Callable[[Sequence[float]], bool]
 
@@ -91,7 +91,8 @@ def judge(problem: Problem, kept: Kept, limit: float, by: str) -> tuple[Trial, f
     """What comes of a set by all samples; and the redrawn ones on which it breaks ``limit``.
 
     Those are looked at first that were nearest to breaking it before, and no more than it takes to
-    tell. A trial of the pass ``by`` as any other.
+    tell. What overflows is looked for on those that are searched on. A trial of the pass ``by`` as
+    any other.
 
     Raises
     ------
@@ -108,16 +109,30 @@ def judge(problem: Problem, kept: Kept, limit: float, by: str) -> tuple[Trial, f
     def enough(losses: Sequence[float]) -> bool:
         return not evaluator.may_break(beyond(losses))
 
+    def overflow(losses: Mapping[int, float]) -> str:
+        return "" if enough([*losses.values()]) else _overflow(problem, precision)
+
     precision = problem.question.precision(kept)
-    wanted, answer = _answer(problem, precision, order, by, limit, enough)
+    wanted, answer = _answer(problem, precision, order, by, limit, enough, overflow)
     last |= answer.losses
     broken = {s: n for s, n in answer.losses.items() if n > limit}
     measured = answer.measured
     if evaluator.may_break(broken):
         losses = [n for sample, n in answer.losses.items() if sample not in broken]
         measured = replace(measured, loss=evaluator.predicted(losses), exact=True)
-    trial = problem.judged(kept, by, measured, kept=(wanted, answer))
+    trial = problem.judged(kept, by, measured, None, answer.overflows, (wanted, answer))
     return trial, frozenset(broken)
+
+
+def _overflow(problem: Problem, precision: Precision) -> str:
+    """An op whose overflow does harm on a sample that is searched on; empty if none."""
+    engine = problem.engine
+    for sample in problem.evaluator.searched:
+        for profile in range(engine.profiles):
+            engine.outputs(precision, sample, profile)
+            for node in problem.answerer.harmful(engine.lost):
+                return node.name
+    return ""
 
 
 def _noted(
@@ -141,16 +156,22 @@ def _answer(
     by: str,
     limit: float,
     enough: _Enough | None = None,
+    overflow: Callable[[Mapping[int, float]], str] = lambda losses: "",
 ) -> tuple[str, Answer]:
-    """The losses of single samples: those of a run before, or evaluated now."""
+    """The losses of single samples: those of a run before, or evaluated now.
+
+    ``overflow`` is then asked for an op that overflows.
+    """
     wanted, engine = call(by, precision, samples, limit), problem.engine
     known = problem.record.recall(wanted)
     if known is None or not {*known.losses} <= {*samples}:
         started, executed = time.perf_counter(), engine.executions
         found = _losses(problem, precision, samples, enough)
+        overflows = overflow(found)
         worst, every = max(found.values()), len(found) == len(samples)
         seconds, ran = time.perf_counter() - started, engine.executions - executed
-        known = Answer(Measured(worst, worst, every, ran, seconds), losses=found)
+        measured = Measured(worst, worst, every, ran, seconds)
+        known = Answer(measured, overflows=overflows, losses=found)
     else:
         engine.executions += known.measured.executions
     return wanted, known
@@ -161,16 +182,20 @@ def _losses(
 ) -> dict[int, float]:
     """The losses of single samples, in as many processes as there are."""
     losses, jobs = problem.evaluator.losses, problem.jobs
-    if jobs == 1:
-        return losses(precision, samples, enough)
-    found: dict[int, float] = {}
-    # A few first: they are enough to refuse most sets.
-    for few in (samples[: _FIRST * jobs], samples[_FIRST * jobs :]):
-        parts = [part for k in range(jobs) if (part := few[k::jobs])]
-        made = each(lambda part: losses(precision, part), parts, jobs)
-        every = {sample: loss for part in made for sample, loss in part.items()}
-        for sample in few:  # until there are enough, as one process does
-            found[sample] = every[sample]
-            if enough is not None and enough(list(found.values())):
-                return found
+    few = samples if jobs == 1 else samples[:_FIRST]
+    found = losses(precision, few, enough)
+    if len(found) < len(few) or len(few) == len(samples) or _sufficient(enough, found):
+        return found
+    rest = samples[_FIRST:]
+    parts = [part for k in range(jobs) if (part := rest[k::jobs])]
+    made = each(lambda part: losses(precision, part), parts, jobs)
+    every = {sample: loss for part in made for sample, loss in part.items()}
+    for sample in rest:  # until there are enough, as one process does
+        found[sample] = every[sample]
+        if _sufficient(enough, found):
+            break
     return found
+
+
+def _sufficient(enough: _Enough | None, found: Mapping[int, float]) -> bool:
+    return enough is not None and enough([*found.values()])

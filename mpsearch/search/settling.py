@@ -18,7 +18,7 @@ _MISSES = 100
 
 
 def settle(problem: Problem, held: Kept, limit: float, spared: Set[int] = frozenset()) -> None:
-    """Prune a set that holds until it holds without none of its units, and make exchanges.
+    """Cast units of a set that holds until it takes all that are left, then exchange units.
 
     What is searched on is few samples, whose losses stand for the next ones, and those that broke
     the limit before, of which none may break it now: a set that was found there may keep more than
@@ -52,11 +52,18 @@ def settle(problem: Problem, held: Kept, limit: float, spared: Set[int] = frozen
 
 
 def _exchange(problem: Problem, kept: Kept, meets: Callable[[Kept], bool]) -> None:
-    """Put units in for which more can be cast, while that goes well."""
+    """Put units in for which more can be cast, while that goes well.
+
+    As many ops are run for that as in all that came before, and no more.
+    """
+    engine = problem.engine
+    most = 2 * engine.executions
     misses, changed = 0, True
     while changed:
         changed = False
         for exchanged in islice(exchanges(problem, kept), _MISSES - misses):
+            if engine.executions > most:
+                return
             problem.extend(max(problem.remaining, len(exchanged)))
             if meets(exchanged):
                 kept, misses, changed = prune(problem, exchanged, again=True, meets=meets), 0, True
