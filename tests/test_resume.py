@@ -10,14 +10,17 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
 import mpsearch
 from mpsearch.ending import Stop
+from mpsearch.evaluation.evaluator import Measured
 from mpsearch.files import room
 from mpsearch.results.unfinished import Unfinished
 from mpsearch.search import store
+from mpsearch.search.answer import Answer, attributes, read_answer
 from mpsearch.search.store import Store
 
 from .command import run
@@ -438,3 +441,17 @@ def test_the_caller_is_told_of_every_trial_and_may_end_the_search():
 
     with pytest.raises(mpsearch.InputError, match="on_trial failed: no such logger"):
         search(on_trial=broken)
+
+
+def test_an_answer_fits_the_attributes_of_any_database_however_many_samples():
+    """MySQL takes 65,535 bytes of each."""
+    draw = np.random.default_rng(0)
+    losses = {sample: float(loss) for sample, loss in enumerate(draw.random(5_000))}
+    errors = {(0, 0): draw.random(40_000).astype("<f4").astype(float), (7, 1): np.ones(3)}
+    answer = Answer(Measured(0.5, 0.5, True, 3, 0.1), tuple(range(5_000)), "add", errors, losses)
+    found = json.loads(json.dumps(attributes(answer)))
+    assert max(len(json.dumps(value)) for value in found.values()) < 65_000
+    read = read_answer(found)
+    assert read.losses == losses and read.searched == answer.searched
+    assert read.measured == answer.measured and read.overflows == "add"
+    assert all(np.array_equal(read.errors[place], error) for place, error in errors.items())

@@ -71,7 +71,6 @@ def _confirmed(job: Job, mended: bool, limit: float) -> bool:
     pruned by those that it was mended for, and what comes of that must hold on the others as well.
     """
     problem = job.problem
-    cheap = affordable(problem.engine.samples, job.prepared.flops)
     failed: Kept | None = None
     held: Kept | None = None
     spared: frozenset[int] = frozenset()
@@ -88,6 +87,7 @@ def _confirmed(job: Job, mended: bool, limit: float) -> bool:
             break
         if not found.offenders and found.expected <= problem.limit:
             held, spared = best.kept, found.spared
+            cheap = affordable(problem.engine.samples, job.prepared.flops)
             if problem.evaluator.tolerated and cheap:
                 settle(problem, held, limit, spared)
                 return not problem.ending.over

@@ -19,6 +19,8 @@ Errors = dict[tuple[int, int], np.ndarray]  # sample, profile -> sketched error
 _ANSWER = "answer"
 #: MySQL takes 65,535 bytes of an attribute, its name and quotes included.
 _ATTRIBUTE = 60_000
+#: So many losses go into one.
+_LOSSES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,13 @@ def call(kind: str, precision: Precision, samples: Sequence[int], limit: float) 
 
 
 def attributes(answer: Answer) -> dict[str, Any]:
-    """An answer as attributes of a trial, each short enough: its sketched errors are most of it."""
+    """An answer as attributes of a trial, each short enough.
+
+    Its sketched errors are most of it, or the losses where there are thousands of samples.
+    """
     whole = answer.as_json()
+    losses = whole.pop("losses")
+    starts = range(0, len(losses), _LOSSES)
     parts: list[list[Any]] = [[]]
     size = 0
     for error in whole.pop("errors"):
@@ -101,6 +108,7 @@ def attributes(answer: Answer) -> dict[str, Any]:
             parts[-1].append(piece)
             size += len(piece[2]) + 32
     more = {f"{_ANSWER} {i}": part for i, part in enumerate(parts) if part}
+    more |= {f"{_ANSWER} losses {i}": losses[k : k + _LOSSES] for i, k in enumerate(starts)}
     return {_ANSWER: whole, **more}
 
 
@@ -119,4 +127,9 @@ def read_answer(attributes: Mapping[str, Any]) -> Answer:
             texts[sample, profile] = texts.get((sample, profile), "") + text
         number += 1
     errors = [[*key, text] for key, text in texts.items()]
-    return Answer.from_json({**attributes[_ANSWER], "errors": errors})
+    whole = attributes[_ANSWER]
+    losses, number = list(whole.get("losses", [])), 0  # of a study begun before
+    while (part := attributes.get(f"{_ANSWER} losses {number}")) is not None:
+        losses += part
+        number += 1
+    return Answer.from_json({**whole, "errors": errors, "losses": losses})
