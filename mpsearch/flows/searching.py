@@ -87,8 +87,7 @@ def _confirmed(job: Job, mended: bool, limit: float) -> bool:
             break
         if not found.offenders and found.expected <= problem.limit:
             held, spared = best.kept, found.spared
-            cheap = affordable(problem.engine.samples, job.prepared.flops)
-            if problem.evaluator.tolerated and cheap:
+            if problem.evaluator.tolerated and _cheap(job):
                 settle(problem, held, limit, spared)
                 return not problem.ending.over
             if not mended or _pruned(problem, held):
@@ -112,6 +111,11 @@ def _confirmed(job: Job, mended: bool, limit: float) -> bool:
     if held is not None:
         problem.fall_back(held)
     return not problem.ending.over
+
+
+def _cheap(job: Job) -> bool:
+    """Whether many sets may be judged by all samples; on a device each is a package of its own."""
+    return job.device is None and affordable(job.problem.engine.samples, job.prepared.flops)
 
 
 def _pruned(problem: Problem, kept: Kept) -> bool:
