@@ -98,18 +98,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs = [(n, 0.3, f"{n} samples") for n in arguments.samples]
-    runs.append((SAMPLES, 0.0, f"{SAMPLES}, none held out"))
-    header = ["case", *(what for _, _, what in runs), "local search", "evaluations"]
+    runs: dict[str, tuple[int, Any]] = {f"{n} samples": (n, {}) for n in arguments.samples}
+    runs[f"{SAMPLES}, none held out"] = SAMPLES, {"heldout": 0.0}
+    header = ["case", *runs, "local search", "evaluations"]
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     for name in arguments.cases or zoo.cases():
         how = numerics(name)
         model, budget, given, fresh = inputs(name, arguments.seed, SAMPLES, 500)
         judge = prepare(model, fresh, numerics=how)
         cells: list[Any] = []
-        for count, heldout, _ in runs:
-            data = given[:count]
-            result = mpsearch.optimize(model, data, budget, numerics=how, heldout=heldout)
+        for count, options in runs.values():
+            result = mpsearch.optimize(model, given[:count], budget, numerics=how, **options)
             names = set(result.fp32_ops)
             kept = {op.index for op in judge.ops if op.name in names}
             cells.append(f"{len(kept)} ({over(name, judge, kept, budget):.1%} over)")

@@ -125,7 +125,7 @@ class Evaluator(Generic[B]):
         self,
         precision: Precision,
         samples: Iterable[int],
-        enough: Callable[[Sequence[float]], bool] | None = None,
+        enough: Callable[[dict[int, float]], bool] | None = None,
     ) -> dict[int, float]:
         """The loss of each sample, the worst over the profiles, until there are ``enough``.
 
@@ -144,7 +144,7 @@ class Evaluator(Generic[B]):
         for sample, outputs in zip(wanted, zip(*runs, strict=True), strict=True):
             reference = self.references[sample]
             found[sample] = max(self.metric.parts(reference, out)[0] for out in outputs)
-            if enough is not None and enough(list(found.values())):
+            if enough is not None and enough(found):
                 break
         return found
 

@@ -39,12 +39,12 @@ def search(job: Job, start: Collection[str] = ()) -> bool:
         finished = problem.admit(kept | problem.question.forced).met or _mended(problem, kept)
     else:
         finished = problem.admit_fp16() or run(job.request.search, problem)
-    return _confirmed(job, bool(start), problem.limit) and finished
+    return _confirmed(job, bool(start)) and finished
 
 
 def mended(job: Job, trial: Trial) -> bool:
     """Search on from a set that no longer meets the limit; False where the run was cut short."""
-    return _mended(job.problem, trial.kept) and _confirmed(job, True, job.problem.limit)
+    return _mended(job.problem, trial.kept) and _confirmed(job, True)
 
 
 def again(job: Job, trial: Trial, loss: float) -> bool:
@@ -56,14 +56,11 @@ def again(job: Job, trial: Trial, loss: float) -> bool:
     margin = 1.0 if problem.question.limit == problem.limit else _MARGIN
     problem.reject(trial.kept)
     problem.tighten(_tighter(problem, min(problem.question.limit, trial.loss), loss, margin))
-    limit = problem.question.limit
-    return _mended(problem, trial.kept) and _confirmed(job, True, limit)
+    return mended(job, trial)
 
 
-def _confirmed(job: Job, mended: bool, limit: float) -> bool:
+def _confirmed(job: Job, mended: bool) -> bool:
     """Mend the best set until it holds on the samples that were not searched on as well.
-
-    ``limit`` is that of the loss of smaller sets: the one asked for, unless a package broke it.
 
     Sample by sample a ``mended`` set grows by what each of them needs; of that much is needed no
     more at the end. Where samples are so many that by rank they tell how often the next one breaks
@@ -71,6 +68,7 @@ def _confirmed(job: Job, mended: bool, limit: float) -> bool:
     pruned by those that it was mended for, and what comes of that must hold on the others as well.
     """
     problem = job.problem
+    limit = problem.question.limit  # the one asked for, unless a package broke that
     failed: Kept | None = None
     held: Kept | None = None
     spared: frozenset[int] = frozenset()

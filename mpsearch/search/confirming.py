@@ -23,7 +23,7 @@ _LOST, _LOST_DB = 10.0, 20.0
 #: So many samples are looked at before other processes are asked: enough to refuse most sets.
 _FIRST = 16
 
-_Enough = Callable[[Sequence[float]], bool]
+_Enough = Callable[[dict[int, float]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +67,27 @@ def confirm(problem: Problem, trial: Trial) -> Confirmed:
     Stop
         If the run is to end.
     """
-    evaluator, limit, last = problem.evaluator, problem.limit, problem.last_losses
-    rest = sorted(evaluator.rest, key=lambda s: -last.get(s, -math.inf))
+    evaluator, limit = problem.evaluator, problem.limit
+    rest = _likeliest(problem, evaluator.rest)
     most = max(_OFFENDERS, evaluator.tolerated + 1)
-
-    def enough(losses: Sequence[float]) -> bool:
-        return sum(loss > limit for loss in losses) >= most or losses[-1] == math.inf
-
     precision = problem.question.precision(trial.kept)
-    found = _noted(problem, precision, rest, "confirm", limit, enough) if rest else {}
-    last |= found
-    broken = {s: loss for s, loss in found.items() if loss > limit}
+
+    def enough(losses: dict[int, float]) -> bool:
+        newest = next(reversed(losses.values()))
+        return newest > limit and (len(_beyond(losses, limit)) >= most or newest == math.inf)
+
+    def losses_of(samples: Sequence[int], by: str, enough: _Enough | None) -> dict[int, float]:
+        wanted, answer = _answer(problem, precision, samples, by, limit, enough)
+        problem.note(precision, answer.measured, by, (wanted, answer))
+        problem.last_losses |= answer.losses
+        return dict(answer.losses)
+
+    found = losses_of(rest, "confirm", enough) if rest else {}
+    broken = _beyond(found, limit)
     if not rest or not evaluator.may_break(broken):
         worst = max(found.values(), default=trial.loss)
         return Confirmed(sorted(broken, key=lambda s: (-broken[s], s)), worst)
-    found |= _noted(problem, precision, evaluator.searched, "expect", limit)
-    last |= found
+    found |= losses_of(evaluator.searched, "expect", None)
     losses = [loss for sample, loss in found.items() if sample not in broken]
     return Confirmed([], evaluator.predicted(losses), frozenset(broken))
 
@@ -100,22 +105,22 @@ def judge(problem: Problem, kept: Kept, limit: float, by: str) -> tuple[Trial, f
         If trials or time are used up.
     """
     problem.allow()
-    evaluator, last = problem.evaluator, problem.last_losses
-    order = sorted(range(problem.engine.samples), key=lambda s: (-last.get(s, -math.inf), s))
+    evaluator = problem.evaluator
+    order = _likeliest(problem, range(problem.engine.samples))
+    precision = problem.question.precision(kept)
 
-    def beyond(losses: Iterable[float]) -> dict[int, float]:
-        return {s: n for s, n in zip(order, losses, strict=False) if n > limit or n == math.inf}
+    def allowed(losses: Mapping[int, float]) -> bool:
+        return evaluator.may_break(_beyond(losses, limit))
 
-    def enough(losses: Sequence[float]) -> bool:
-        return not evaluator.may_break(beyond(losses))
+    def enough(losses: dict[int, float]) -> bool:
+        return next(reversed(losses.values())) > limit and not allowed(losses)
 
     def overflow(losses: Mapping[int, float]) -> str:
-        return "" if enough([*losses.values()]) else _overflow(problem, precision)
+        return _overflow(problem, precision) if allowed(losses) else ""
 
-    precision = problem.question.precision(kept)
     wanted, answer = _answer(problem, precision, order, by, limit, enough, overflow)
-    last |= answer.losses
-    broken = {s: n for s, n in answer.losses.items() if n > limit}
+    problem.last_losses |= answer.losses
+    broken = _beyond(answer.losses, limit)
     measured = answer.measured
     if evaluator.may_break(broken):
         losses = [n for sample, n in answer.losses.items() if sample not in broken]
@@ -135,18 +140,14 @@ def _overflow(problem: Problem, precision: Precision) -> str:
     return ""
 
 
-def _noted(
-    problem: Problem,
-    precision: Precision,
-    samples: Sequence[int],
-    by: str,
-    limit: float,
-    enough: _Enough | None = None,
-) -> dict[int, float]:
-    """The losses of single samples, recorded as no trial."""
-    wanted, found = _answer(problem, precision, samples, by, limit, enough)
-    problem.note(precision, found.measured, by, (wanted, found))
-    return dict(found.losses)
+def _likeliest(problem: Problem, samples: Iterable[int]) -> list[int]:
+    """Samples, those first that were nearest to breaking the limit before."""
+    last = problem.last_losses
+    return sorted(samples, key=lambda s: -last.get(s, -math.inf))
+
+
+def _beyond(losses: Mapping[int, float], limit: float) -> dict[int, float]:
+    return {sample: loss for sample, loss in losses.items() if loss > limit}
 
 
 def _answer(
@@ -197,5 +198,5 @@ def _losses(
     return found
 
 
-def _sufficient(enough: _Enough | None, found: Mapping[int, float]) -> bool:
-    return enough is not None and enough([*found.values()])
+def _sufficient(enough: _Enough | None, found: dict[int, float]) -> bool:
+    return enough is not None and enough(found)

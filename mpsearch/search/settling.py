@@ -35,14 +35,11 @@ def settle(problem: Problem, held: Kept, limit: float, spared: Set[int] = frozen
     may_break: dict[Kept, Set[int]] = {held: spared}
 
     def meets(kept: Kept) -> bool:
-        if kept in may_break:
-            return False
         refused = problem.refuted(kept) or not problem.question.forced <= kept
-        if not refused:
-            trial, broken = judge(problem, kept, limit, "settle")
-            refused = not trial.met
-            may_break[kept] = broken
-        return not refused
+        if refused or kept in may_break:  # what was taken is not asked about again
+            return False
+        trial, may_break[kept] = judge(problem, kept, limit, "settle")
+        return trial.met
 
     with suppress(Stop):
         _exchange(problem, prune(problem, held, again=True, meets=meets), meets)
@@ -58,14 +55,15 @@ def _exchange(problem: Problem, kept: Kept, meets: Callable[[Kept], bool]) -> No
     """
     engine = problem.engine
     most = 2 * engine.executions
-    misses, changed = 0, True
-    while changed:
-        changed = False
+    misses = 0
+    while True:
         for exchanged in islice(exchanges(problem, kept), _MISSES - misses):
             if engine.executions > most:
                 return
             problem.extend(max(problem.remaining, len(exchanged)))
             if meets(exchanged):
-                kept, misses, changed = prune(problem, exchanged, again=True, meets=meets), 0, True
+                kept, misses = prune(problem, exchanged, again=True, meets=meets), 0
                 break
             misses += 1
+        else:
+            return
