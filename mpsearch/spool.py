@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .buffers import LINE, empty
 from .errors import InputError
 
 #: Bytes that stay in memory: more saves nothing where there is room, since the system keeps the
@@ -18,8 +19,6 @@ _IN_MEMORY = 512 << 20
 #: Bytes of the first file, and of any but for a tensor that is larger: each twice the one before,
 #: since a process may have only so many open.
 _FIRST, _MOST = 64 << 20, 1 << 30
-#: Where tensors begin: kernels sum in another order where numbers lie otherwise in memory.
-_LINE = 64
 _ZEROS = bytes(1 << 20)
 
 
@@ -32,7 +31,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._room = _IN_MEMORY
-        self._block = torch.empty(0, dtype=torch.uint8)
+        self._block = empty(0, torch.uint8)
         self._used, self._next = 0, _FIRST
 
     def keep(self, value: Any) -> Any:
@@ -49,8 +48,9 @@ class Spool:
         if size <= self._room:
             self._room -= size
             # What a loader's worker process shares holds a file open, and there may be few.
-            return value.clone() if value.is_shared() else value
-        start = -(-self._used // _LINE) * _LINE
+            # Gradients are taken through samples, and not through tensors of inference mode.
+            return value.clone() if value.is_shared() or value.is_inference() else value
+        start = -(-self._used // LINE) * LINE
         with torch.inference_mode(False):  # gradients are taken through samples
             if start + size > len(self._block):
                 self._block, start = _mapped(max(size, self._next)), 0

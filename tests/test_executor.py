@@ -50,6 +50,77 @@ def predict(model, x, numerics="ieee"):
 # --- profiles --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("numerics", ["ieee", "ane", "strict"])
+def test_a_layer_of_real_width_is_searched(numerics):
+    """Large FP16 weights are widened in memory that is used again, in every mode of torch."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.Tanh()).eval()
+    given = [torch.randn(1, 512) for _ in range(3)]
+    assert mpsearch.optimize(model, given, 1e-1, numerics=numerics).met
+    with torch.inference_mode():
+        given = [torch.randn(1, 512) for _ in range(3)]
+        assert mpsearch.optimize(model, given, 1e-1, numerics=numerics).met
+
+
+def _in_turn(pairs):
+    """A sum of products in FP16, one step after the other."""
+    total = None
+    for a, b in pairs:
+        term = np.float16(a) * np.float16(b)
+        total = term if total is None else np.float16(total + term)
+    return np.float16(0) if total is None else total
+
+
+@pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 1, 1), (2, 1, 2), (3, 2, 1)])
+def test_strict_convolves_by_single_additions(stride, dilation, groups):
+    """Against loops over scalars, in the order of channels and inputs."""
+    from mpsearch.executor.ops import OPS
+    from mpsearch.numerics.profiles import PROFILES
+
+    random = np.random.default_rng(0)
+    x = random.normal(size=(1, 4, 9)).astype(np.float16)
+    weight = random.normal(size=(6, 4 // groups, 3)).astype(np.float16)
+    given = {"strides": [stride], "dilations": [dilation], "groups": groups}
+
+    def strict(op, weight):
+        arguments = dict(x=torch.tensor(x).float(), weight=torch.tensor(weight).float(), **given)
+        (out,) = PROFILES["strict"].run(op, OPS[op].function, arguments, ("fp16",), True)
+        return out[0].numpy()
+
+    out = strict("conv", weight)
+    for o, p in np.ndindex(out.shape):
+        first = o // (6 // groups) * (4 // groups)
+        assert out[o, p] == _in_turn(
+            (x[0, first + c, p * stride + j * dilation], weight[o, c, j])
+            for c in range(4 // groups)
+            for j in range(3)
+        )
+    weight = weight[:4, : 4 // groups]
+    out = strict("conv_transpose", weight)
+    for o, p in np.ndindex(out.shape):
+        first = o // (4 // groups) * (4 // groups)
+        assert out[o, p] == _in_turn(
+            (x[0, first + c, i], weight[first + c, o % (4 // groups), (p - i * stride) // dilation])
+            for c in range(4 // groups)
+            for i in range(9)
+            if (p - i * stride) % dilation == 0 and 0 <= (p - i * stride) // dilation < 3
+        )
+
+
+def test_strict_takes_no_more_memory_than_its_operands():
+    """A vocoder's last layer: a sum has 258 * 4 products, and not 258 * 256 windows."""
+    from mpsearch.executor.ops import OPS
+    from mpsearch.numerics.profiles import PROFILES
+
+    x, weight = torch.randn(1, 258, 65), torch.randn(258, 1, 256)
+    given = {"x": x, "weight": weight, "strides": [64]}
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    PROFILES["strict"].run("conv_transpose", OPS["conv_transpose"].function, given, ("fp16",), True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
+
+
 def test_ieee_rounds_inputs_and_outputs_and_nothing_between():
     """Typed execution (coremltools guide): FP16 in, FP16 out. 300 * 300 overflows; a sum of 4096
     halves, each of which an FP16 accumulator would stop adding at 2048, does not."""

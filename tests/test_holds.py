@@ -429,20 +429,23 @@ def test_batches_stay_whole_where_that_is_asked_for(tmp_path, monkeypatch):
 # --- many samples are cheap --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["t5_residual", "mask_1e9", "rt_detr", "rmsnorm_outlier"])
+@pytest.mark.parametrize(
+    "name", ["t5_residual", "mask_1e9", "rt_detr", "rmsnorm_outlier", "residual_vit"]
+)
 def test_samples_run_together_give_what_they_give_alone(name):
+    """To the bit: where a model decides by near ties, the order of a sum decides the error."""
     case = zoo.cases([name])[name]
-    model, data = zoo.drawn(case, 0, 9)
+    model, data = zoo.drawn(case, 0, 32)
     prepared = prepare(model, data, "rel_l2", zoo.numerics(case))
     evaluator = prepared.evaluator(cache_bytes=0)
     engine, count = evaluator.backend, len(prepared.ops)
     precision = Precision.of(range(0, count, 2), count)
-    together = list(engine.several(precision, range(9)))
+    together = list(engine.several(precision, range(32)))
     executions = engine.executions
     for sample, outputs in enumerate(together):
         alone = engine.outputs(precision, sample, remember=False)
         for key, value in alone.items():
-            torch.testing.assert_close(outputs[key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+            torch.testing.assert_close(outputs[key], value, rtol=0, atol=0, equal_nan=True)
     assert executions < (engine.executions - executions) / 3
 
 

@@ -22,9 +22,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..buffers import aligned
 from ..ending import Ending
 from ..errors import InputError
 from ..executor.loop import Schedule, Step
+from ..executor.ops import PRODUCTS
 from ..executor.runtime import Runtime, tensor_bytes
 from ..executor.together import Look, Together
 from ..memory import give_back
@@ -34,21 +36,6 @@ from ..program.precision import Precision
 from .identities import Identities, Key, Results, Where
 from .metrics import Outputs
 
-#: Ops whose results cost more to make than to keep.
-_DEAR = frozenset(
-    [
-        "conv",
-        "conv_quantized",
-        "conv_transpose",
-        "einsum",
-        "gru",
-        "linear",
-        "lstm",
-        "matmul",
-        "rnn",
-        "scaled_dot_product_attention",
-    ]
-)
 #: Results of so many bytes and fewer are kept whatever made them.
 _SMALL = 32 << 10
 
@@ -162,8 +149,7 @@ class Incremental:
                     + ", ".join(self.function.inputs)
                 )
         slots = {**self.function.inputs, **self.function.states}
-        # Sums are taken in another order where numbers lie otherwise in memory.
-        return {slot: values[name].contiguous() for name, slot in slots.items()}
+        return {slot: aligned(values[name]) for name, slot in slots.items()}
 
     # -- outputs -------------------------------------------------------------------------------
 
@@ -254,7 +240,7 @@ class Incremental:
             if looked_at and not all(map(_finite, results)):
                 self._memory.lost.add(identity)
             if run.remember and (
-                step.node.blocks or step.node.op_type in _DEAR or tensor_bytes(results) <= _SMALL
+                step.node.blocks or step.node.op_type in PRODUCTS or tensor_bytes(results) <= _SMALL
             ):
                 self._memory.hold(identity, results)
         return [

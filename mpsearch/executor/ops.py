@@ -55,6 +55,24 @@ FAMILIES: tuple[ModuleType, ...] = (
 )
 
 
+#: Ops that BLAS or a convolution kernel computes. They cost more than what they read and write, and
+#: the order in which they add depends on where their operands lie in memory.
+PRODUCTS = frozenset(
+    [
+        "conv",
+        "conv_quantized",
+        "conv_transpose",
+        "einsum",
+        "gru",
+        "linear",
+        "lstm",
+        "matmul",
+        "rnn",
+        "scaled_dot_product_attention",
+    ]
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """An op of the table: its function and which of its parameters take tensors."""

@@ -11,6 +11,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
+from ..buffers import Scratch, empty
 from ..errors import ExecutionError, UnsupportedOpError
 from ..numerics.formats import narrow
 from ..numerics.profiles import Profile
@@ -70,7 +71,7 @@ def _to_tensor(value: Any) -> Any:
     if array.flags.c_contiguous:
         return torch.from_numpy(array)
     # torch's memory, not numpy's: BLAS sums in another order where data is aligned otherwise.
-    out = torch.empty(array.shape, dtype=torch.from_numpy(np.empty(0, array.dtype)).dtype)
+    out = empty(array.shape, torch.from_numpy(np.empty(0, array.dtype)).dtype)
     out.numpy()[...] = array
     return out
 
@@ -125,7 +126,7 @@ class Runtime:
         self._weights: LRUCache[Constant, Any] = LRUCache(weight_bytes, getsizeof=tensor_bytes)
         self._python: dict[Constant, Any] = {}
         self._schedules: dict[Block, Schedule] = {}
-        self._scratch = torch.empty(0)
+        self._scratch = Scratch()
 
     def share_weights(self, other: Runtime) -> None:
         """Use another runtime's forms of constants: they do not depend on the profile."""
@@ -135,7 +136,7 @@ class Runtime:
     def release(self) -> None:
         """Drop the derived forms of constants; they are made again when needed."""
         self._weights.clear()
-        self._scratch = torch.empty(0)
+        self._scratch.release()
 
     # -- what a node takes ---------------------------------------------------------------------
 
@@ -152,16 +153,9 @@ class Runtime:
         return found
 
     def _spread(self, value: Any) -> Any:
-        """FP16 weights in FP32, in memory that the next op uses again.
-
-        Memory touched for the first time costs as much as widening itself.
-        """
+        """FP16 weights in FP32, in memory that the next op uses again."""
         wide = not isinstance(value, Tensor) or value.dtype is not torch.float16
-        if wide or value.numel() < _LEAST_SPREAD:
-            return value
-        if self._scratch.numel() < value.numel():
-            self._scratch = torch.empty(value.numel(), device=self.device)
-        return self._scratch[: value.numel()].view(value.shape).copy_(value)
+        return value if wide or value.numel() < _LEAST_SPREAD else self._scratch.copied(value)
 
     def _tensor(self, source: Source, env: Mapping[int, Any]) -> Any:
         if isinstance(source, Ref):

@@ -1,21 +1,28 @@
 """Runs many samples of the same shapes at once, where that is faster and the program allows it.
 
 Programs are lowered for the batch size that they were converted with, 1 for the most part.
-``torch.func.vmap`` adds an axis of samples in front of every value without the ops knowing. For
+``torch.func.vmap`` adds an axis of samples in front of what an op reads without the op knowing. For
 small samples most of the time goes into calling ops and not into computing; for large ones the
 values of several samples no longer fit the cache, and one after the other is faster.
+
+Results are those of the samples one by one, to the bit: a kernel that adds in another order when
+samples are stacked runs in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
+from ..buffers import placed_as
 from ..errors import MpsearchError
-from ..program.graph import Function, Ref
+from ..program.graph import Function, Ref, Source
 from .loop import Schedule, Step
 from .runtime import EVERY, Runtime, tensor_bytes
 
@@ -24,6 +31,7 @@ from .runtime import EVERY, Runtime, tensor_bytes
 _MOST, _BYTES, _BYTES_ELSEWHERE = 32, 2 << 20, 256 << 20
 
 Given = Mapping[int, Any]  # slot -> value
+Seen = dict[Any, Tensor]  # what a look wanted, by key
 #: Shown every step with what it reads and its results; gives tensors that are wanted of it, by key.
 Look = Callable[[Step, Mapping[int, Any], tuple[Any, ...]], Mapping[Any, Tensor]]
 
@@ -42,10 +50,11 @@ class Together:
     def __init__(
         self, function: Function, schedule: Schedule, check: Callable[[], None] = lambda: None
     ) -> None:
-        self._function = function
+        self._outputs = list(function.outputs.items())
         self._schedule = schedule
-        self._check = check
+        self.check = check
         self._size = 0  # samples at once; 0 until one was run
+        self.exact: dict[Any, bool] = {}  # op in a form -> whether stacked samples change no bit
 
     def run(
         self,
@@ -56,7 +65,7 @@ class Together:
     ) -> Iterator[tuple[dict[str, Tensor], dict[Any, Tensor]]]:
         """Per sample: the outputs by name, on the CPU, and what ``look`` wanted.
 
-        The same as one after the other, but for the order in which a product adds.
+        The same as one after the other, to the bit.
         """
         done = 0
         while done < len(samples):
@@ -101,13 +110,21 @@ class Together:
     def _at_once(
         self, runtime: Runtime, samples: Sequence[Given], fp32: Container[int], look: Look | None
     ) -> list[tuple[dict[str, Tensor], dict[Any, Tensor]]]:
-        stacked = {
+        env: dict[int, Any] = {
             slot: torch.stack([s[slot] for s in samples]).to(runtime.device) for slot in samples[0]
         }
-        forward = torch.func.vmap(lambda given: self._forward(runtime, dict(given), fp32, look))
-        with torch.no_grad():
-            out, seen = forward(stacked)
-        out = {name: value.cpu() for name, value in out.items()}
+        batch = _Batch(self, runtime, len(samples), fp32, look)
+        seen: dict[Any, Tensor] = {}
+        pending: list[Step] = []  # steps that run at once
+        for step in self._schedule.steps:
+            if self.exact.get(batch.key(step)):
+                pending.append(step)
+                continue
+            seen.update(batch.at_once(pending, env))
+            pending = []
+            seen.update(batch.in_turn(step, env))
+        seen.update(batch.at_once(pending, env))
+        out = {name: batch.output(source, env).cpu() for name, source in self._outputs}
         return [
             ({n: v[row] for n, v in out.items()}, {k: v[row] for k, v in seen.items()})
             for row in range(len(samples))
@@ -119,18 +136,138 @@ class Together:
         seen: dict[Any, Tensor] = {}
 
         def execute(step: Step, values: dict[int, Any]) -> tuple[Any, ...]:
-            self._check()
+            self.check()
             results = runtime.run(step.node, values, fp32)
             if look is not None:
                 seen.update(look(step, values, results))
             return results
 
         self._schedule.run(env, execute)
-        outputs = self._function.outputs.items()
         return {
             name: runtime.source(source, env if isinstance(source, Ref) else {})
-            for name, source in outputs
+            for name, source in self._outputs
         }, seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Samples that are stacked along a first axis of every value."""
+
+    together: Together
+    runtime: Runtime
+    rows: int
+    fp32: Container[int]
+    look: Look | None
+
+    def key(self, step: Step) -> Any:
+        """A step in the form in which it runs here."""
+        inside = frozenset(c for c in step.candidates if c in self.fp32)
+        return step.index, inside, self.rows, self.runtime.profile.identity
+
+    def one(self, step: Step, given: Mapping[int, Any]) -> tuple[tuple[Any, ...], Seen]:
+        """A step on one row, or on what ``vmap`` makes of all."""
+        self.together.check()
+        results = self.runtime.run(step.node, given, self.fp32)
+        return results, {} if self.look is None else dict(self.look(step, given, results))
+
+    def at_once(self, steps: Sequence[Step], env: dict[int, Any]) -> Seen:
+        """Steps on all rows at once; puts their results into ``env``."""
+        if not steps:
+            return {}
+        made = {slot for step in steps for slot in step.node.outputs}
+        reads = {slot for step in steps for slot in step.reads} - made
+        left = made.difference(*(step.last for step in steps))
+
+        def run(given: dict[int, Any]) -> tuple[dict[int, Any], Seen]:
+            values, seen = dict(given), {}
+            for step in steps:
+                results, found = self.one(step, values)
+                values.update(zip(step.node.outputs, results, strict=True))
+                seen.update(found)
+            return {slot: values[slot] for slot in left}, seen
+
+        given = {slot: env[slot] for slot in reads}
+        if given:
+            with torch.no_grad():
+                results, seen = torch.func.vmap(run)(given)
+        else:
+            results, seen = tree_map(self._repeated, run({}))
+        env.update(results)
+        for slot in {slot for step in steps for slot in step.last}:
+            env.pop(slot, None)
+        return seen
+
+    def in_turn(self, step: Step, env: dict[int, Any]) -> Seen:
+        """A step on one row after the other; notes whether it may run at once from now on.
+
+        Which order a kernel adds in depends on shapes and layout and not on values, so the first
+        run of an op in a form decides.
+        """
+        given = {slot: env[slot] for slot in step.reads}
+        executed = self.runtime.executions
+        apart = []
+        for row in range(self.rows):
+            self.runtime.executions = executed  # however many rows there are, it counts once
+            apart.append(self.one(step, tree_map(lambda v, row=row: _row(v, row), given)))
+        results, seen = tree_map(_joined, *apart)
+        key = self.key(step)
+        if key not in self.together.exact:
+            at_once = self._tried_at_once(step, given)
+            self.together.exact[key] = at_once is not None and _same(at_once, results)
+            if self.together.exact[key]:
+                results = at_once  # laid out as it will be from now on
+            self.runtime.executions = executed + 1
+        env.update(zip(step.node.outputs, results, strict=True))
+        for slot in step.last:
+            env.pop(slot, None)
+        return seen
+
+    def _tried_at_once(self, step: Step, given: dict[int, Any]) -> Any:
+        if not given:
+            return tree_map(self._repeated, self.one(step, given)[0])
+        try:
+            with torch.no_grad():
+                return torch.func.vmap(lambda v: self.one(step, v)[0])(given)
+        except (MpsearchError, RuntimeError, ValueError, TypeError, IndexError):
+            return None  # it decides by its values, draws at random, or vmap does not know it
+
+    def output(self, source: Source, env: Mapping[int, Any]) -> Tensor:
+        """An output of all rows."""
+        if isinstance(source, Ref):
+            return self.runtime.source(source, env)
+        return self._repeated(self.runtime.source(source, {}))
+
+    def _repeated(self, value: Any) -> Any:
+        """What no sample is part of, as every sample has it."""
+        return value.expand(self.rows, *value.shape) if isinstance(value, Tensor) else value
+
+
+def _row(value: Any, row: int) -> Any:
+    """A row where a run of it alone would have it."""
+    return placed_as(value[row], value[0]) if isinstance(value, Tensor) else value
+
+
+def _joined(*rows: Any) -> Any:
+    if isinstance(rows[0], Tensor):
+        return torch.stack(rows)
+    if any(row != rows[0] for row in rows):
+        raise ValueError("rows differ in what is no tensor")
+    return rows[0]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two results are the same to the bit."""
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return all(
+        a.dtype is b.dtype and a.shape == b.shape and np.array_equal(_bytes(a), _bytes(b))
+        if isinstance(a, Tensor)
+        else a == b
+        for a, b in pairs
+    )
+
+
+def _bytes(value: Tensor) -> np.ndarray:
+    return value.reshape(-1).view(torch.uint8).cpu().numpy()
 
 
 def _form(sample: Given) -> Any:

@@ -301,7 +301,7 @@ class Ane(Profile):
         if op_type in MOVES:
             return function(**arguments)
         clean = {
-            k: torch.where(v.isnan(), math.inf, v)
+            k: torch.nan_to_num(v, math.inf, math.inf, -math.inf)
             if isinstance(v, Tensor) and v.is_floating_point()
             else v
             for k, v in arguments.items()
@@ -318,7 +318,7 @@ class Ane(Profile):
     @staticmethod
     def _no_nan(x: Any) -> Any:
         if isinstance(x, Tensor) and x.is_floating_point():
-            return torch.where(x.isnan(), 0.0, x)
+            return torch.nan_to_num(x, 0.0, math.inf, -math.inf)
         return x
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from . import orders
 from .formats import widen
+from .sums import accumulated, products, rows_at_once, summed
+from .taps import conv_transposed, convolved
 
 
 def inner_peak(function: Callable[..., Any], arguments: dict[str, Any]) -> Tensor:
@@ -69,28 +72,24 @@ def round_floats(out: Any) -> Any:
     return tuple(map(round_floats, out)) if isinstance(out, tuple) else out
 
 
-def _running(x: Tensor, dim: int, step: Callable[[Tensor, Tensor], Tensor], start: float) -> Tensor:
+def _running(x: Tensor, dim: int, step: Callable[..., Tensor]) -> Tensor:
     """What ``step`` makes of the elements along an axis so far, one FP16 result after the other."""
-    total = torch.full_like(x.select(dim, 0), start, dtype=torch.float16)
-    out = []
-    for element in x.half().unbind(dim):
-        total = step(total, element)
-        out.append(total)
-    return torch.stack(out, dim).float()
+    first = x.half().movedim(dim, 0).contiguous()
+    if len(first):
+        first = accumulated(first, step)
+    return first.movedim(0, dim).float()
 
 
 def _cumsum(x: Tensor, dim: int, **_: Any) -> Tensor:
     with torch._C.DisableTorchFunction():
-        if not x.is_floating_point():
-            return torch.cumsum(x, dim)
-        return _running(x, dim, torch.add, 0.0)
+        return _running(x, dim, torch.add) if x.is_floating_point() else torch.cumsum(x, dim)
 
 
 def _prod(x: Tensor, dim: int, keepdim: bool = False, **_: Any) -> Tensor:
     with torch._C.DisableTorchFunction():
         if not x.is_floating_point() or not x.shape[dim]:
             return torch.prod(x, dim, keepdim)
-        out = _running(x, dim, torch.mul, 1.0).select(dim, -1)
+        out = _running(x, dim, torch.mul).select(dim, -1)
         return out.unsqueeze(dim) if keepdim else out
 
 
@@ -127,8 +126,9 @@ def _batch_norm(
     return out if bias is None else torch.add(out, bias.reshape(shape))
 
 
-def _add(a: Tensor, b: Tensor) -> Tensor:
-    return a + b if a.dtype is b.dtype is torch.float16 else (a.float() + b.float()).half()
+def _each(value: Any, rank: int) -> list[int]:
+    """A value for each axis."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] * rank
 
 
 class Steps:
@@ -148,7 +148,8 @@ class Steps:
     """
 
     def __init__(self, order: str = "sequential", fused: bool = False) -> None:
-        self._order, self._fused = orders.order(order), fused
+        self._order, self._fused = order, fused
+        orders.order(order)
         self.table: dict[Any, Callable[..., Any]] = {
             torch.sum: self._sum,
             torch.Tensor.sum: self._sum,
@@ -182,10 +183,8 @@ class Steps:
         }
 
     def _sum_over(self, x: Tensor) -> Tensor:
-        """Sum over the last axis by FP16 additions."""
-        if not x.shape[-1]:
-            return x.new_zeros(x.shape[:-1])
-        return self._order(x.half().unbind(-1), _add).float()
+        """Sum over the first axis by FP16 additions."""
+        return summed([x.half().contiguous()], self._order).float()
 
     def _sum(self, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
         if not x.is_floating_point():
@@ -195,8 +194,9 @@ class Steps:
         reduced = sorted(d % x.dim() for d in dims)
         with torch._C.DisableTorchFunction():
             kept = [d for d in range(x.dim()) if d not in reduced]
-            flat = x.permute(kept + reduced).reshape([x.shape[d] for d in kept] + [-1])
-            out = self._sum_over(flat)
+            sizes = [x.shape[d] for d in kept]
+            terms = math.prod(x.shape[d] for d in reduced)
+            out = self._sum_over(x.permute(reduced + kept).reshape([terms, *sizes]))
             return (
                 out.reshape([1 if d in reduced else n for d, n in enumerate(x.shape)])
                 if keepdim
@@ -240,14 +240,22 @@ class Steps:
             row, column = x.dim() == 1, y.dim() == 1
             a = x.unsqueeze(0) if row else x
             b = y.unsqueeze(-1) if column else y
-            a16, b16 = a.half(), b.half()
-            if self._fused:
-                a16, b16 = a16.float(), b16.float()
-            terms = (a16[..., :, k : k + 1] * b16[..., k : k + 1, :] for k in range(a16.shape[-1]))
-            some = bool(a16.shape[-1])
-            out = self._order(terms, _add).half().float() if some else torch.matmul(a, b)
+            out = self._product(a, b)
             out = out.squeeze(-2) if row else out
             return out.squeeze(-1) if column else out
+
+    def _product(self, x: Tensor, y: Tensor) -> Tensor:
+        """A product of matrices in FP32 storage: (..., M, K) and (..., K, N) to (..., M, N)."""
+        depth = max(x.dim(), y.dim())
+        x, y = (v[(None,) * (depth - v.dim())] for v in (x, y))
+        a = x.half().movedim(-1, 0).contiguous().unsqueeze(-1)  # (K, ..., M, 1)
+        b = y.half().movedim(-2, 0).contiguous().unsqueeze(-2)  # (K, ..., 1, N)
+        rows = rows_at_once(math.prod(map(max, a.shape[1:-2], b.shape[1:-2])) * y.shape[-1])
+        parts = [
+            summed(products(a[..., start : start + rows, :], b, self._fused), self._order)
+            for start in range(0, max(x.shape[-2], 1), rows)
+        ]
+        return torch.cat(parts, -2).float()
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out = self._matmul(x, weight.T)
@@ -264,31 +272,14 @@ class Steps:
             groups: int = 1,
         ) -> Tensor:
             with torch._C.DisableTorchFunction():
-                per_axis = [
-                    v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
-                ]
-                strides, dilations = per_axis
-                pads = padding if isinstance(padding, (list, tuple)) else [padding] * rank
-                x = F.pad(x, [p for p in reversed(pads) for _ in range(2)])
-                kernel = weight.shape[2:]
-                windows = x
-                for d in range(rank):
-                    span = (kernel[d] - 1) * dilations[d] + 1
-                    windows = windows.unfold(2 + d, span, strides[d])[..., :: dilations[d]]
-                n, c = x.shape[:2]
-                out_size = windows.shape[2 : 2 + rank]
-                columns = windows.reshape(n, groups, c // groups, math.prod(out_size), -1)
-                columns = columns.permute(0, 1, 3, 2, 4).flatten(3)
-                taps = weight.reshape(groups, weight.shape[0] // groups, -1).transpose(1, 2)
-                out = self._matmul(columns, taps.unsqueeze(0))
-                out = out.transpose(2, 3).reshape(n, weight.shape[0], *out_size)
+                x = F.pad(x, [p for p in reversed(_each(padding, rank)) for _ in range(2)])
+                strides, dilations = _each(stride, rank), _each(dilation, rank)
+                out = convolved(x, weight, strides, dilations, groups, self._order, self._fused)
             return out if bias is None else torch.add(out, bias.reshape((-1,) + (1,) * rank))
 
         return conv
 
     def _conv_transpose(self, rank: int) -> Callable[..., Tensor]:
-        """As a convolution: zeros between the elements of the input, the kernel turned around."""
-
         def conv_transpose(
             x: Tensor,
             weight: Tensor,
@@ -300,33 +291,27 @@ class Steps:
             dilation: Any = 1,
         ) -> Tensor:
             with torch._C.DisableTorchFunction():
-                strides, dilations = (
-                    v if isinstance(v, (list, tuple)) else [v] * rank for v in (stride, dilation)
+                strides, dilations = _each(stride, rank), _each(dilation, rank)
+                out = conv_transposed(
+                    x, weight, strides, dilations, groups, self._order, self._fused
                 )
-                for axis in range(rank):
-                    size = x.shape[2 + axis]
-                    spread = x.new_zeros(
-                        *x.shape[: 2 + axis], (size - 1) * strides[axis] + 1, *x.shape[3 + axis :]
-                    )
-                    places = torch.arange(size, device=x.device) * strides[axis]
-                    x = spread.index_copy_(2 + axis, places, x)
-                kernel = weight.shape[2:]
-                pads = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-                turned = weight.flip(list(range(2, 2 + rank)))
-                turned = turned.reshape(groups, weight.shape[0] // groups, weight.shape[1], *kernel)
-                turned = turned.transpose(1, 2).reshape(-1, weight.shape[0] // groups, *kernel)
-                return self._conv(rank)(x, turned, bias, 1, pads, dilations, groups)
+                ends = zip(_each(padding, rank), _each(output_padding, rank), strict=True)
+                out = F.pad(out, [n for p, e in reversed(list(ends)) for n in (-p, e - p)])
+            return out if bias is None else torch.add(out, bias.reshape((-1,) + (1,) * rank))
 
         return conv_transpose
 
     def _avg_pool(self, rank: int) -> Callable[..., Tensor]:
         def avg_pool(x: Tensor, kernel_size: Any, stride: Any = None, **_: Any) -> Tensor:
             with torch._C.DisableTorchFunction():
-                windows = x
+                windows = x.half()
                 for axis in range(rank):
                     step = kernel_size[axis] if stride is None else stride[axis]
                     windows = windows.unfold(2 + axis, kernel_size[axis], step)
-                total = self._sum_over(windows.flatten(2 + rank))
+                kernel = tuple(range(2 + rank, 2 + 2 * rank))
+                windows = windows.movedim(kernel, tuple(range(rank)))
+                terms = (windows[tap][None].clone() for tap in product(*map(range, kernel_size)))
+                total = summed(terms, self._order).float()
             return torch.div(total, math.prod(kernel_size))
 
         return avg_pool

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..buffers import Scratch
 from ..ending import Ending
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
@@ -127,7 +128,7 @@ class _Recording:
         self._function = function
         self._runtime = runtime
         self._ending = ending
-        self._scratch = torch.empty(0)
+        self._scratch = Scratch()
         self._directions = 0
         self._triggers: list[frozenset[int]] = []
         self._rounding: dict[int, Tensor] = {}  # slot -> what rounding changes in its value
@@ -261,10 +262,7 @@ class _Recording:
 
     def _change(self, value: Tensor) -> Tensor:
         """What rounding to FP16 changes, in memory that the next call uses again."""
-        if self._scratch.numel() < value.numel() or self._scratch.device != value.device:
-            self._scratch = torch.empty(value.numel(), device=value.device)
-        change = self._scratch[: value.numel()].view(value.shape)
-        return change.copy_(narrow(value)).sub_(value)
+        return self._scratch.copied(narrow(value)).sub_(value)
 
     def _watch(
         self, value: Tensor, trigger: frozenset[int], change: Tensor, slot: int | None = None
