@@ -96,23 +96,25 @@ class Ending:
     def listening(self) -> Iterator[None]:
         """Take the signals that Python code handles now; those ignored or left to the system stay.
 
+        While nothing is known yet, and from the third signal on, who handled them before does.
         Only in the main thread, where Python delivers signals.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.getsignal(s) for s in _SIGNALS}
+        before: dict[int, Any] = {s: signal.getsignal(s) for s in _SIGNALS}
         mine = [s for s, handler in before.items() if callable(handler)]
+
+        def heard(number: int, frame: Any) -> None:
+            self._signals += 1
+            self._late |= self.stage is Stage.EXTRAS
+            if self.stage is Stage.PREPARE or self._signals > 2:
+                before[number](number, frame)
+
         for number in mine:
-            signal.signal(number, self._heard)
+            signal.signal(number, heard)
         try:
             yield
         finally:
             for number in mine:
                 signal.signal(number, before[number])
-
-    def _heard(self, number: int, frame: Any) -> None:
-        self._signals += 1
-        self._late |= self.stage is Stage.EXTRAS
-        if self.stage is Stage.PREPARE or self._signals > 2:
-            raise KeyboardInterrupt

@@ -8,24 +8,16 @@ import functools
 import io
 import json
 import os
-import shutil
 import stat
 import sys
-import tempfile
-import time
-import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: rooms are then not locked, and those left behind not swept
-    fcntl = None  # type: ignore[assignment]
+from .temporary import FORMER, remove_left, temporary_folder
 
 #: An archive may always unpack to so many bytes, and to so many times its own size.
 _UNPACKED, _RATIO = 1 << 30, 20
@@ -135,137 +127,7 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"it holds {text}, which is no number in JSON")
 
 
-# --- rooms: temporary folders that do not outlive their process ------------------------------
-
-_LOCK = ".lock"
-_PREFIX = "mpsearch-"
-#: Folders without a lock and with something in them are left alone for so many seconds.
-_NEW = 60.0
-
-
-class Room:
-    """A temporary folder in ``parent``, removed when it is closed, let go, or the program ends.
-
-    What a process that was killed has left is removed by the next one that asks for a room with
-    this prefix: each holds a lock on its own as long as it lives.
-
-    Parameters
-    ----------
-    parent
-        Where to make it; default: where :mod:`tempfile` puts things.
-
-    Raises
-    ------
-    OSError
-        If it cannot be made.
-    """
-
-    def __init__(self, parent: Path | None = None, prefix: str = _PREFIX) -> None:
-        parent = Path(tempfile.gettempdir()) if parent is None else parent
-        _sweep(parent, prefix)
-        self.path, lock = _locked(parent, prefix)
-        self._remove = weakref.finalize(self, _remove, self.path, lock)
-
-    def close(self) -> None:
-        """Remove it now."""
-        self._remove()
-
-
-def _locked(parent: Path, prefix: str) -> tuple[Path, IO[str]]:
-    """A new folder and the lock in it, which no other process has swept meanwhile."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            lock = (path / _LOCK).open("w")
-        except FileNotFoundError:
-            continue
-        except BaseException:
-            path.rmdir()
-            raise
-        with contextlib.suppress(BlockingIOError):
-            hold(lock)
-            if (path / _LOCK).exists():
-                return path, lock
-        lock.close()
-
-
-def _remove(path: Path, lock: IO[str]) -> None:
-    _clear(path)
-    lock.close()
-
-
-def _clear(path: Path) -> None:
-    """Remove a room, its lock last: of a process killed meanwhile it says whose the rest was."""
-    for entry in path.glob("*"):
-        if entry.name != _LOCK:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    entry.unlink()
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def room(parent: Path, prefix: str) -> Iterator[Path]:
-    """A :class:`Room` for the length of a block."""
-    made = Room(parent, prefix)
-    try:
-        yield made.path
-    finally:
-        made.close()
-
-
-def hold(lock: IO[str]) -> None:
-    """Lock an open file until it is closed; where files cannot be locked, nothing.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process holds it.
-    """
-    if fcntl is not None:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _sweep(parent: Path, prefix: str) -> None:
-    if fcntl is None:
-        return
-    for left in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):
-            if left.is_symlink() or left.stat().st_uid != os.getuid():
-                continue
-            if not (left / _LOCK).exists():
-                if time.time() - left.stat().st_mtime > _NEW:
-                    shutil.rmtree(left, ignore_errors=True)
-                else:  # one that has just been made is made again (_locked)
-                    left.rmdir()
-                continue
-            with (left / _LOCK).open("r+") as lock:
-                hold(lock)
-                _restore(left, parent)
-                _clear(left)
-
-
-@contextlib.contextmanager
-def temporary_room() -> Iterator[Path]:
-    """A room for everything temporary that this process and its libraries make.
-
-    For programs, not for libraries: it sets where :mod:`tempfile` puts things.
-    """
-    before = tempfile.tempdir
-    with room(Path(tempfile.gettempdir()), _PREFIX) as made:
-        tempfile.tempdir = str(made)
-        try:
-            yield made
-        finally:
-            tempfile.tempdir = before
-
-
 # --- writing ---------------------------------------------------------------------------------
-
-#: What stands in a room while two renames are under way: the former output, and its name.
-_FORMER = "former"
 
 Ours = Callable[[Path], str | None]
 
@@ -292,7 +154,7 @@ def written(path: Path, ours: Ours) -> Iterator[Path]:
     parents = [p for p in path.parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with room(path.parent, _room_of(path)) as made:
+        with temporary_folder(path.parent, _prefix_of(path)) as made:
             scratch = made / path.name
             yield scratch
             check_replaceable(path, ours)
@@ -347,7 +209,7 @@ def check_writable(path: Path, ours: Ours) -> None:
         if not parent.is_dir():
             raise InputError(f"cannot write to {parent}: it is no folder; write elsewhere")
         # Names as long as those that writing will make, in a folder that is gone again at once.
-        with room(parent, _room_of(path)) as probe:
+        with temporary_folder(parent, _prefix_of(path)) as probe:
             for name in missing:
                 (probe / name).mkdir(exist_ok=True)
     except OSError as error:
@@ -360,9 +222,9 @@ def _publish(scratch: Path, path: Path, made: Path) -> None:
         return
     if _exchange(scratch, path):
         return
-    # Two renames. Killed between them, the former output stands in the room under a name that
-    # the next run knows (see _restore).
-    former = made / _FORMER
+    # Two renames. Killed between them, the former output stands in the temporary folder under a
+    # name that the next run knows (see remove_left).
+    former = made / FORMER
     former.mkdir()
     os.rename(path, former / path.name)
     try:
@@ -374,18 +236,12 @@ def _publish(scratch: Path, path: Path, made: Path) -> None:
 
 def put_back(path: Path) -> None:
     """Put back an output that a process was killed in replacing, and remove what it left."""
-    _sweep(path.parent, _room_of(path))
+    remove_left(path.parent, _prefix_of(path))
 
 
-def _room_of(path: Path) -> str:
-    return f".{path.name}-mpsearch-"
-
-
-def _restore(left: Path, parent: Path) -> None:
-    """Put back an output that a killed process had moved away and not yet replaced."""
-    for former in (left / _FORMER).glob("*"):
-        if not (parent / former.name).exists():
-            os.rename(former, parent / former.name)
+def _prefix_of(path: Path) -> str:
+    """How temporary folders beside an output begin: no longer than any name may be."""
+    return f".mpsearch-{zlib.crc32(os.fsencode(path.name)):08x}-"
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -416,6 +272,8 @@ MANIFEST = "manifest.json"
 _DISPOSABLE = ("__pycache__", ".DS_Store")
 #: Where a search under way keeps its study, in the folder that its result will take.
 SEARCH = ".search"
+#: The file in it that its process locks, and what that holds.
+SEARCH_LOCK, SEARCH_MARK = "lock", "A search of mpsearch that is under way\n"
 
 
 def write_manifest(folder: Path, made_by: str) -> None:
@@ -447,12 +305,23 @@ def foreign(folder: Path) -> str | None:
     return f"it holds {strange[0]!r}, which mpsearch did not write" if strange else None
 
 
+def is_search(folder: Path) -> bool:
+    """Whether mpsearch made a folder for a search under way; a link to one is none."""
+    mark = folder / SEARCH_LOCK
+    try:
+        held = not folder.is_symlink() and not mark.is_symlink() and mark.read_text() == SEARCH_MARK
+        return held and not any(path.is_symlink() for path in folder.rglob("*"))
+    except (OSError, ValueError):
+        return False
+
+
 def _files(folder: Path) -> list[str]:
-    """Every file and link below a folder, as relative paths with slashes."""
+    """Every file and link below a folder, as relative paths with slashes; no search under way."""
+    skipped = SEARCH if is_search(folder / SEARCH) else None
     return sorted(
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")
         if (p.is_symlink() or not p.is_dir())
         and not any(part in _DISPOSABLE for part in p.relative_to(folder).parts)
-        and p.relative_to(folder).parts[0] != SEARCH
+        and p.relative_to(folder).parts[0] != skipped
     )

@@ -1,4 +1,4 @@
-"""Keeps stdout for results: native libraries print to it as they like."""
+"""Keeps the terminal for results and messages: native libraries print as they like."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+#: File descriptors of stdout and stderr.
+STDOUT, STDERR = 1, 2
+
 
 @contextmanager
-def nothing_printed() -> Iterator[None]:
-    """Send what native code prints within the block nowhere (HiGHS has lines left in its release).
+def nothing_printed(*numbers: int) -> Iterator[None]:
+    """Send what is printed within the block nowhere, native code's text included.
 
-    It is the process's stdout that is turned away, for all threads: put it around short calls.
+    ``numbers`` are file descriptors. They are the process's, for all threads: put this around
+    short calls.
     """
-    try:
-        saved = os.dup(1)
-    except OSError:  # there is no stdout
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved: dict[int, int] = {}
     _flush()
-    os.dup2(nowhere, 1)
+    for number in numbers:
+        with suppress(OSError):  # it is closed
+            saved[number] = os.dup(number)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in saved:
+        os.dup2(nowhere, number)
     os.close(nowhere)
     try:
         yield
     finally:
         _flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+        for number, before in saved.items():
+            os.dup2(before, number)
+            os.close(before)
 
 
 def _flush() -> None:
-    """Write out what Python and C hold back for stdout."""
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
+    """Write out what Python and C hold back."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).fflush(None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from mpsearch.cli import main
+from mpsearch.cli.commands import main
 
 
 def run(*arguments: object, expect: int | None = 0) -> Any:

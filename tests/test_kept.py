@@ -19,7 +19,7 @@ import mpsearch
 import mpsearch.ending
 import mpsearch.search.problem
 from mpsearch import files
-from mpsearch.cli import main
+from mpsearch.cli.commands import main
 from mpsearch.flows import optimize as flow
 from mpsearch.flows import outcome
 from mpsearch.package import emission

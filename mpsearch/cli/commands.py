@@ -16,10 +16,12 @@ import msgspec
 
 from .. import options as choices
 from ..errors import InputError
-from ..files import check_writable, foreign, printable, temporary_room
+from ..files import check_writable, foreign, printable
 from ..options import Constraints, Conversion, Execution, Limits
+from ..temporary import own_temporary_folder
 from . import options as shared
 from .ending import CHECK_FAILED, EXIT, OK, Group
+from .interrupts import cleaned
 
 if TYPE_CHECKING:
     from ..flows.progress import Progress
@@ -49,7 +51,7 @@ def main(ctx: click.Context, log_level: str) -> None:
     logger.addHandler(handler)
     logger.setLevel(log_level.upper())
     ctx.call_on_close(lambda: logger.removeHandler(handler))
-    ctx.with_resource(temporary_room())
+    ctx.with_resource(own_temporary_folder())
 
 
 def _loading(show: bool | None) -> Progress:
@@ -67,6 +69,7 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     weights, allow_pickle = options.pop("weights"), options.pop("allow_pickle")
     inputs, targets = options.pop("inputs"), options.pop("targets")
     random_, shape = options.pop("random_"), options.pop("shape")
+    limits = shared.load_limits(options)
 
     from ..source import data
     from ..source.loading import load_model
@@ -78,10 +81,10 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
         random_ = choices.count(random_, "--random")
         if targets is not None:
             raise InputError("--targets goes with --inputs; random samples have none")
-    loaded = load_model(model, weights, allow_pickle)
+    loaded = load_model(model, weights, allow_pickle, limits)
     names, required, shapes = declared_inputs(loaded, shape)
     if inputs is not None:
-        return loaded, data.read(inputs, names, required, targets, shapes)
+        return loaded, data.read(inputs, names, required, targets, shapes, limits)
     assert random_ is not None
     return loaded, data.drawn(shapes, names, required, random_, seed)
 
@@ -207,7 +210,8 @@ def optimize(
     with contextlib.ExitStack() as stack:
         under_way = None
         if execution.storage is None:
-            under_way = stack.enter_context(contextlib.closing(Unfinished(target, resume)))
+            under_way = Unfinished(target, resume)
+            stack.enter_context(cleaned(under_way.close))
             kept = msgspec.structs.replace(execution, storage=under_way.url, resume=resume)
             request = dataclasses.replace(request, execution=kept)
         stack.enter_context(ending.listening())
@@ -390,8 +394,7 @@ def pareto(
 @main.command(epilog=_MODEL)
 @click.argument("config")
 @click.argument("model")
-@click.option("--weights", help="State dict for package.module:factory.")
-@click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code.")
+@shared.opening
 @click.option("--inputs", help="An example, where zeros will not do.")
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .mlpackage to write."
@@ -405,6 +408,7 @@ def apply(
     inputs: str | None,
     out: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Convert MODEL with a stored CONFIG (precision.json or its directory)."""
     from ..files import written
@@ -419,9 +423,12 @@ def apply(
         raise InputError(f"--out {out} is no .mlpackage; give a path that ends in .mlpackage")
     check_writable(out, emission.foreign_package)
     parsed = configs.read(config)
-    loaded = load_model(model, weights, allow_pickle)
+    limits = shared.load_limits(options)
+    loaded = load_model(model, weights, allow_pickle, limits)
     names, required, shapes = declared_inputs(loaded, ())
-    example = None if inputs is None else data.read(inputs, names, required, None, shapes).samples
+    example = None
+    if inputs is not None:
+        example = data.read(inputs, names, required, None, shapes, limits).samples
     converted = applying.apply(parsed, loaded, example)
     with written(out, emission.foreign_package) as scratch:
         converted.save(str(scratch))

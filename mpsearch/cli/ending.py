@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from ..errors import InfeasibleError, MpsearchError, VerificationError
 from ..files import printable
+from .interrupts import INTERRUPTED
 
-OK, CHECK_FAILED, BAD_INPUT, INFEASIBLE, INTERRUPTED = 0, 1, 2, 3, 130
+OK, CHECK_FAILED, BAD_INPUT, INFEASIBLE = 0, 1, 2, 3
 #: Exit codes by the status of a result.
 EXIT = {
     "met": OK,
@@ -31,8 +28,7 @@ class Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
-        with _signals():
-            sys.exit(self._code(*args, **kwargs))
+        sys.exit(self._code(*args, **kwargs))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -66,19 +62,3 @@ class Group(click.Group):
 def _fail(kind: str, message: str, code: int) -> int:
     click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
     return code
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt as Ctrl-C does, unless they are ignored (nohup)."""
-    before: dict[int, Any] = {}
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        mine = threading.current_thread() is threading.main_thread()
-        if number is not None and mine and signal.getsignal(number) is signal.SIG_DFL:
-            before[number] = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 from click.shell_completion import CompletionItem
 
 from .. import options as choices
+
+if TYPE_CHECKING:
+    from ..isolated import LoadLimits
 
 G = TypeVar("G", bound=msgspec.Struct)
 
@@ -89,10 +92,28 @@ def options(*options: Any) -> Callable[[Any], Any]:
     return decorate
 
 
-#: What the model and the data are.
-source = options(
+#: How files are opened.
+opening = options(
     click.option("--weights", help="State dict for package.module:factory."),
     click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code."),
+    click.option(
+        "--load-seconds",
+        type=float,
+        default=5.0,
+        show_default=True,
+        help="Processor time that opening a file may take, beyond what its size explains.",
+    ),
+    click.option(
+        "--load-gib",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Memory that opening a file may take, likewise.",
+    ),
+)
+#: What the model and the data are.
+source = options(
+    opening,
     click.option("--inputs", help=".npz, .pt, .safetensors or package.module:callable."),
     click.option(
         "--targets",
@@ -161,6 +182,17 @@ storage = click.option(
     metavar="URL",
     help="Keep every evaluation there: sqlite:///study.db, postgresql://..., journal:study.log.",
 )
+
+
+def load_limits(options: dict[str, Any]) -> LoadLimits:
+    """The limits for opening files, taken out of what was typed."""
+    from ..isolated import LoadLimits
+
+    seconds, gib = options.pop("load_seconds"), options.pop("load_gib")
+    return LoadLimits(
+        choices.positive(seconds, "--load-seconds", "seconds"),
+        choices.positive(gib, "--load-gib", "GiB"),
+    )
 
 
 def group(kind: type[G], options: dict[str, Any]) -> G:

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..ending import Ending, Stage, Stop
 from ..errors import MpsearchError
-from ..files import Room
 from ..numerics.choosing import Numerics
 from ..options import Constraints, Conversion, Execution, Limits
 from ..program.precision import Precision
@@ -21,6 +20,7 @@ from ..search.problem import Problem, Strategy
 from ..search.proof import prove
 from ..search.record import Trial
 from ..source.prepare import prepare
+from ..temporary import TemporaryFolder
 from ..usercode import guarded
 from .certifying import Certifier
 from .converted import backend
@@ -237,7 +237,7 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
     """
     problem, limit, ending = job.problem, job.problem.limit, job.problem.ending
     certifier = Certifier(job)
-    room = Room()
+    room = TemporaryFolder()
     notes = list(job.notes)
     finished = search(job, start)
     proven = finished and job.request.limits.prove and prove(problem)

@@ -12,7 +12,6 @@ import msgspec
 from ..ending import Stage, Stop
 from ..evaluation.metrics import NAMES
 from ..explain.remedies import Remedy
-from ..files import Room
 from ..package import emission
 from ..package.config import Config, InputSpec, KeptOp, StoredWeights
 from ..package.matching import graph
@@ -23,6 +22,7 @@ from ..results.result import PACKAGE, Files, OpRow, Result
 from ..search.bound import Bound, contradicted, lower_bound
 from ..search.record import Trial
 from ..source.identity import versions
+from ..temporary import TemporaryFolder
 from ..usercode import reason
 from . import wording
 from .certifying import Tested
@@ -57,7 +57,7 @@ class Found:
     trial: Trial
     precision: Precision
     written: Written
-    room: Room
+    room: TemporaryFolder
     finished: bool
     proven: bool
     notes: tuple[str, ...]
@@ -167,7 +167,7 @@ def infeasible(job: Job, held: float | None = None) -> Result:
 
 
 def _built(
-    job: Job, facts: dict[str, Any], room: Room | None, stored_names: tuple[str, ...]
+    job: Job, facts: dict[str, Any], room: TemporaryFolder | None, stored_names: tuple[str, ...]
 ) -> Result:
     """The result, with the config and the selector that belong to it."""
     job.problem.ending.stage = Stage.WRITE

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..executor.predict import Executor
 from ..files import check_archive, check_writable, first_line, regular, written
+from ..isolated import tried
 
 
 def predict_file(
@@ -56,11 +57,20 @@ def predict_file(
 
 def _read(path: str) -> dict[str, np.ndarray]:
     file = regular(path, "an .npz keyed by input name")
+    check_archive(file)
+    tried(_check, [path], file)
+    return _arrays(path)
+
+
+def _check(path: str) -> None:
+    _arrays(path)
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
     try:
-        check_archive(file)
-        with np.load(file, allow_pickle=False) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             return {k: archive[k] for k in archive.files}
-    except InputError:
+    except MemoryError:
         raise
     except Exception as error:
         raise InputError(f"{path} is no .npz: {first_line(error)}") from error

@@ -16,34 +16,47 @@ from typing import Any
 
 from .._ct import ct, quiet
 from ..errors import InputError
-from ..files import Room, read_json
+from ..files import read_json
+from ..isolated import LoadLimits, contained, tried
 from ..memory import MOST_ELEMENTS
+from ..temporary import TemporaryFolder
 from ..usercode import reason
 
 #: Ops whose result is as large as the values of these inputs say.
 _SIZED_BY_VALUE = {"fill": "shape", "tile": "reps", "range_1d": "end"}
 
 
-def open_package(path: str | Path) -> Any:
+def open_package(path: str | Path, limits: LoadLimits = LoadLimits()) -> Any:
     """The ``MLModel`` of an ``.mlpackage``, not loaded into Core ML.
 
     Raises
     ------
     InputError
-        If the path does not exist, does not hold an ML Program, or leads out of itself.
+        If the path does not exist, does not hold an ML Program, leads out of itself, or takes more
+        than ``limits`` to open.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give the path of an .mlpackage")
+    tried(_check, [str(path)], path, limits)
+    with contained():
+        return _opened(path)
+
+
+def _check(path: str) -> None:
+    """That a package can be read, and is an ML Program that asks for no more than it may."""
+    _check_package(Path(path))
+
+
+def _check_package(path: Path) -> None:
     try:
         if path.is_dir():
             _check_parts(path)
         elif not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path} is a pipe or a device; give the path of an .mlpackage")
         with quiet():
-            model = _opened(path)
-        spec = model.get_spec()
-    except InputError:
+            spec = _opened(path).get_spec()
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"{path} is not a Core ML model: {reason(error)}") from error
@@ -54,7 +67,6 @@ def open_package(path: str | Path) -> Any:
             "original again with convert_to='mlprogram'"
         )
     check_sizes(spec)
-    return model
 
 
 def _opened(path: Path) -> Any:
@@ -65,7 +77,7 @@ def _opened(path: Path) -> Any:
     """
     if not path.is_dir():
         return ct.models.MLModel(str(path), skip_model_load=True)
-    shadow = Room()
+    shadow = TemporaryFolder()
     copy = shadow.path / "model.mlpackage"
     copy.mkdir()
     shutil.copyfile(path / "Manifest.json", copy / "Manifest.json")

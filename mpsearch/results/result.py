@@ -21,6 +21,7 @@ from ..report import html, text
 from ..scaling.exponents import Scale, ScaledTensor
 from ..scaling.patterns import Rewrite
 from ..search.cost import Cost
+from ..temporary import TemporaryFolder
 from . import unfinished
 from .answer import Answer
 
@@ -148,7 +149,7 @@ class Files:
 
     config: Config
     selector_source: str
-    room: files.Room | None
+    room: TemporaryFolder | None
 
 
 class Result(Answer, frozen=True, kw_only=True, dict=True):

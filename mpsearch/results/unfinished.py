@@ -9,7 +9,8 @@ import sqlite3
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import SEARCH, hold, put_back, unwritable
+from ..files import SEARCH, SEARCH_LOCK, SEARCH_MARK, is_search, put_back, unwritable
+from ..temporary import hold
 
 #: The study in the folder of a result.
 STUDY = "study.db"
@@ -47,19 +48,49 @@ class Unfinished:
         self._folder = self._out / SEARCH
         self.study = self._folder / STUDY
         put_back(self._out)
+        made = (self._folder, self._out, *self._out.parents)
+        self._made = [path for path in made if not path.exists()]
         try:
+            self._check_ours()
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._folder / "lock").open("a")
+            self._lock = (self._folder / SEARCH_LOCK).open("a")
             self._hold()
+            if not is_search(self._folder):
+                self._lock.write(SEARCH_MARK)
+                self._lock.flush()
             if not resume:
                 for left in self._folder.glob(f"{STUDY}*"):
                     left.unlink()
-            elif not self.study.exists() and (self._out / STUDY).exists():
+            elif not self.study.exists() and _is_file(self._out / STUDY):
                 fresh = self.study.with_name(f"{STUDY}.new")
                 copy(self._out / STUDY, fresh)
                 os.replace(fresh, self.study)
         except OSError as error:
+            self._remove_made()
             raise unwritable(self._folder, error) from error
+
+    def _remove_made(self) -> None:
+        """Remove the folders that were made for it, as far as nothing is in them."""
+        for path in self._made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+    def _check_ours(self) -> None:
+        """Fail where a folder of this name is not one that mpsearch made.
+
+        A process that was killed at once may have left it empty, or with an empty lock.
+        """
+        folder = self._folder
+        if folder.is_symlink() or (folder.exists() and not is_search(folder)):
+            left = [] if folder.is_symlink() else list(folder.iterdir())
+            empty = all(
+                p.name == SEARCH_LOCK and _is_file(p) and not p.stat().st_size for p in left
+            )
+            if folder.is_symlink() or not empty:
+                raise InputError(
+                    f"{folder} is not a folder that mpsearch made, or holds a link; move it, or "
+                    "write elsewhere"
+                )
 
     def _hold(self) -> None:
         try:
@@ -79,9 +110,13 @@ class Unfinished:
         """Let it go; a study stays that holds something for another run to go on with."""
         if self.done or not _trials(self.study):
             shutil.rmtree(self._folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # there is something else in it
-                self._out.rmdir()
+            self._made = self._made or [self._out]
+            self._remove_made()
         self._lock.close()
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def copy(study: Path, to: Path) -> None:
@@ -109,6 +144,9 @@ def _trials(study: Path) -> int:
         return 0
     try:
         with contextlib.closing(sqlite3.connect(study)) as found:
+            table = "select count(*) from sqlite_master where name = 'trials' and type = 'table'"
+            if not found.execute(table).fetchone()[0]:
+                return 0
             return int(found.execute("select count(*) from trials").fetchone()[0])
     except sqlite3.Error:
         return 0

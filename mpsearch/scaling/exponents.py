@@ -20,7 +20,7 @@ from scipy import optimize, sparse
 
 from ..numerics.formats import FP16
 from ..program.graph import Constant, Function, Node, Ref, slots_read
-from ..stdout import nothing_printed
+from ..stdout import STDOUT, nothing_printed
 from .laws import MOVES, NORMS, divides, equations, ports, scales_products
 
 #: The largest exponent, in magnitude.
@@ -238,7 +238,7 @@ class _Program:
         shape = (len(self.rows), len(self.columns))
         matrix = sparse.csr_array((values, (rows, columns)), shape=shape)
         _, least, most = zip(*self.rows, strict=True)
-        with nothing_printed():
+        with nothing_printed(STDOUT):  # HiGHS has lines left in its release
             found = optimize.milp(
                 np.asarray(cost),
                 integrality=np.asarray(whole, dtype=int),

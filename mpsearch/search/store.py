@@ -7,7 +7,10 @@ set, the samples in their order, and the limit. What the clock cut short is not 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,13 +173,13 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
                 # Tables are made in steps: a process killed between them would leave half of them.
                 fresh = file.with_name(f"{file.name}.new")
                 fresh.unlink(missing_ok=True)
-                optuna.storages.RDBStorage(f"sqlite:///{fresh}").engine.dispose()
+                _sqlite(fresh).engine.dispose()
                 os.replace(fresh, file)
-            from sqlalchemy.pool import NullPool  # an eighth of a second
-
-            # Nothing stays open, so that the folder can be moved.
-            return optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+            _check_tables(file)
+            return _sqlite(file)
         return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(
             f"storage {url!r} needs a driver that is not installed; for PostgreSQL run pip install "
@@ -187,6 +190,36 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
             f"storage {url!r} cannot be opened ({first_line(error)}); give a URL such as "
             "sqlite:///study.db, postgresql://user@host/name or journal:study.log"
         ) from error
+
+
+def _sqlite(file: Path) -> optuna.storages.RDBStorage:
+    """A file, whatever its path holds: in a URL, ``?``, ``#`` and ``%`` would mean something."""
+    from sqlalchemy.pool import NullPool  # an eighth of a second
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(file, timeout=_PATIENCE, check_same_thread=False)
+
+    # Nothing stays open, so that the folder can be moved.
+    options = {"poolclass": NullPool, "creator": connect}
+    return optuna.storages.RDBStorage("sqlite://", engine_kwargs=options)
+
+
+def _check_tables(file: Path) -> None:
+    """That a database holds tables and indices alone: views and triggers run without an end.
+
+    Raises
+    ------
+    InputError
+        If it holds something else.
+    """
+    with contextlib.closing(sqlite3.connect(file)) as found:
+        names = found.execute("select type, name from sqlite_master").fetchall()
+    for kind, name in names:
+        if kind not in ("table", "index"):
+            raise InputError(
+                f"{file} holds the {kind} {str(name)[:40]!r}, which no study does; give another "
+                "storage"
+            )
 
 
 def check_storage(url: str | None) -> None:
@@ -206,7 +239,8 @@ def check_storage(url: str | None) -> None:
 def _file(url: str) -> Path | None:
     """The file of an SQLite storage; None of others."""
     path = url.removeprefix("sqlite:///")
-    return None if path == url or not path or "?" in path or path == ":memory:" else Path(path)
+    query = re.search(r"\?[^/]*=[^/]*$", path)
+    return None if path == url or not path or query or path == ":memory:" else Path(path)
 
 
 def _full(error: BaseException) -> bool:

@@ -15,7 +15,8 @@ Write = Callable[[str, bytes], None]
 def archive_writer(out: str | IO[bytes], version: int = 0) -> Iterator[Write]:
     """A function that adds an entry of a name, with its bytes, to a new archive.
 
-    ``version`` is that of the file format, by which torch tells how old ops are meant.
+    ``version`` is that of the file format, by which torch tells how old ops are meant: it is
+    written to ``.data/version`` from 6 on, and to ``version`` below.
     """
     writer: Any = torch._C.PyTorchFileWriter(out)  # type: ignore[arg-type]
     try:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..files import check_archive, first_line, is_archive, regular
+from ..isolated import LoadLimits, contained, tried
 from ..spool import Spool
 from ..usercode import guarded, import_callable
 
@@ -274,6 +275,7 @@ def read(
     required: int,
     targets: str | None = None,
     shapes: Shapes | None = None,
+    limits: LoadLimits = LoadLimits(),
 ) -> Data:
     """Samples from a file keyed by input name (first axis = samples), or from a callable.
 
@@ -300,25 +302,35 @@ def read(
                 "targets as another file"
             )
         spool = Spool()
-        arrays = _read_arrays(path, spool)
+        arrays = _read_arrays(path, spool, limits)
         data = Data(_rows(arrays, path, names, required, shapes or {}), spool=spool)
     if targets is not None and paired is None:
-        first = next(iter(_read_arrays(targets, data.spool).values()), torch.empty(0))
+        first = next(iter(_read_arrays(targets, data.spool, limits).values()), torch.empty(0))
         data.targets = _targets(first if first.dim() else first[None], len(data.samples))
     return data
 
 
-def _read_arrays(path: str, spool: Spool) -> dict[str, Tensor]:
+def _read_arrays(path: str, spool: Spool, limits: LoadLimits) -> dict[str, Tensor]:
     file = regular(
         path, "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
     )
     if file.suffix not in (".npz", ".safetensors", ".pt", ".pth"):
         raise InputError(f"{path} is of no known kind; expected .npz, .pt or .safetensors")
+    if is_archive(file):
+        check_archive(file)
+    tried(_check_arrays, [path], file, limits)
+    with contained():
+        return _checked_arrays(path, spool)
+
+
+def _check_arrays(path: str) -> None:
+    _checked_arrays(path, Spool())
+
+
+def _checked_arrays(path: str, spool: Spool) -> dict[str, Tensor]:
     try:
-        if is_archive(file):
-            check_archive(file)
-        found = _arrays(file, spool)
-    except InputError:
+        found = _arrays(Path(path), spool)
+    except (InputError, MemoryError):
         raise
     except Exception as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
@@ -326,7 +338,15 @@ def _read_arrays(path: str, spool: Spool) -> dict[str, Tensor]:
         raise InputError(
             f"{path} holds a {type(found).__name__}, expected a dict from input name to tensor"
         )
-    return {str(k): as_tensor(v, str(k)) for k, v in found.items()}
+    arrays = {str(k): as_tensor(v, str(k)) for k, v in found.items()}
+    for name, value in arrays.items():
+        held = value.untyped_storage().nbytes()
+        if value.nbytes > held:  # some stride is 0
+            raise InputError(
+                f"{path}: {name!r} has shape {tuple(value.shape)}, {value.nbytes:,} bytes, of "
+                f"which {held:,} are there; save a contiguous tensor"
+            )
+    return arrays
 
 
 def _arrays(file: Path, spool: Spool) -> Any:

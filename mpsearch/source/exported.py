@@ -19,7 +19,6 @@ import io
 import json
 import keyword
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,9 +26,10 @@ from typing import IO, Any
 
 import torch
 
-from .._ct import quiet
 from ..errors import InputError
 from ..files import first_line
+from ..isolated import LoadLimits, contained, tried
+from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
 
@@ -37,7 +37,7 @@ class _RefusedError(Exception):
     """Something in the file is not what an export writes; the text says what."""
 
 
-def load_exported(file: Path, trust: bool) -> Any:
+def load_exported(file: Path, trust: bool, limits: LoadLimits = LoadLimits()) -> Any:
     """The ``ExportedProgram`` in a ``.pt2`` file.
 
     Parameters
@@ -50,23 +50,51 @@ def load_exported(file: Path, trust: bool) -> Any:
     Raises
     ------
     InputError
-        If it is no exported program, or, without ``trust``, holds anything that could run code.
+        If it is no exported program, or, without ``trust``, holds anything that could run code or
+        takes more than ``limits`` to open.
     """
+    folder = TemporaryFolder()
     try:
-        if trust:
-            with quiet():
-                return torch.export.load(str(file))
-        with tempfile.TemporaryFile() as checked:
-            _copy_checked(file, checked)
-            checked.seek(0)
-            with quiet():
-                return torch.export.load(checked)
+        path = file if trust else folder.path / "checked.pt2"
+        if not trust:
+            import torch._export.serde.serialize  # once, and not in the child alone
+
+            tried(_check, [str(file), str(path)], file, limits, _program_bytes(file))
+        with contained():
+            return torch.export.load(str(path))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file} is no usable exported program: {_cause(error)}") from error
+    finally:
+        folder.close()
+
+
+def _check(file: str, out: str) -> None:
+    """Write what was checked, and see whether torch can read that."""
+    try:
+        with Path(out).open("wb") as checked:
+            _copy_checked(Path(file), checked)
+        torch.export.load(out)
     except _RefusedError as error:
         raise InputError(
             f"{file} {error}; pass --allow-pickle if you trust where it comes from"
         ) from error
+    except (InputError, MemoryError):
+        raise
     except Exception as error:
-        raise InputError(f"{file} is no usable exported program: {first_line(error)}") from error
+        raise InputError(f"{file} is no usable exported program: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the error that torch's own last one hides ("check the warnings above")."""
+    hidden = error.__context__ or error.__cause__
+    return first_line(hidden if hidden is not None and "warnings above" in str(error) else error)
+
+
+def _program_bytes(file: Path) -> int:
+    with zipfile.ZipFile(file) as archive:
+        return sum(i.file_size for i in archive.infolist() if i.filename.endswith(".json"))
 
 
 # --- the archive -----------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Ends the command at once on Ctrl-C, before a search has begun and after it has ended.
+
+An exception is no way to end while libraries are loaded and models are converted: native code
+drops it, or turns it into an error of its own. Nothing is imported here that takes time, so that
+signals are listened to from the first instruction on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+INTERRUPTED = 130
+#: What is to be done before the process ends, the last first.
+_cleanups: list[Callable[[], None]] = []
+
+
+def listen() -> None:
+    """End the process on SIGINT, SIGTERM and SIGHUP; those that are ignored stay so (nohup).
+
+    Only in the main thread, where Python delivers signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    process = os.getpid()
+
+    def leave(number: int, frame: Any) -> None:
+        if os.getpid() != process:  # a fork, which its parent ends
+            os._exit(INTERRUPTED)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for cleanup in reversed(_cleanups):
+            with suppress(Exception):
+                cleanup()
+        with suppress(OSError):  # stderr may be closed
+            os.write(2, b"interrupted: before anything was found\n")
+        os._exit(INTERRUPTED)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) in (
+            signal.SIG_DFL,
+            signal.default_int_handler,
+        ):
+            signal.signal(number, leave)
+
+
+@contextmanager
+def cleaned(cleanup: Callable[[], None]) -> Iterator[None]:
+    """Call ``cleanup`` at the end of the block, and where the process ends within it."""
+    _cleanups.append(cleanup)
+    try:
+        yield
+    finally:
+        _cleanups.remove(cleanup)
+        cleanup()
+
+
+def remove_temporary() -> None:
+    """End child processes and remove temporary folders, as far as there are any."""
+    if "multiprocessing" in sys.modules:
+        import multiprocessing
+
+        for child in multiprocessing.active_children():
+            child.kill()
+    from ..temporary import remove_held
+
+    remove_held()
+
+
+_cleanups.append(remove_temporary)
