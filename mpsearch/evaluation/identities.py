@@ -142,7 +142,7 @@ def _few(value: Tensor) -> bytes:
             value = value.reshape(-1)
         value = value.as_strided((_GLIMPSE,), (count // _GLIMPSE,))
     array = value.numpy() if value.device.type == "cpu" else value.cpu().numpy()
-    return bytes(array.astype(np.float32) if array.dtype == np.float16 else array)
+    return (array.astype(np.float32) if array.dtype == np.float16 else array).tobytes()
 
 
 def _digest(results: Results) -> bytes:

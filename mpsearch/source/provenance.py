@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -200,7 +201,11 @@ _TRACED_FRAME = re.compile(r"^(?P<file>.+)\((?P<line>\d+)\): ", re.MULTILINE)
 _EXPORTED_FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
 
 
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+#: Folders whose code is not the user's, on this machine and where a file was made.
+_NOT_THE_USERS = tuple(
+    f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent)
+)
+_INSTALLED_TORCH = "/site-packages/torch/"
 
 
 def traced_lines(traced: Any) -> dict[str, str]:
@@ -224,7 +229,7 @@ def _users_line(frames: Iterable[re.Match[str]]) -> str:
     """
     for frame in frames:
         file = frame["file"]
-        if not file.startswith(_NOT_THE_USERS):
+        if not (file.startswith(_NOT_THE_USERS) or _INSTALLED_TORCH in file):
             path = Path(file.rpartition("site-packages/")[2])
             here = path.is_relative_to(Path.cwd())
             return f"{path.relative_to(Path.cwd()) if here else path}:{frame['line']}"
