@@ -34,12 +34,17 @@ sys.path.insert(0, {out!r})
 from op_selector import convert, trace
 assert not any(name.partition(".")[0] == "mpsearch" for name in sys.modules)
 model, inputs = torch.load({model!r}, weights_only=False)
+model = torch.jit.load(model) if isinstance(model, str) else model
 convert(trace(model, inputs)).save({package!r})
 """
 
 
 def alone(out, model, sample, folder):
-    """The package that the written files make in a process without mpsearch."""
+    """The package that the written files make in a process without mpsearch.
+
+    ``model`` may be the path of a TorchScript file.
+    """
+    model = str(model) if isinstance(model, Path) else model
     inputs = tuple(sample.values()) if isinstance(sample, dict) else sample
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     torch.save((model, inputs), folder / "model.pt")

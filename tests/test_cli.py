@@ -15,8 +15,9 @@ import torch
 
 import mpsearch
 from tests.command import run
-from tests.models import Net, batches, net
+from tests.models import Carried, Net, batches, net
 
+CARRIED = "tests.models:Carried"
 NET = "tests.models:net"
 DATA = "tests.models:batches"
 
@@ -79,6 +80,27 @@ def test_run_predicts_for_every_row(written, here):
     np.savez("x.npz", x=rows)
     run("run", written[0] / "model.mlpackage", "--inputs", "x.npz", "-o", "y.npz")
     assert np.load("y.npz")["output"].shape == (4, 1, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["state", "state_workaround"])
+def test_run_takes_what_optimize_takes(name, here):
+    draw = np.random.default_rng(0)
+    arrays = {key: draw.standard_normal((5, 8)).astype(np.float32) for key in ("x", "state")}
+    np.savez("data.npz", x=arrays["x"], **{name: arrays["state"]})
+    run("optimize", CARRIED, "--inputs", "data.npz", "--budget", "1e-2", "-o", "out")
+    run("run", "out/model.mlpackage", "--inputs", "data.npz", "-o", "y.npz")
+    given = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    with np.load("y.npz") as made:
+        for wanted, key in zip(
+            Carried()(**given).values(), ("out", "list_workaround"), strict=True
+        ):
+            np.testing.assert_allclose(made[key], wanted, rtol=1e-2, atol=1e-2)
+    np.savez("one.npz", x=arrays["x"][:1], **{name: arrays["state"][:1]})
+    run("run", "out/model.mlpackage", "--inputs", "one.npz", "-o", "y.npz")
+    assert np.load("y.npz")["out"].shape == (1, 1)
+    np.savez("odd.npz", x=arrays["x"][:3], **{name: arrays["state"]})
+    outcome = run("run", "out/model.mlpackage", "--inputs", "odd.npz", "-o", "y.npz", expect=2)
+    assert "3, 5 rows" in outcome.output
 
 
 def test_check_holds_and_fails(written):

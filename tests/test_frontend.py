@@ -15,7 +15,7 @@ from mpsearch.program.precision import Precision
 from mpsearch.source import modules
 from mpsearch.source.prepare import prepare
 from tests import scalable
-from tests.models import Activations, Many, Mixed, TwinBlocks, batches, net
+from tests.models import Activations, Carried, Many, Mixed, TwinBlocks, batches, net
 
 
 def searched(model, data, budget=1e-2, **conversion):
@@ -215,6 +215,30 @@ def test_an_input_of_rank_0_is_refused_with_what_to_do():
     data = [(torch.randn(1, 4), torch.tensor(2.0)) for _ in range(3)]
     with pytest.raises(mpsearch.InputError, match=r"'scale' is a tensor of rank 0.*\(1,\)"):
         mpsearch.optimize(Scaled(), data, 1e-2)
+
+
+def test_a_renamed_input_is_said_and_known_by_both_names(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    data = [
+        {"x": torch.randn(1, 8, generator=draw), "state": torch.randn(1, 8, generator=draw)}
+        for _ in range(4)
+    ]
+    other = [{"x": sample["x"], "state_workaround": sample["state"]} for sample in data]
+    found = searched(Carried(), data)
+    assert (
+        "Input 'state' is named 'state_workaround' in the package: coremltools reserves the name."
+    ) in found.notes
+    assert any("'list' is named 'list_workaround'" in note for note in found.notes)
+    found.save(tmp_path / "out")
+    executor = mpsearch.Executor(tmp_path / "out" / "model.mlpackage")
+    one, two = executor.predict([data[0], other[0]])
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    with pytest.raises(mpsearch.InputError, match="'state' is not known"):
+        executor.predict(data[0] | other[0])
+    package = mpsearch.convert(Carried(), data[0])
+    for model in (Carried(), package):
+        held = [mpsearch.check(tmp_path / "out", model, given).error for given in (data, other)]
+        assert held[0] == held[1] <= 1e-2
 
 
 def test_the_logger_says_what_is_done(caplog):

@@ -514,8 +514,8 @@ def run(
 ) -> None:
     """Predict with MODEL.mlpackage on any machine.
 
-    Arrays have the model's own input shapes, or one more axis in front: one prediction for each
-    of its rows.
+    Arrays have the model's own input shapes, or are stacked as for optimize (first axis =
+    samples): then outputs are, too.
     """
     from ..flows.predict import predict_file
     from ..flows.surroundings import neutral

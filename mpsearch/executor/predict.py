@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..numerics.choosing import Numerics, chosen
 from ..program import lowering as _program
 from ..program.graph import Function
+from ..program.names import by_known_names
 from ..program.packages import check_sizes, open_package
 from .loop import Schedule
 from .runtime import Runtime
@@ -172,6 +173,8 @@ class Executor:
         ----------
         data
             A dict from input name to array, tensor, number or PIL image, or a list of such dicts.
+            An input that coremltools has renamed may have its name in PyTorch: ``state`` for
+            ``state_workaround``.
         state
             A state from :meth:`make_state`, where the model has states; updated in place.
 
@@ -217,9 +220,8 @@ class Executor:
 
     def bind(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
         """The inputs as the program takes them, checked and with defaults filled in."""
-        described = (
-            {} if self._description is None else {i.name: i for i in self._description.input}
-        )
+        data = by_known_names(data, self._function.inputs)
+        described = self._features()
         unknown = sorted(set(data) - set(self._function.inputs))
         if unknown:
             raise InputError(
@@ -239,6 +241,20 @@ class Executor:
     def input_ranks(self) -> dict[str, int]:
         """The rank of every input."""
         return {n: len(self._signature.inputs[n].shape) for n in self._function.inputs}
+
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether an input is declared to take arrays of a shape."""
+        var, feature = self._signature.inputs[name], self._features().get(name)
+        if not self._fixed(feature):
+            return self._allowed(shape, feature)
+        return len(shape) == len(var.shape) and all(
+            not isinstance(s, (int, np.integer)) or s == n
+            for s, n in zip(var.shape, shape, strict=True)
+        )
+
+    def _features(self) -> dict[str, Any]:
+        """What the model says of its inputs, by name."""
+        return {} if self._description is None else {i.name: i for i in self._description.input}
 
     def _expected(self, name: str) -> str:
         var = self._signature.inputs[name]
@@ -263,11 +279,7 @@ class Executor:
             array = array.reshape(1)
         if array.shape == (1,) and len(var.shape) == 0:
             array = array.reshape(())
-        fits = len(array.shape) == len(var.shape) and all(
-            not isinstance(s, (int, np.integer)) or s == n
-            for s, n in zip(var.shape, array.shape, strict=True)
-        )
-        if not (fits if self._fixed(feature) else self._allowed(array.shape, feature)):
+        if not self.fits(name, array.shape):
             raise InputError(
                 f"input {name!r} has shape {array.shape}, expected {self._expected(name)}"
                 + _declared_shapes(array.shape, feature)

@@ -20,7 +20,8 @@ def parting(prepared: Prepared, engine: Incremental, limit: float) -> Node | Non
     if prepared.torch_model is None:
         return None
     for sample, given in enumerate(prepared.given):
-        values = intermediates(prepared.torch_model, given, prepared.precast.kind)
+        precast = prepared.precast
+        values = intermediates(prepared.torch_model, given, precast.kind, precast.frozen)
         wanted = _counterparts(engine.nodes, values)
         found: list[Node] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from ..errors import InputError
 from ..executor.predict import Executor
 from ..files import check_archive, check_writable, first_line, regular, written
 from ..isolated import tried
+from ..program.names import by_known_names
 
 
 def predict_file(
@@ -22,6 +24,9 @@ def predict_file(
     function_name: str | None = None,
 ) -> list[str]:
     """Predict for the arrays in ``inputs`` and write the outputs; returns their names.
+
+    The arrays are one sample where each has a shape that its input is declared with. Otherwise
+    their first axis counts samples (:func:`mpsearch.source.data.read`), and that of the outputs.
 
     Raises
     ------
@@ -35,24 +40,58 @@ def predict_file(
         executor = Executor(model, numerics, device, function_name)
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(str(error)) from error
-    arrays = _read(inputs)
-    ranks = executor.input_ranks()
-    extra = {k: v.ndim - ranks[k] for k, v in arrays.items() if k in ranks}
-    if extra and all(n == 1 for n in extra.values()):
-        counts = {len(v) for v in arrays.values()}
-        if len(counts) != 1 or counts == {0}:
-            raise InputError(
-                f"{inputs}: the inputs have {', '.join(map(str, sorted(counts)))} rows, expected "
-                "the same number of each, 1 or more"
-            )
-        rows = [{k: v[i] for k, v in arrays.items()} for i in range(counts.pop())]
-        results = executor.predict(rows)
-        outputs = {k: np.stack([r[k] for r in results]) for k in results[0]} if results else {}
-    else:
+    arrays = by_known_names(_read(inputs), executor.input_ranks())
+    bare = _stacked(executor, arrays)
+    if bare is None:
         outputs = executor.predict(arrays)
+    else:
+        results = executor.predict(_rows(arrays, bare, inputs))
+        join = np.stack if all(bare.values()) else _joined
+        outputs = {
+            name: join([one[name] for one in results])
+            for name, first in results[0].items()
+            if not isinstance(first, dict)
+        }
     plain = {k: np.asarray(v) for k, v in outputs.items() if not isinstance(v, dict)}
     _write(out, plain)
     return list(plain)
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def _stacked(executor: Executor, arrays: Arrays) -> dict[str, bool] | None:
+    """Whether rows of stacked arrays drop the first axis, by input; None where nothing is stacked.
+
+    A row keeps it, with size 1, unless the input is declared with one axis less.
+    """
+    ranks = executor.input_ranks()
+    known = {k: v for k, v in arrays.items() if k in ranks and v.ndim}
+    if all(executor.fits(name, value.shape) for name, value in known.items()):
+        return None
+    bare = {name: value.ndim == ranks[name] + 1 for name, value in known.items()}
+    whole = all(bare[name] or executor.fits(name, v[:1].shape) for name, v in known.items())
+    return bare if whole else None
+
+
+def _rows(arrays: Arrays, bare: dict[str, bool], path: str) -> list[Arrays]:
+    counts = {len(arrays[name]) for name in bare}
+    if len(counts) != 1 or counts == {0}:
+        raise InputError(
+            f"{path}: the inputs have {', '.join(map(str, sorted(counts)))} rows, expected the "
+            "same number of each, 1 or more"
+        )
+    return [
+        {k: v if k not in bare else v[i] if bare[k] else v[i : i + 1] for k, v in arrays.items()}
+        for i in range(counts.pop())
+    ]
+
+
+def _joined(rows: list[Any]) -> np.ndarray:
+    """The samples of an output behind each other: along its first axis, where that is 1."""
+    arrays = [np.asarray(row) for row in rows]
+    batches = all(a.ndim and len(a) == 1 for a in arrays)
+    return np.concatenate(arrays) if batches else np.stack(arrays)
 
 
 def _read(path: str) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from ..scaling import mil, stable
 from ..scaling.exponents import Scale
 from ..scaling.patterns import Rewrite
 from ..source import flat, torch_ops
+from ..source.frozen import frozen
 from ..source.nohalf import NoHalf
 from ..source.precast import Precast, passes_from_cast
 from . import weights
@@ -135,6 +136,9 @@ def selector_source(
         wrapped = f"Flat(model, {wrapper.names!r}, {booleans!r}, {wrapper.constants!r})"
     if precast.half:
         copied.append(inspect.getsource(NoHalf).rstrip())
+    if precast.frozen:
+        copied.append(_bare(inspect.getsource(frozen)))
+    traced = "torch.jit.trace(wrapped, wide, strict=False, check_trace=False)"
     given, source = {
         "mlpackage": ("", ""),
         "exported": ("exported", f"exported.run_decompositions({_table(precast)})"),
@@ -156,9 +160,11 @@ def selector_source(
         states={name: tuple(shape) for name, shape in precast.states.items()},
         copied=copied,
         wrapped=wrapped,
+        traced=f"frozen({traced})" if precast.frozen else traced,
         attention=precast.attention,
         half=precast.half,
-        added=precast.added,
+        frozen=precast.frozen,
+        added={name: torch_ops.CONVERSIONS[name].__name__ for name in precast.added},
         compressed=any(
             op.op_type.startswith("constexpr_")
             for function in precast.program.functions.values()

@@ -21,11 +21,11 @@ from ..usercode import reason
 from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
 from .precast import Port, Precast, passes_before_cast
-from .routes import Routed, direct, export, trace
+from .routes import Routed, direct, export, refrozen, trace
 from .torch_ops import registered
 
 with quiet():
-    from coremltools.converters.mil.mil import Builder, Program
+    from coremltools.converters.mil.mil import Builder, Program, types
     from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline
 
 
@@ -87,6 +87,8 @@ def convert(
                     added,
                     model.attention,
                     routed.decomposed,
+                    routed.frozen,
+                    renamed=_renamed(program, inputs, values),
                 )
     raise _refused(failures)
 
@@ -155,6 +157,11 @@ def _advice(failure: str) -> str:
     """What to do about a failure, where that is known."""
     if found := _UNKNOWN_OP.search(failure):
         name = found[1] or found[2]
+        if name == "raiseexception":
+            return (
+                "; Core ML raises nothing: take the check of values out of the scripted code that "
+                "ends in raise or assert"
+            )
         return (
             f"; write what {name} does with other PyTorch ops, or register a conversion of it "
             "(coremltools' register_torch_op) in the module that makes the model"
@@ -188,19 +195,41 @@ def _converted(
             routed = route(model, sample)
             if routed is None:
                 return None
-            # A copy: coremltools takes passes out of the pipeline that it is given.
-            given = copy.deepcopy(arguments)
-            if model.states:
-                given["states"] = _states(model, routed.wrapper)
-            # Ops without a name are numbered on from whatever coremltools built before, a
-            # conversion that failed included; names must be those of a process of its own.
-            Builder.name_count.clear()
-            with registered() as added:
-                made = ct.convert(routed.source, **given)
-            return made, routed, tuple(added)
+            try:
+                return _made(model, routed, arguments)
+            except Exception:
+                again = refrozen(model, routed)
+                if again is None:
+                    raise
+                return _made(model, again, arguments)
         except Exception as error:
             failures.append(reason(error))
             return None
+
+
+def _made(
+    model: TorchModel, routed: Routed, arguments: dict[str, Any]
+) -> tuple[Any, Routed, tuple[str, ...]]:
+    # A copy: coremltools takes passes out of the pipeline that it is given.
+    given = copy.deepcopy(arguments)
+    if model.states:
+        given["states"] = _states(model, routed.wrapper)
+    # Ops without a name are numbered on from whatever coremltools built before, a conversion that
+    # failed included; names must be those of a process of its own.
+    Builder.name_count.clear()
+    with registered() as added:
+        made = ct.convert(routed.source, **given)
+    return made, routed, tuple(added)
+
+
+def _renamed(program: Program, inputs: list[Port], values: Mapping[str, Tensor]) -> dict[str, str]:
+    """The inputs and outputs that have another name in the program, and that name."""
+    (function,) = program.functions.values()
+    placed = [name for name, var in function.inputs.items() if not types.is_state(var.sym_type)]
+    taken = zip([port.name for port in inputs], placed, strict=True)
+    given = zip(values, [var.name for var in function.outputs], strict=False)
+    found = [("Input", *names) for names in taken] + [("Output", *names) for names in given]
+    return {f"{kind} {old!r}": new for kind, old, new in found if old != new}
 
 
 def _named_outputs(

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError
 from ..files import check_archive, first_line, is_archive, regular
 from ..isolated import LoadLimits, contained, tried
+from ..program.names import by_known_names
 from ..spool import Spool
 from ..usercode import guarded, import_callable
 
@@ -214,6 +215,7 @@ def _room_for_samples() -> int:
 
 def _sample(item: Any, names: Sequence[str] | None, place: int) -> dict[str, Any]:
     if isinstance(item, Mapping):
+        item = item if names is None else by_known_names(item, names)
         unknown = [k for k in item if names is not None and k not in names]
         if unknown:
             assert names is not None
@@ -303,6 +305,8 @@ def read(
             )
         spool = Spool()
         arrays = _read_arrays(path, spool, limits)
+        arrays = _read_arrays(path, spool)
+        arrays = arrays if names is None else by_known_names(arrays, names)
         data = Data(_rows(arrays, path, names, required, shapes or {}), spool=spool)
     if targets is not None and paired is None:
         first = next(iter(_read_arrays(targets, data.spool, limits).values()), torch.empty(0))

@@ -132,6 +132,12 @@ class TorchModel:
                 registered[key] = hook
             second = self(sample, shaken=True)
         if not _agree(first, second):
+            if kept := _assigned(self.module):
+                raise InputError(
+                    "the model gives other outputs when it is called again with the same sample: "
+                    f"its scripted code assigns {', '.join(kept)}, which the next call reads; give "
+                    "a module that takes them as inputs and returns them"
+                )
             raise InputError(
                 "the model gives other outputs when it is called again with the same sample: its "
                 "code draws random numbers (dropout left on, randn), or counts its calls; make it "
@@ -173,6 +179,14 @@ class TorchModel:
         """Whether the arguments can be passed in order, without their names."""
         names = argument_names(self.module if self.exported is None else self.exported)
         return names is None or list(sample) == names[: len(sample)]
+
+
+def _assigned(module: Any) -> list[str]:
+    """The attributes that scripted code assigns, by name."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return []
+    graph: Any = module.inlined_graph
+    return sorted({node.s("name") for node in graph.findAllNodes("prim::SetAttr")})
 
 
 def _keywords(exported: Any) -> list[str]:

@@ -104,6 +104,10 @@ class Precast:
         Whether the model has attention of torch's own, whose fast path cannot be traced.
     decomposed
         Ops of the exported program that it is decomposed by before it is converted.
+    frozen
+        Whether what modules hold beside tensors was made constants (:mod:`mpsearch.source.frozen`).
+    renamed
+        Inputs and outputs with another name in the program: which (``Input 'state'``), and it.
     classifier, description
         Of a package: the ``ct.ClassifierConfig`` taken off its program, and what it says of its
         inputs, outputs and itself (a serialized ``ModelDescription``).
@@ -122,6 +126,8 @@ class Precast:
     added: tuple[str, ...] = ()
     attention: bool = False
     decomposed: tuple[str, ...] = ()
+    frozen: bool = False
+    renamed: dict[str, str] = field(default_factory=dict)
     classifier: Any = None
     description: bytes = b""
 

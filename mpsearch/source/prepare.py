@@ -27,6 +27,7 @@ from ..options import Conversion
 from ..program.flops import looped
 from ..program.graph import Function
 from ..program.lowering import CandidateOp, lower_candidates
+from ..program.names import known_name
 from ..spool import Spool
 from .conversion import convert
 from .data import Data, argument_names, collect, is_picture, redrawn, required_arguments
@@ -35,6 +36,7 @@ from .loading import load_model
 from .mlpackage import from_package, pixels
 from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
+from .torch_ops import PARTLY
 
 Bound = tuple[dict[str, Any], Outputs]  # a sample under the program's input names, its references
 Bind = Callable[[dict[str, Any]], Bound]
@@ -206,7 +208,7 @@ def prepare(
         half = torch_model.io_half and conversion.target != "iOS15"
         io = conversion.io_dtype or ("fp16" if half else "fp32")
         precast = convert(torch_model, data.samples, conversion.target, io)
-        notes += _added(precast.added)
+        notes += [*_added(precast.added), *_renamed(precast.renamed)]
     (function_name,) = precast.program.functions
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
@@ -281,10 +283,23 @@ def _taken_apart(batches: Data, data: Data) -> list[str]:
 def _added(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    listed = ", ".join(names)
+    listed = ", ".join(f"some uses of {name}" if name in PARTLY else name for name in names)
     return [
         f"coremltools {ct.__version__} does not convert {listed}: mpsearch did, by MIL ops that "
         "compute the same; op_selector.py carries it along."
+    ]
+
+
+def _renamed(names: Mapping[str, str]) -> list[str]:
+    """That inputs and outputs have other names in the package, and why."""
+    return [
+        f"{given} is named {name!r} in the package: coremltools "
+        + (
+            "reserves the name."
+            if name.endswith("_workaround")
+            else "knows names of letters, digits and underscores, each used once."
+        )
+        for given, name in names.items()
     ]
 
 
@@ -380,7 +395,10 @@ def declared_inputs(
             raise InputError(
                 f"--shape {text!r}: expected NAME=1,3,224,224, or NAME=1,8:int, of sizes above 0"
             ) from error
-        shapes[name] = (shape, torch.int64 if kind == "int" else torch.float32)
+        shapes[known_name(name, names or [])] = (
+            shape,
+            torch.int64 if kind == "int" else torch.float32,
+        )
     return names, required, shapes
 
 

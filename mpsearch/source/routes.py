@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._ct import quiet
 from .flat import Flat
+from .frozen import frozen
 from .modules import Sample, TorchModel, deterministic, widened
 from .provenance import line_of, numbered, scripted_layers, tagged, tagged_layer, traced_lines
 from .torch_ops import unknown_ops
@@ -29,24 +30,66 @@ class Routed:
     line_of: Callable[[Operation], str]
     wrapper: Flat | None = None
     decomposed: tuple[str, ...] = ()
+    frozen: bool = False
 
 
 def direct(model: TorchModel, sample: Sample) -> Routed | None:
     """Exported programs and TorchScript as they are."""
     if model.exported is not None:
         return None if model.half else _decomposed(model.exported)
-    if isinstance(model.source, torch.jit.ScriptModule) and len(model(sample)) == 1:
-        layers = scripted_layers(model.module)
-        lines = line_of(traced_lines(model.module))
-        return Routed(model.module, "torchscript", layers, lines)
-    return None
+    if not isinstance(model.source, torch.jit.ScriptModule):
+        return None
+    if len(model(sample)) > 1 and wrapped(model, sample) is not None:
+        return None
+    layers = scripted_layers(model.module)
+    lines = line_of(traced_lines(model.module))
+    return Routed(_own(model.module), "torchscript", layers, lines)
 
 
-def trace(model: TorchModel, sample: Sample) -> Routed:
-    """``torch.jit.trace``, the way that coremltools knows best."""
+def _own(scripted: Any) -> Any:
+    """A copy with a graph of its own, which coremltools inlines in place.
+
+    Copies of a ScriptModule share their graphs; this is how torch.ao.quantization tells them apart.
+    """
+    clone = torch._C._hack_do_not_use_clone_module_with_class  # type: ignore[attr-defined]
+    made = clone(scripted._c, [], [])
+    return torch.jit._recursive.wrap_cpp_module(made)
+
+
+def refrozen(model: TorchModel, routed: Routed) -> Routed | None:
+    """The same with attributes as constants, for what cannot be converted otherwise.
+
+    Not at once: ops then have other names. None where there is no scripted code.
+    """
+    scripts = (m for m in model.module.modules() if isinstance(m, torch.jit.ScriptModule))
+    if routed.kind != "torchscript" or not any(True for _ in scripts):
+        return None
+    source = frozen(routed.source)
+    layers = routed.layer_of
+    if routed.wrapper is None and isinstance(model.module, torch.jit.ScriptModule):
+        layers = scripted_layers(_Inlined(model.module, source))
+    lines = line_of(traced_lines(source))
+    return replace(routed, source=source, layer_of=layers, line_of=lines, frozen=True)
+
+
+class _Inlined:
+    """A module with its methods, and the inlined graph of what was made of it."""
+
+    def __init__(self, module: Any, made: Any) -> None:
+        self._module = module
+        self.inlined_graph = made.inlined_graph
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def trace(model: TorchModel, sample: Sample) -> Routed | None:
+    """``torch.jit.trace``, the way that coremltools knows best; of TorchScript it makes nothing."""
     tensors = tuple(traceable_copy(v) for v in sample.values() if isinstance(v, Tensor))
     paths: dict[str, str] = {}
     wrapper = wrapped(model, sample)
+    if wrapper is None and isinstance(model.module, torch.jit.ScriptModule):
+        return None
     traceable = model.module if wrapper is None else wrapper
     for state in model.states.values():
         state.zero_()

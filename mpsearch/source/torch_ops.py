@@ -1,9 +1,10 @@
-"""PyTorch ops that coremltools 9.0 has no conversion for, made of MIL ops that it has.
+"""PyTorch ops that coremltools 9.0 does not convert, or not every use of, made of MIL ops.
 
 Written as Apple documents it for composite operators
 (https://apple.github.io/coremltools/docs-guides/source/composite-operators.html). A function is
 copied into ``op_selector.py`` where a model needs it, so that it needs no more than the imports
-below and :data:`SHARED`.
+below and :data:`SHARED`. A function gives ``NotImplemented``, and makes no op, for what
+coremltools converts itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import torch
 from .._ct import quiet
 
 with quiet():
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+    from coremltools.converters.mil.frontend.torch.ops import (
+        _get_inputs,
+        _get_kwinputs,
+        convert_block,
+    )
     from coremltools.converters.mil.frontend.torch.torch_op_registry import (
         _TORCH_OPS_REGISTRY,
         register_torch_op,
@@ -28,12 +33,19 @@ with quiet():
     from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - its usual name
     from coremltools.converters.mil.mil import types
 
+Conversion = Callable[[Any, Any], Any]
+
 #: What the functions need, as ``op_selector.py`` imports it.
 IMPORTS = """\
 import numpy as np
 import torch
 from coremltools.converters.mil.frontend.torch import register_torch_op
-from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+from coremltools.converters.mil.frontend.torch.ops import (
+    _get_inputs,
+    _get_kwinputs,
+    convert_block,
+)
+from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types"""
 
@@ -42,17 +54,21 @@ from coremltools.converters.mil.mil import types"""
 def registered() -> Iterator[list[str]]:
     """Within, coremltools converts the ops of this module, but for those that it knows itself.
 
+    Those of :data:`PARTLY` come before coremltools' own conversions, which take the other uses.
     Gives the names of those that were converted, as it goes.
     """
     used: list[str] = []
-    made = [name for name in CONVERSIONS if _TORCH_OPS_REGISTRY.get_func(name) is None]
-    for name in made:
-        register_torch_op(_noting(name, used))
+    before = dict(_TORCH_OPS_REGISTRY.name_to_func_mapping)
+    for name, conversion in CONVERSIONS.items():
+        if name in PARTLY or name not in before:
+            register_torch_op(where_needed(name, _noting(name, conversion, used)), override=True)
     try:
         yield used
     finally:
-        for name in made:
+        for name in CONVERSIONS:
             _TORCH_OPS_REGISTRY.name_to_func_mapping.pop(name, None)
+            if name in before:
+                _TORCH_OPS_REGISTRY.name_to_func_mapping[name] = before[name]
 
 
 def unknown_ops(program: Any) -> set[str]:
@@ -66,23 +82,35 @@ def unknown_ops(program: Any) -> set[str]:
     return found
 
 
-def _noting(name: str, used: list[str]) -> Callable[[Any, Any], None]:
-    def convert(context: Any, node: Any) -> None:
-        CONVERSIONS[name](context, node)
-        if name not in used:
+def _noting(name: str, conversion: Conversion, used: list[str]) -> Conversion:
+    def convert(context: Any, node: Any) -> Any:
+        made = conversion(context, node)
+        if made is not NotImplemented and name not in used:
             used.append(name)
+        return made
 
-    convert.__name__ = name
     return convert
 
 
 def sources(names: list[str]) -> list[str]:
     """The source of the conversions of these ops, and of what they share."""
-    found = [inspect.getsource(CONVERSIONS[name]) for name in names]
+    found = [inspect.getsource(one) for one in dict.fromkeys(CONVERSIONS[name] for name in names)]
     for helper in reversed(SHARED):  # the later of them call the earlier
         if any(f"{helper.__name__}(" in text for text in found):
             found.insert(0, inspect.getsource(helper))
-    return found
+    return [*found, inspect.getsource(where_needed)]
+
+
+def where_needed(name, conversion):  # type: ignore[no-untyped-def]
+    """A conversion of the PyTorch op ``name``: coremltools' own where ``conversion`` has none."""
+    own = _TORCH_OPS_REGISTRY.get_func(name)
+
+    def convert(context, node):  # type: ignore[no-untyped-def]
+        if conversion(context, node) is NotImplemented:
+            own(context, node)
+
+    convert.__name__ = name
+    return convert
 
 
 def _argument(context, node, place, name, default=None):  # type: ignore[no-untyped-def]
@@ -368,25 +396,153 @@ def isin(context, node):  # type: ignore[no-untyped-def]
     context.add(found)
 
 
+def unsafe_chunk(context, node):  # type: ignore[no-untyped-def]
+    """x.unsafe_chunk(chunks, dim=0), into which torch.jit.trace takes LSTMCell and GRUCell apart"""
+    x = _get_inputs(context, node)[0]
+    chunks, axis = int(_argument(context, node, 1, "chunks")), _argument(context, node, 2, "dim", 0)
+    total = x.shape[int(axis)]
+    if not isinstance(total, (int, np.integer)):
+        raise ValueError("chunks need an axis of one size: give samples of one size")
+    size = -(-int(total) // chunks)
+    sizes = [min(size, int(total) - start) for start in range(0, int(total), size)]
+    parts = mb.split(x=x, split_sizes=sizes, axis=int(axis)) if len(sizes) > 1 else [x]
+    context.add(list(parts), torch_name=node.name)
+
+
+def _gates(context, node, count, whole):  # type: ignore[no-untyped-def]
+    """What a cell computes of its input and of its hidden state, by gate; ``whole``: their sum."""
+    x, hidden, weight, recurrent, bias, other = _get_inputs(context, node)[:6]
+    state = hidden[0] if isinstance(hidden, (list, tuple)) else hidden
+    both = [mb.linear(x=x, weight=weight, bias=bias)]
+    both += [mb.linear(x=state, weight=recurrent, bias=other)]
+    if whole:
+        both = [mb.add(x=both[0], y=both[1])]
+    return [mb.split(x=one, num_splits=count, axis=-1) if count > 1 else [one] for one in both]
+
+
+def lstm_cell(context, node):  # type: ignore[no-untyped-def]
+    """torch.nn.LSTMCell in TorchScript: gates i, f, g, o"""
+    before = _get_inputs(context, node)[1][1]
+    ((i, f, g, o),) = _gates(context, node, 4, True)
+    kept = mb.mul(x=mb.sigmoid(x=f), y=before)
+    cell = mb.add(x=kept, y=mb.mul(x=mb.sigmoid(x=i), y=mb.tanh(x=g)))
+    hidden = mb.mul(x=mb.sigmoid(x=o), y=mb.tanh(x=cell))
+    context.add(hidden, torch_name=node.outputs[0])
+    context.add(cell, torch_name=node.outputs[1])
+
+
+def gru_cell(context, node):  # type: ignore[no-untyped-def]
+    """torch.nn.GRUCell in TorchScript: gates r, z, n"""
+    before = _get_inputs(context, node)[1]
+    (r, z, n), (r_state, z_state, n_state) = _gates(context, node, 3, False)
+    reset = mb.sigmoid(x=mb.add(x=r, y=r_state))
+    update = mb.sigmoid(x=mb.add(x=z, y=z_state))
+    new = mb.tanh(x=mb.add(x=n, y=mb.mul(x=reset, y=n_state)))
+    rest = mb.mul(x=update, y=mb.sub(x=before, y=new))
+    context.add(mb.add(x=new, y=rest, name=node.name))
+
+
+def rnn_tanh_cell(context, node):  # type: ignore[no-untyped-def]
+    """torch.nn.RNNCell in TorchScript"""
+    (((new,),)) = _gates(context, node, 1, True)
+    context.add(mb.tanh(x=new, name=node.name))
+
+
+def rnn_relu_cell(context, node):  # type: ignore[no-untyped-def]
+    """torch.nn.RNNCell(nonlinearity="relu") in TorchScript"""
+    (((new,),)) = _gates(context, node, 1, True)
+    context.add(mb.relu(x=new, name=node.name))
+
+
+def prelu(context, node):  # type: ignore[no-untyped-def]
+    """torch.nn.functional.prelu(x, weight); Core ML's has weights that differ for rank 4 alone"""
+    x, weight = _get_inputs(context, node)
+    alike = weight.val is not None and np.unique(weight.val).size == 1
+    if x.rank in (1, 4) or alike:
+        return NotImplemented
+    slope = mb.reshape(x=weight, shape=[-1] + [1] * (x.rank - 2))
+    below = mb.mul(x=mb.minimum(x=x, y=0.0), y=slope)
+    context.add(mb.add(x=mb.relu(x=x), y=below, name=node.name))
+    return None
+
+
+def length(context, node):  # type: ignore[no-untyped-def]
+    """len(x) of a list, a tuple or a tensor"""
+    (x,) = _get_inputs(context, node)
+    if isinstance(x, (list, tuple)):
+        context.add(mb.const(val=np.int32(len(x)), name=node.name))
+    elif types.is_list(x.sym_type):
+        context.add(mb.list_length(ls=x, name=node.name))
+    else:
+        size = mb.slice_by_index(x=mb.shape(x=x), begin=[0], end=[1], squeeze_mask=[True])
+        context.add(mb.identity(x=size, name=node.name))
+
+
+def contains(context, node):  # type: ignore[no-untyped-def]
+    """``item in items``, of numbers that the program knows"""
+    items, item = _get_inputs(context, node)
+    items = [one.val for one in items] if isinstance(items, (list, tuple)) else items.val
+    if items is None or item.val is None or any(one is None for one in items):
+        raise ValueError("whether a list holds a number that depends on the inputs is not known")
+    context.add(mb.const(val=bool(item.val in list(items)), name=node.name))
+
+
+def negation(context, node):  # type: ignore[no-untyped-def]
+    """``not x``"""
+    context.add(mb.logical_not(x=_get_inputs(context, node)[0], name=node.name))
+
+
+def identity(context, node):  # type: ignore[no-untyped-def]
+    """``x is y``, where one is None"""
+    x, y = _get_inputs(context, node)
+    context.add(mb.const(val=x is y, name=node.name))
+
+
+def difference(context, node):  # type: ignore[no-untyped-def]
+    """``x is not y``, where one is None"""
+    x, y = _get_inputs(context, node)
+    context.add(mb.const(val=x is not y, name=node.name))
+
+
+def uninitialized(context, node):  # type: ignore[no-untyped-def]
+    """The value of a branch that raises, which nothing reads"""
+    context.add(None, torch_name=node.name)
+
+
+def taken_branch(context, node):  # type: ignore[no-untyped-def]
+    """``if`` with a condition that shapes decide: one branch, without what the other raises"""
+    (condition,) = _get_inputs(context, node)
+    if condition.val is None:
+        return NotImplemented
+    block = node.blocks[0 if condition.val else 1]
+    values = convert_block(context, block, []) if block.nodes or block.outputs else []
+    for name, value in zip(node.outputs, values, strict=True):
+        context.add(value, torch_name=name)
+    return None
+
+
 #: What conversions share, each before those that call it.
-SHARED = (_argument, _float, _resized)
+SHARED = (_argument, _float, _resized, _gates)
 
 #: The conversions by the name of the PyTorch op.
-CONVERSIONS: dict[str, Callable[[Any, Any], None]] = {
+CONVERSIONS: dict[str, Conversion] = {
     function.__name__: function
     for function in (
-        *(
-            alias,
-            new_ones,
-            diff,
-            upsample_bicubic2d,
-            _upsample_bicubic2d_aa,
-            trunc,
-            fmod,
-            lerp,
-            addcmul,
-        ),
-        *(addcdiv, hypot, logaddexp, isinf, isfinite, celu, hardshrink, softshrink),
-        *(log_sigmoid, logit, xlogy, prod, movedim, aminmax, bucketize, isin),
+        *(alias, new_ones, diff, upsample_bicubic2d, _upsample_bicubic2d_aa, trunc, fmod, lerp),
+        *(addcmul, addcdiv, hypot, logaddexp, isinf, isfinite, celu, hardshrink, softshrink),
+        *(log_sigmoid, logit, xlogy, prod, movedim, aminmax, bucketize, isin, unsafe_chunk),
+        *(lstm_cell, gru_cell, rnn_tanh_cell, rnn_relu_cell, prelu, contains, uninitialized),
     )
+} | {
+    # As TorchScript names them, which Python cannot.
+    "len": length,
+    "not": negation,
+    "is": identity,
+    "isnot": difference,
+    "if": taken_branch,
+    "data": alias,
+    "unchecked_cast": alias,
 }
+
+#: Those that coremltools converts itself, but for some uses.
+PARTLY = frozenset({"prelu", "if"})

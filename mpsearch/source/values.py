@@ -10,14 +10,17 @@ from torch import Tensor
 from .._ct import quiet
 from .modules import Sample, TorchModel, deterministic
 from .provenance import named_graph
-from .routes import direct, export, trace, traceable_copy
+from .routes import direct, export, refrozen, trace, traceable_copy
 
 
-def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Tensor]:
+def intermediates(
+    model: TorchModel, sample: Sample, kind: str, frozen: bool = False
+) -> dict[str, Tensor]:
     """Every tensor that the PyTorch model computes for a sample, under the name that MIL gives it.
 
     coremltools names a MIL value after the value of the traced graph, or the node of the exported
-    program, that it stands for. ``kind`` is that of the conversion (:attr:`Precast.kind`).
+    program, that it stands for. ``kind`` and ``frozen`` are those of the conversion
+    (:class:`mpsearch.source.precast.Precast`).
     """
     with deterministic(), quiet(), torch.no_grad():
         routed = direct(model, sample)
@@ -25,6 +28,10 @@ def intermediates(model: TorchModel, sample: Sample, kind: str) -> dict[str, Ten
             routed = routed or export(model, sample)
             return {} if routed is None else _exported_values(routed.source, sample)
         routed = routed or trace(model, sample)
+        if routed is not None and frozen:
+            routed = refrozen(model, routed)
+        if routed is None:
+            return {}
         tensors = [traceable_copy(v) for v in sample.values() if isinstance(v, Tensor)]
         with model.in_fp32():
             return _traced_values(routed.source, tensors)
