@@ -327,6 +327,7 @@ SPELLINGS = {
     "log of softmax": (lambda x: torch.log(torch.softmax(x, 1)), 8.0),
     "log_softmax": (lambda x: torch.log_softmax(x, -1), 8.0),
     "softmax by hand": (lambda x: torch.exp(x) / torch.exp(x).sum(1, keepdim=True), 3.0),
+    "softmax of two axes": (lambda x: x.exp() / x.exp().sum((1, 2), keepdim=True), 3.0),
     "mask": (masked, 1.0),
     "exp": (lambda x: torch.exp(x) - 1.0, 2.0),
     "log": (lambda x: torch.log(torch.relu(x) + 0.5), 2.0),
@@ -363,9 +364,10 @@ def test_what_is_spelled_otherwise_needs_no_fp32(name):
     assert mpsearch.optimize(model, samples, budget, numerics=numerics).kept
 
 
-def test_a_softmax_by_hand_becomes_one():
+@pytest.mark.parametrize("axes", [-1, (1, 2)])
+def test_a_softmax_by_hand_becomes_one(axes):
     data = [15 * torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(i)) for i in range(8)]
-    model = Spelled(lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True))
+    model = Spelled(lambda x: torch.exp(x) / torch.exp(x).sum(axes, keepdim=True))
     found = mpsearch.optimize(model, data, 1e-2, conversion=mpsearch.Conversion(rewrite=True))
     assert found.met and not found.kept and [r.kind for r in found.rewrites] == ["softmax"]
     assert mpsearch.optimize(model, data, 1e-2).kept

@@ -131,7 +131,7 @@ _SPELLINGS = {
     "softplus": "relu(x) + log(1 + exp(-|x|))",
     "logsumexp": "with the largest value taken out first",
     "log_softmax": "x less its largest value, less the logarithm of the sum of exponentials",
-    "softmax": "one softmax, for exponentials divided by their sum",
+    "softmax": "softmax, its largest value taken out, for exponentials divided by their sum",
     "finite_mask": "a mask of -30000 or -40000, where FP16 is infinite",
     "row_mask": "the mask (input {input}) less its largest value in each row, which softmax does "
     "not see: rows that are masked from end to end keep their scores",

@@ -126,14 +126,14 @@ def _kind(op: Operation, truths: frozenset[str]) -> Kind | None:
 
 
 def _by_hand(op: Operation) -> bool:
-    """Whether an op divides exponentials, which nothing else reads, by their sum along an axis."""
+    """Whether an op divides exponentials, which nothing else reads, by their sum along axes."""
     if op.op_type != "real_div" or op.x.op is None or op.y.op is None:
         return False
     above, below = op.x.op, op.y.op
     if (above.op_type, below.op_type) != ("exp", "reduce_sum") or below.x is not op.x:
         return False
     axes, kept = below.axes, below.keep_dims
-    along = axes is not None and np.size(axes.val) == 1 and kept is not None and bool(kept.val)
+    along = axes is not None and kept is not None and bool(kept.val)
     return along and set(op.x.child_ops) == {op, below} and not op.x.consuming_blocks
 
 

@@ -98,8 +98,13 @@ def _log_softmax(function, op):  # type: ignore[no-untyped-def]
 
 
 def _softmax(function, op):  # type: ignore[no-untyped-def]
-    axis = int(np.ravel(op.y.op.axes.val)[0])
-    _replace(function, op, _builder(op)("softmax", x=op.x.op.x, axis=axis))
+    make, x, axes = _builder(op), op.x.op.x, [int(axis) for axis in np.ravel(op.y.op.axes.val)]
+    if len(axes) == 1:
+        return _replace(function, op, make("softmax", x=x, axis=axes[0]))
+    rest = make("sub", x=x, y=make("reduce_max", x=x, axes=axes, keep_dims=True))
+    above = make("exp", x=rest)
+    below = make("reduce_sum", x=above, axes=axes, keep_dims=True)
+    return _replace(function, op, make("real_div", x=above, y=below))
 
 
 def _exp(function, op, exponent):  # type: ignore[no-untyped-def]

@@ -305,7 +305,6 @@ def read(
             )
         spool = Spool()
         arrays = _read_arrays(path, spool, limits)
-        arrays = _read_arrays(path, spool)
         arrays = arrays if names is None else by_known_names(arrays, names)
         data = Data(_rows(arrays, path, names, required, shapes or {}), spool=spool)
     if targets is not None and paired is None:
