@@ -282,6 +282,111 @@ def test_ops_in_loops_and_branches_are_searched():
     assert result.error <= result.expected_error * 1.02
 
 
+# --- recurrent layers ------------------------------------------------------------------------
+
+
+def recurrent_op(name, direction, activation="tanh", precision="fp32", **options):
+    """A recurrent op with random weights, and what torch's module of the same weights gives."""
+    generator = torch.Generator().manual_seed(0)
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    both = direction == "bidirectional"
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator) / 2
+
+    sides = [
+        [random(gates * 6, 5), random(gates * 6, 6), random(gates * 6), random(gates * 6)]
+        for _ in range(1 + both)
+    ]
+    x, h, c = random(7, 2, 5), random(1 + both, 2, 6), random(1 + both, 2, 6)
+    order = {"rnn": [0], "gru": [0, 2, 1], "lstm": [0, 1, 3, 2]}[name]  # MIL's gates, of torch's
+
+    def mil(value):
+        return np.concatenate([value.chunk(gates)[i].numpy() for i in order])
+
+    given = {"direction": direction, "output_sequence": True, "activation": activation}
+    given |= {"initial_h": np.concatenate(list(h.numpy()), -1)}
+    if name == "lstm":
+        given |= {"initial_c": np.concatenate(list(c.numpy()), -1)}
+    for (w_i, w_h, b_i, b_h), back in zip(sides, ("", "_back"), strict=False):
+        given |= {f"weight_ih{back}": mil(w_i), f"weight_hh{back}": mil(w_h)}
+        given |= {f"bias{back}": mil(b_h if name == "gru" else b_i + b_h)}
+    if name == "gru":
+        given |= {"reset_after": True, "input_bias": mil(sides[0][2])}
+    options = {**given, **options}
+    target = "iOS18" if name == "gru" else "iOS17"
+
+    @mb.program(
+        input_specs=[mb.TensorSpec(shape=(7, 2, 5))], opset_version=getattr(ct.target, target)
+    )
+    def program(x):
+        return mb.identity(x=getattr(mb, name)(x=x, **options)[0], name="y")
+
+    kind = getattr(torch.nn, name.upper())
+    extra = {"nonlinearity": activation} if name == "rnn" else {}
+    layer = kind(5, 6, bidirectional=both, **extra)
+    values = [v for side in sides for v in side]
+    with torch.no_grad():
+        for parameter, value in zip(layer.parameters(), values, strict=True):
+            parameter.copy_(value)
+        taken = x.flip(0) if direction == "reverse" else x
+        wanted = layer(taken, (h, c) if name == "lstm" else h)[0]
+    return package(program, precision, target), x.numpy(), wanted.numpy()
+
+
+RECURRENT = [
+    *(("lstm", way, "tanh") for way in ("forward", "reverse", "bidirectional")),
+    *(("gru", way, "tanh") for way in ("forward", "reverse")),
+    *(("rnn", way, act) for way in ("forward", "reverse") for act in ("tanh", "relu")),
+]
+
+
+@pytest.mark.parametrize(("name", "direction", "activation"), RECURRENT)
+@pytest.mark.parametrize("numerics", ["ieee", "ane", "strict", "wide"])
+def test_recurrent_ops_are_torch_layers(name, direction, activation, numerics):
+    model, x, wanted = recurrent_op(name, direction, activation)
+    np.testing.assert_allclose(predict(model, x, numerics), wanted, atol=1e-5)
+    model, x, wanted = recurrent_op(name, direction, activation, "fp16")
+    np.testing.assert_allclose(predict(model, x, numerics), wanted, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sigmoid", "linear"])
+def test_a_recurrent_op_is_the_same_whole_and_step_by_step(name, direction, activation):
+    """An op whose inner steps are watched runs them one by one; both give the same."""
+    from mpsearch.executor.ops import OPS
+    from mpsearch.numerics.steps import Replaced
+
+    generator = torch.Generator().manual_seed(0)
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    shapes = {"x": (5, 2, 4), "initial_h": (2, 3), "weight_ih": (3 * gates, 4)}
+    shapes |= {"weight_hh": (3 * gates, 3), "bias": (3 * gates,)}
+    shapes |= {"initial_c": (2, 3)} if name == "lstm" else {}
+    given = {k: torch.randn(shape, generator=generator) / 3 for k, shape in shapes.items()}
+    given |= {"direction": direction, "activation": activation}
+    variants = [{"clip": 0.1}, {"peephole": torch.ones(9)}] if name == "lstm" else []
+    variants += [{"reset_after": True}] if name == "gru" else []
+    for variant in [{}, {"output_sequence": True}, *variants]:
+        whole = OPS[name].function(**given, **variant)
+        with Replaced({}, after=lambda x: x):
+            steps = OPS[name].function(**given, **variant)
+        for a, b in zip(whole, steps, strict=True):
+            torch.testing.assert_close(a, b)
+        batched = torch.func.vmap(
+            lambda x, variant=variant: OPS[name].function(**{**given, "x": x}, **variant)
+        )(given["x"].expand(2, 5, 2, 4))
+        for a, b in zip(whole, batched, strict=True):
+            torch.testing.assert_close(a, b[1])
+
+
+def test_nan_goes_through_a_recurrent_op_from_where_it_is():
+    model, x, _ = recurrent_op("lstm", "forward")
+    x[3, 0, 2] = np.nan
+    found = np.isnan(predict(model, x)).all(-1)
+    assert found[:, 0].tolist() == [False] * 3 + [True] * 4 and not found[:, 1].any()
+
+
 # --- MLModel's conventions -------------------------------------------------------------------
 
 

@@ -19,7 +19,10 @@ def _resolve(indices: Tensor, size: int, validate: bool | None) -> tuple[Tensor,
     if validate is None:
         return torch.where(index < 0, index + size, index), None
     inside = (index >= 0) & (index < size)
-    batched = torch._C._functorch.is_batchedtensor(inside)  # its values are not to be looked at
+    # Values of many samples, or of a run that is traced, are not to be looked at.
+    batched = (
+        torch._C._functorch.is_batchedtensor(inside) or torch._C._get_tracing_state() is not None
+    )
     if not batched and bool(inside.all()):
         return index, None
     if validate and batched:
@@ -151,6 +154,9 @@ def scatter(
     axis = axis % data.dim()
     index, inside = _resolve(indices.reshape(-1), data.shape[axis], validate_indices)
     updates = updates.reshape(*data.shape[:axis], index.numel(), *data.shape[axis + 1 :])
+    if inside is None and mode in ("add", "sub"):
+        sign = 1 if mode == "add" else -1
+        return data.index_add(axis, index, updates.to(data.dtype), alpha=sign)
     grid = _grid(updates.shape, data.device)
     if inside is not None:
         inside = inside[grid[axis]]

@@ -65,6 +65,12 @@ class Replaced(TorchFunctionMode):
         return out if self._after is None else self._after(out)
 
 
+def watched() -> bool:
+    """Whether the inner steps of an op are seen: it must then run them one by one."""
+    stack = torch.overrides._get_current_function_mode_stack()
+    return any(isinstance(mode, Replaced) for mode in stack)
+
+
 def round_floats(out: Any) -> Any:
     """Round a float result to FP16, kept in FP32 storage for the next step."""
     if isinstance(out, Tensor):
