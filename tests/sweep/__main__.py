@@ -25,7 +25,7 @@ def main() -> int:
         if report.failures:
             print(report, flush=True)
         elif given.verbose or given.only is not None:
-            print(f"seed {report.run.seed} {report.seconds:.1f} s ({report.core:.1f}) {report.kind}: {described(report.run)}", flush=True)
+            print(f"{_took(report)} {report.kind}: {described(report.run)}", flush=True)
 
     reports = sweep(seeds, given.jobs, show)
     failed = [r for r in reports if r.failures]
@@ -34,9 +34,13 @@ def main() -> int:
     core = sum(r.core for r in reports)
     print(f"{len(reports)} runs, {len(failed)} failed, {seconds:.0f} s, {core:.0f} s of a core")
     print(", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
-    for report in sorted(reports, key=lambda r: -r.seconds)[:10]:
-        print(f"  {report.seconds:6.1f} s ({report.core:.1f})  seed {report.run.seed}: {described(report.run)[:120]}")
+    for report in sorted(reports, key=lambda r: -r.core)[:10]:
+        print(f"  {_took(report)}: {described(report.run)[:100]}")
     return 1 if failed else 0
+
+
+def _took(report: Report) -> str:
+    return f"seed {report.run.seed}, {report.seconds:.1f} s ({report.core:.1f} of a core)"
 
 
 if __name__ == "__main__":

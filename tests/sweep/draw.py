@@ -370,9 +370,7 @@ WRONG: dict[str, Wrong] = {
     "storage": Wrong(
         {"storage": "nothing://x"}, "storage 'nothing://x' cannot be opened", "", _SEARCHES
     ),
-    "resume": Wrong(
-        {"storage": None, "resume": True}, "resume needs the storage", None, _SEARCHES
-    ),
+    "resume": Wrong({"storage": None, "resume": True}, "resume needs the storage", None, _SEARCHES),
     "numerics": Wrong(
         {"numerics": "ieee754"}, "numerics 'ieee754' is not known", "", (*_MEASURES, "check")
     ),

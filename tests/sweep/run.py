@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import gc
 import json
 import math
@@ -24,7 +25,7 @@ import mpsearch
 from mpsearch.cli import main
 
 from . import measures, models, sources
-from .draw import Run, expected
+from .draw import FUNCTIONS, Run, expected
 from .models import ARCHITECTURES, Sample
 
 _GROUPS = {
@@ -276,7 +277,9 @@ def judged(run: Run, folder: Path) -> Outcome:
     os.chdir(work)
     stage = staged(run, files)
     if run.command in ("check", "apply"):
-        first = replace(stage, run=run.searched, budget=measures.budget(run.searched, stage.references))
+        first = replace(
+            stage, run=run.searched, budget=measures.budget(run.searched, stage.references)
+        )
         try:
             result = in_python(first)
         except Exception as error:
@@ -289,9 +292,7 @@ def judged(run: Run, folder: Path) -> Outcome:
             return outcome
         result.save(OUT)
         del result
-        stage.budget = measures.budget(
-            run if run.get("metric") else run.searched, stage.references
-        )
+        stage.budget = measures.budget(run if run.get("metric") else run.searched, stage.references)
     before = set(os.listdir(work))
     _shell(stage, outcome) if run.shell else _python(stage, outcome)
     _left(stage, before, outcome)
@@ -313,19 +314,25 @@ def _taken(stage: Stage, outcome: Outcome) -> None:
 
 def _python(stage: Stage, outcome: Outcome) -> None:
     run = stage.run
-    with _undisturbed(stage, outcome):
-        try:
+    rooms = set(os.listdir(tempfile.gettempdir()))
+    try:
+        with _undisturbed(stage, outcome):
             found = in_python(stage)
             if run.command == "optimize" and run.get("resume") and run.get("storage"):
                 found = in_python(stage)
-        except mpsearch.InputError as error:
-            return _refused(stage, str(error), outcome)
-        except Exception as error:
-            return outcome.fail(_told(error))
-        _taken(stage, outcome)
-        outcome.kind = run.command
-        _FOUND[run.command](stage, found, outcome)
-        del found
+    except mpsearch.InputError as error:
+        return _refused(stage, str(error), outcome)
+    except Exception as error:
+        return outcome.fail(_told(error))
+    _taken(stage, outcome)
+    outcome.kind = run.command
+    _FOUND[run.command](stage, found, outcome)
+    del found
+    gc.collect()
+    left = set(os.listdir(tempfile.gettempdir())) - rooms
+    # coremltools keeps the package behind an MLModel until the process ends.
+    if left := {name for name in left if not name.endswith(".mlpackage")}:
+        outcome.fail(f"left in TMPDIR when the result was let go: {sorted(left)}")
     return None
 
 
@@ -367,18 +374,14 @@ def _undisturbed(stage: Stage, outcome: Outcome) -> Iterator[None]:
     module = model if isinstance(model, torch.nn.Module) else None
     kept = {} if module is None else {k: v.clone() for k, v in module.state_dict().items()}
     before = _around(module)
-    rooms = set(os.listdir(tempfile.gettempdir()))
-    yield
-    gc.collect()
-    for (name, was), (_, now) in zip(before, _around(module), strict=True):
-        if was != now:
-            outcome.fail(f"the call changed {name}: {was} to {now}"[:300])
-    if module is not None and not measures.same(module, kept):
-        outcome.fail("the call changed the model's tensors")
-    left = set(os.listdir(tempfile.gettempdir())) - rooms
-    # coremltools keeps the package behind an MLModel until the process ends.
-    if left := {name for name in left if not name.endswith(".mlpackage")}:
-        outcome.fail(f"left in TMPDIR when the result was let go: {sorted(left)}")
+    try:
+        yield
+    finally:
+        for (name, was), (_, now) in zip(before, _around(module), strict=True):
+            if was != now:
+                outcome.fail(f"the call changed {name}: {was} to {now}"[:300])
+        if module is not None and not measures.same(module, kept):
+            outcome.fail("the call changed the model's tensors")
 
 
 def _around(module: torch.nn.Module | None) -> list[tuple[str, Any]]:
@@ -462,13 +465,11 @@ def _package(stage: Stage, result: dict[str, Any], outcome: Outcome) -> None:
     told = -told if run.get("metric") in ("psnr", "snr") else told
     if abs(told - found) > 0.02 * max(abs(found), abs(told), 1e-7) + 1e-7:
         outcome.fail(f"the result tells of {told:.6g}, the package gives {found:.6g}")
-    if run.seed % 2 == 0 and run.get("metric") not in models_functions and run.form == "list":
-        checked = mpsearch.check(OUT, stage.source.given if not run.shell else _again(stage), samples[:cut])
+    if run.seed % 2 == 0 and run.get("metric") not in FUNCTIONS:
+        model = _again(stage) if run.shell else stage.source.given
+        checked = mpsearch.check(OUT, model, samples[:cut])
         if not checked.holds:
             outcome.fail(f"check does not hold: error {checked.error}, budget {checked.budget}")
-
-
-models_functions = ("worst", "agreement")
 
 
 def _again(stage: Stage) -> Any:
@@ -485,8 +486,6 @@ def _infeasible(stage: Stage, said: str, outcome: Outcome) -> None:
     pins = tuple(pin.removeprefix("type:") for pin in run.get("keep_fp16", ()))
     precision = ct.precision.FLOAT32
     if pins:
-        import fnmatch
-
         precision = ct.transform.FP16ComputePrecision(
             op_selector=lambda op: any(fnmatch.fnmatch(op.op_type, pin) for pin in pins)
         )
@@ -542,11 +541,10 @@ def _applied_package(stage: Stage, outcome: Outcome) -> None:
     base = stage.run.searched
     samples = measures.shaped(Path(OUT) / "model.mlpackage", base, stage.samples)
     cut = measures.calibration(base, samples)
-    for name in ("new.mlpackage",):
-        found = measures.error(name, base, stage.source.predict, samples[:cut])
-        limit = measures.limit(base, stage.budget)
-        if found > limit:
-            outcome.fail(f"applied: the loss is {found:.6g}, allowed {limit:.6g}")
+    found = measures.error("new.mlpackage", base, stage.source.predict, samples[:cut])
+    limit = measures.limit(base, stage.budget)
+    if found > limit:
+        outcome.fail(f"applied: the loss is {found:.6g}, allowed {limit:.6g}")
 
 
 def _exits(*codes: int) -> Any:

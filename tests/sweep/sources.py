@@ -186,6 +186,10 @@ def plain(
 ) -> Any:
     """The package that coremltools makes, without mpsearch."""
     floats = np.float16 if io_dtype == "fp16" else np.float32
+    given = in_torch(module)(sample)
+    outputs = [
+        ct.TensorType(dtype=floats if value.is_floating_point() else np.int32) for value in given
+    ]
     inputs = [
         ct.TensorType(
             name=name, shape=value.shape, dtype=floats if value.is_floating_point() else np.int32
@@ -201,6 +205,7 @@ def plain(
     return ct.convert(
         _traced(module, sample),
         inputs=inputs,
+        outputs=outputs,
         states=states or None,
         minimum_deployment_target=getattr(ct.target, target),
         compute_precision=precision,

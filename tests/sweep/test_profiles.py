@@ -105,9 +105,7 @@ CASES: dict[str, Case] = {
             "align_corners": True,
         },
     ),
-    "avg_pool": Case(
-        _IMAGE, _PICTURE, lambda s: {"kernel_sizes": [2, 2], "pad_type": "valid"}
-    ),
+    "avg_pool": Case(_IMAGE, _PICTURE, lambda s: {"kernel_sizes": [2, 2], "pad_type": "valid"}),
     "batch_norm": _channels(mean=lambda n: 0 * _ones(n), variance=_ones, gamma=_ones),
     "clamped_relu": _elementwise(alpha=0.1, beta=0.5),
     "conv": Case(_IMAGE, (1, 64, 8, 8), lambda s: {"weight": weights(2 * s[1], s[1], 3, 3)}),
@@ -126,9 +124,7 @@ CASES: dict[str, Case] = {
         },
     ),
     "cumsum": _elementwise(axis=1),
-    "einsum": Case(
-        (1, 2, 3, 4), (1, 4, 16, 64), lambda s: {"equation": "nchw,nwhu->nchu"}
-    ),
+    "einsum": Case((1, 2, 3, 4), (1, 4, 16, 64), lambda s: {"equation": "nchw,nwhu->nchu"}),
     "elu": _elementwise(alpha=0.5),
     "floor_div": _elementwise(y=np.float32(0.3)),
     "gelu": _elementwise(mode="EXACT"),
@@ -188,9 +184,7 @@ CASES: dict[str, Case] = {
     ),
     "rnn": Case(_BEATS, _SOUND, _recurrent(1)),
     "rsqrt": _elementwise(epsilon=1e-3),
-    "scaled_dot_product_attention": Case(
-        (1, 2, 3, 4), (1, 4, 16, 64), lambda s: {}, opset="iOS18"
-    ),
+    "scaled_dot_product_attention": Case((1, 2, 3, 4), (1, 4, 16, 64), lambda s: {}, opset="iOS18"),
     "scaled_tanh": _elementwise(alpha=0.5, beta=0.5),
     "scatter": Case(_ROWS, _WIDE, lambda s: {**_scattered(s), "axis": 0, "mode": "add"}),
     "scatter_along_axis": Case(

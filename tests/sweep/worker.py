@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def _inside(run: Run, folder: Path) -> None:
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # pytest has put others in their place.
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
     faulthandler.enable()
     code = 0
     atexit._clear()
@@ -150,7 +153,7 @@ def attempt(seed: int) -> Report:
         time.sleep(0.02)
 
 
-def sweep(seeds: list[int], jobs: int, show) -> list[Report]:
+def sweep(seeds: list[int], jobs: int, show: Callable[[Report], None]) -> list[Report]:
     """Do many, so many at a time; ``show`` is called with each as it ends."""
     waiting, under_way, done = list(reversed(seeds)), [], []
     while waiting or under_way:
