@@ -59,7 +59,7 @@ class Text(nn.Module):
 
 
 class Vision(nn.Module):
-    """A residual network of 64 and 128 channels at 16 x 16."""
+    """A residual network of 64 and 128 channels at 8 x 8."""
 
     def __init__(self, hot: float) -> None:
         super().__init__()
@@ -340,8 +340,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "text": Architecture(
         Text, {"ids": ((1, 16), "int64:1000"), "mask": ((1, 16), "mask")}, hot=3e4
     ),
-    "vision": Architecture(Vision, {"image": ((1, 3, 32, 32), "uniform")}, hot=2e3),
-    "unet": Architecture(UNet, {"image": ((1, 3, 16, 16), "uniform")}, hot=1e6),
+    "vision": Architecture(Vision, {"image": ((1, 3, 16, 16), "uniform")}, hot=2e3),
+    "unet": Architecture(UNet, {"image": ((1, 3, 8, 8), "uniform")}, hot=1e6),
     "audio": Architecture(Audio, {"sound": ((1, 1280), "normal")}, hot=60.0),
     "llama": Architecture(Llama, {"ids": ((1, 12), "int64:1000")}, hot=600.0),
     "detector": Architecture(Detector, {"image": ((1, 3, 16, 16), "normal")}, hot=640.0),

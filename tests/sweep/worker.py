@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,10 @@ def _inside(run: Run, folder: Path) -> None:
     sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
     faulthandler.enable()
     code = 0
+    # What the parent has to clean up is not the child's.
     atexit._clear()
+    weakref.finalize._registry.clear()
+    weakref.finalize._registered_with_atexit = False
     try:
         warnings.simplefilter("ignore")
         outcome = judged(run, folder)
