@@ -187,7 +187,7 @@ _TABLE: dict[str, Draw] = {
     "hazards": _some(0.3, choices.HAZARD_ACTIONS),
     "trials": _trials,
     "timeout": _some(0.08, (0.2, 1.0, 3.0)),
-    "prove": _some(0.1, [True]),
+    "prove": _some(0.05, [True]),
     "cache_bytes": _some(0.15, (0, 1 << 16, 1 << 28)),
     "seed": _some(0.3, (1, 7, 2**32 - 1)),
     "storage": _some(0.12, ("sqlite:///study.db", "journal:study.log")),

@@ -237,7 +237,7 @@ class Points(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         x = points - points.mean(1, keepdim=True)
         squares = (x[:, :, None] - x[:, None]).square().sum(-1)
-        scales = torch.logspace(-1.0, 1.0, 8)
+        scales = 10 ** torch.linspace(-1.0, 1.0, 8)
         near = torch.exp(-squares[..., None] * scales).mean(2)
         x = torch.cat([x, near], -1).transpose(1, 2)
         x = self.second(F.relu(self.first(x * self.hot)) / self.hot)
