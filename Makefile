@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint conformance docs transcripts clean
+.PHONY: demo test test-all lint conformance docs transcripts clean
 
 demo: $(READY)
 	$(BIN)/mpsearch optimize examples.minilm:build --inputs examples.minilm:samples \
@@ -12,6 +12,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+# The tests, and a hundred runs with every option drawn at random; see tests/sweep/run.py.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m sweep tests/sweep
 
 lint: $(READY)
 	$(BIN)/ruff check .
