@@ -245,8 +245,8 @@ class Executor:
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether an input is declared to take arrays of a shape."""
         var, feature = self._signature.inputs[name], self._features().get(name)
-        if not self._fixed(feature):
-            return self._allowed(shape, feature)
+        if is_flexible(feature):
+            return allows(feature, shape)
         return len(shape) == len(var.shape) and all(
             not isinstance(s, (int, np.integer)) or s == n
             for s, n in zip(var.shape, shape, strict=True)
@@ -282,31 +282,10 @@ class Executor:
         if not self.fits(name, array.shape):
             raise InputError(
                 f"input {name!r} has shape {array.shape}, expected {self._expected(name)}"
-                + _declared_shapes(array.shape, feature)
+                + declared_shapes(array.shape, feature)
             )
         dtype = _NUMPY.get(_program.dtype_of(var), np.int32)
         return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
-
-    @staticmethod
-    def _fixed(feature: Any) -> bool:
-        """Whether an input declares no shape but its own."""
-        if feature is None or feature.type.WhichOneof("Type") != "multiArrayType":
-            return True
-        return feature.type.multiArrayType.WhichOneof("ShapeFlexibility") is None
-
-    @staticmethod
-    def _allowed(shape: tuple[int, ...], feature: Any) -> bool:
-        """Whether a shape is among those that a flexible input declares."""
-        array = feature.type.multiArrayType
-        listed = [tuple(s.shape) for s in array.enumeratedShapes.shapes] + [tuple(array.shape)]
-        ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
-        return shape in listed or (
-            len(ranges) == len(shape)
-            and all(
-                low <= n and (high < 0 or n <= high)
-                for n, (low, high) in zip(shape, ranges, strict=True)
-            )
-        )
 
     # -- outputs -------------------------------------------------------------------------------
 
@@ -330,9 +309,30 @@ class Executor:
         return out
 
 
-def _declared_shapes(shape: tuple[int, ...], feature: Any) -> str:
-    """What a flexible input allows and ``shape`` is not, in Core ML's own words."""
+def is_flexible(feature: Any) -> bool:
+    """Whether a package declares an input of several shapes, in its description of it."""
     if feature is None or feature.type.WhichOneof("Type") != "multiArrayType":
+        return False
+    return feature.type.multiArrayType.WhichOneof("ShapeFlexibility") is not None
+
+
+def allows(feature: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is among those that a package declares of an array."""
+    array = feature.type.multiArrayType
+    listed = [tuple(s.shape) for s in array.enumeratedShapes.shapes] + [tuple(array.shape)]
+    ranges = [(r.lowerBound, r.upperBound) for r in array.shapeRange.sizeRanges]
+    return shape in listed or (
+        len(ranges) == len(shape)
+        and all(
+            low <= n and (high < 0 or n <= high)
+            for n, (low, high) in zip(shape, ranges, strict=True)
+        )
+    )
+
+
+def declared_shapes(shape: tuple[int, ...], feature: Any) -> str:
+    """What a flexible input allows and ``shape`` is not, in Core ML's own words."""
+    if not is_flexible(feature):
         return ""
     array = feature.type.multiArrayType
     if array.enumeratedShapes.shapes:

@@ -74,14 +74,23 @@ class Data:
     @property
     def understood(self) -> str:
         """What the samples were taken for, in words: inputs by name, shape and kind."""
-        first = self.samples[0]
         inputs = ", ".join(
-            f"{name} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{name}={v!r}"
-            for name, v in first.items()
+            f"{name} {self._sizes(name)}" if isinstance(v, Tensor) else f"{name}={v!r}"
+            for name, v in self.samples[0].items()
         )
         count = len(self.samples)
         targets = ", each with a target" if self.targets else ""
         return f"{count} sample{'' if count == 1 else 's'} of {inputs}{targets}"
+
+    def _sizes(self, name: str) -> str:
+        """The shape of an input, with least and most where it differs between samples."""
+        values = (sample.get(name) for sample in self.samples)
+        shapes = {tuple(v.shape) for v in values if isinstance(v, Tensor)}
+        if len({len(shape) for shape in shapes}) > 1:
+            return " or ".join(map(str, sorted(shapes)))
+        axes = [(min(sizes), max(sizes)) for sizes in zip(*shapes, strict=True)]
+        said = [str(low) if low == high else f"{low} to {high}" for low, high in axes]
+        return f"({', '.join(said)}{',' if len(said) == 1 else ''})"
 
 
 def argument_names(model: Any) -> list[str] | None:

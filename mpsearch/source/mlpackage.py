@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from .._ct import ct, quiet
 from ..errors import InputError
-from ..executor.predict import as_pixels
+from ..executor.predict import allows, as_pixels, declared_shapes
 from ..options import TARGETS
 from ..program import lowering as _program
 from ..program.described import ORIGINS, unclassified
@@ -38,11 +38,7 @@ def from_package(model: Any) -> Precast:
     program = _program.load_program(spec, model.weights_dir)
     if not program.functions:
         raise InputError("the package has no function; convert the original again")
-    if len(program.functions) > 1:
-        raise InputError(
-            "the package has several functions "
-            f"({', '.join(program.functions)}); split it and search each one"
-        )
+    check_functions(program.functions)
     (function,) = program.functions.values()
     classifier = unclassified(program)
     for op in function.operations:
@@ -79,6 +75,22 @@ def from_package(model: Any) -> Precast:
     )
 
 
+def check_functions(names: Iterable[str]) -> None:
+    """That a package has one function.
+
+    Raises
+    ------
+    InputError
+        If it has several.
+    """
+    names = list(names)
+    if len(names) > 1:
+        raise InputError(
+            f"the package has several functions ({', '.join(names)}); convert each of them to a "
+            "package of its own, and search that"
+        )
+
+
 Where = Callable[[Any], str]
 
 
@@ -109,6 +121,32 @@ def pixels(model: Any, data: Data) -> Data:
         for sample in data.samples
     ]
     return replace(data, samples=samples)
+
+
+def check_shapes(model: Any, data: Data) -> None:
+    """That samples have shapes that a package declares.
+
+    Raises
+    ------
+    InputError
+        If one has another; it says which are declared.
+    """
+    arrays = {
+        feature.name: feature
+        for feature in model.get_spec().description.input
+        if feature.type.WhichOneof("Type") == "multiArrayType"
+    }
+    for place, sample in enumerate(data.samples):
+        for name, value in sample.items():
+            if not isinstance(value, torch.Tensor) or name not in arrays:
+                continue
+            shape, feature = tuple(value.shape), arrays[name]
+            declared = tuple(feature.type.multiArrayType.shape)
+            if declared and not allows(feature, shape):
+                raise InputError(
+                    f"sample {place}: input {name!r} has shape {shape}, and the package takes "
+                    f"{declared}{declared_shapes(shape, feature)}"
+                )
 
 
 def _spec_versions() -> dict[str, int]:

@@ -33,7 +33,7 @@ from .conversion import convert
 from .data import Data, argument_names, collect, is_picture, redrawn, required_arguments
 from .items import items
 from .loading import load_model
-from .mlpackage import from_package, pixels
+from .mlpackage import check_functions, check_shapes, from_package, pixels
 from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
 from .torch_ops import PARTLY
@@ -193,6 +193,7 @@ def prepare(
         precast = from_package(model)
         (function,) = precast.program.functions.values()
         data = pixels(model, as_data(inputs, list(function.inputs), targets))
+        check_shapes(model, data)
     else:
         data = as_data(inputs, argument_names(model), targets)
         if pictures := [name for name, value in data.samples[0].items() if is_picture(value)]:
@@ -368,7 +369,9 @@ def declared_inputs(
     """
     shapes: Declared = {}
     if isinstance(model, ct.models.MLModel):
-        described = model.get_spec().description.input
+        spec = model.get_spec()
+        check_functions(function.name for function in spec.description.functions)
+        described = spec.description.input
         names: list[str] | None = [feature.name for feature in described]
         required = len(described)
         for feature in described:
