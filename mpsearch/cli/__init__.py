@@ -1,14 +1,18 @@
 """The command line."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from .interrupts import listen
 
 
-def main() -> None:
-    """Run the command that was typed, and exit."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command, the one that was typed by default, and exit."""
     listen()
     from .commands import main as command
 
-    command()
+    command(None if arguments is None else list(arguments))
 
 
 __all__ = ["main"]

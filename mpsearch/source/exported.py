@@ -15,6 +15,7 @@ The format is that of torch's ``torch/_export/serde/schema.py`` (schema version 
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import json
 import keyword
@@ -33,6 +34,9 @@ from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
 
+_DESERIALIZER = "torch._export.serde.serialize"
+
+
 class _RefusedError(Exception):
     """Something in the file is not what an export writes; the text says what."""
 
@@ -43,7 +47,7 @@ def load_exported(file: Path, trust: bool, limits: LoadLimits = LoadLimits()) ->
     Parameters
     ----------
     file
-        As ``torch.export.save`` of torch 2.8 or newer wrote it.
+        As ``torch.export.save`` of torch 2.9 or newer wrote it.
     trust
         Load it as it is, whatever it runs.
 
@@ -57,7 +61,7 @@ def load_exported(file: Path, trust: bool, limits: LoadLimits = LoadLimits()) ->
     try:
         path = file if trust else folder.path / "checked.pt2"
         if not trust:
-            import torch._export.serde.serialize  # once, and not in the child alone
+            importlib.import_module(_DESERIALIZER)  # once, and not in the child alone
 
             tried(_check, [str(file), str(path)], file, limits, _program_bytes(file))
         with contained():
@@ -106,8 +110,8 @@ _CONFIGS = {
     f"{_WEIGHTS}model_weights_config.json": _WEIGHTS,
     f"{_CONSTANTS}model_constants_config.json": _CONSTANTS,
 }
-#: Entries that say what the archive is, and nothing of the model.
-_ABOUT = re.compile(r"archive_format|archive_version|byteorder|version|\.data/[\w.]+")
+#: Entries that say what the archive is, or were added by the user, and nothing of the model.
+_ABOUT = re.compile(r"archive_format|archive_version|byteorder|version|\.data/[\w.]+|extra/.*")
 _RAW = re.compile(r"data/(weights/weight_|constants/tensor_)\d+")
 
 
@@ -140,7 +144,7 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     found: dict[str, zipfile.ZipInfo] = {}
     roots = {info.filename.partition("/")[0] for info in archive.infolist()}
     if len(roots) != 1:
-        raise _RefusedError("is no exported program of torch 2.8 or newer: export and save it anew")
+        raise _RefusedError("is no exported program of torch 2.9 or newer: export and save it anew")
     for info in archive.infolist():
         name = info.filename.partition("/")[2]
         if name in found:
@@ -197,8 +201,9 @@ _TARGET = re.compile(
 _FILE_OPS = ("save", "from_file")
 #: ATen's operators on bits, whose names look like Python's own attributes.
 _DUNDER_OPS = ("and", "or", "xor", "lshift", "rshift", "iand", "ior", "ixor", "ilshift", "irshift")
-#: Text arguments of ops: modes, equations of einsum.
-_TEXT = re.compile(r"[\w ,.>\-]*")
+#: Text arguments of ops: modes, equations of einsum, what an assertion says. Generated code holds
+#: them between quotes.
+_TEXT = re.compile(r"[\w ,.<>=()'/*+:%\-]*")
 #: Where modules and lines stand; text for people, which torch splits and never looks up.
 _METADATA = ("stack_trace", "nn_module_stack")
 
@@ -250,6 +255,9 @@ class _Checker:
             if "as_custom_obj" in value or "custom_obj" in value:
                 raise _RefusedError("holds a custom object, which could run code")
             for name in value:
+                if key == "range_constraints":
+                    check_expression(name)
+                    continue
                 (_dotted if key in (*free_keys, "treespec_namedtuple_fields") else _name)(name)
             return {k: self.value(v, k, free_keys) for k, v in value.items()}
         return value
@@ -268,7 +276,7 @@ def _name(text: str) -> None:
 def _dotted(text: str) -> None:
     """A qualified name, such as that of a parameter."""
     for part in text.split("."):
-        if not re.fullmatch(r"\w*", part) or part.startswith("__"):
+        if not re.fullmatch(r"[\w\-]*", part) or part.startswith("__"):
             raise _RefusedError(f"holds the name {text[:40]!r}, which would be run as code")
 
 
@@ -329,12 +337,15 @@ _FUNCTIONS = frozenset(
         *("CleanDiv", "Eq", "Ne", "Ge", "Gt", "Le", "Lt", "Abs", "And", "Or", "Not", "Add", "Mul"),
         *("Pow", "PowByNatural", "ModularIndexing", "ToFloat", "TruncToInt", "FloatTrueDiv"),
         *("IntTrueDiv", "RoundToInt", "RoundDecimal", "Identity", "Where", "FloorToInt"),
-        *("CeilToInt", "floor", "ceiling"),
+        *("CeilToInt", "floor", "ceiling", "Equality", "Unequality", "GreaterThan", "LessThan"),
+        *("StrictGreaterThan", "StrictLessThan"),
     ]
 )
 _CONSTANT_NAMES = frozenset(["oo", "int_oo", "true", "false"])
 _SYMBOL = re.compile(r"[suzf]\d+")
-_LONGEST, _LARGEST, _HIGHEST = 4096, 1 << 63, 16
+#: Characters of an expression, the largest number in it, the highest exponent, and bits of what
+#: numbers in it make.
+_LONGEST, _LARGEST, _HIGHEST, _BITS = 4096, 1 << 63, 16, 4096
 
 
 def check_expression(text: str) -> None:
@@ -356,6 +367,8 @@ def check_expression(text: str) -> None:
 
 def _check_node(node: ast.expr) -> None:
     """Raise ValueError where a node is none of the grammar's."""
+    if _bits(node) > _BITS:
+        raise ValueError
     if isinstance(node, ast.Constant):
         if not isinstance(node.value, (int, float)) or abs(node.value) > _LARGEST:
             raise ValueError
@@ -392,6 +405,21 @@ def _check_node(node: ast.expr) -> None:
             _check_exponent(node.args[-1])
     else:
         raise ValueError
+
+
+def _bits(node: ast.expr) -> float:
+    """How many bits the number has that numbers make, at most; a size counts for one of 64."""
+    parts = [_bits(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+    if isinstance(node, ast.BinOp):
+        if isinstance(node.op, ast.Pow):
+            return parts[0] * _HIGHEST
+        return sum(parts)
+    if called in ("Pow", "PowByNatural"):
+        return max(parts, default=0.0) * _HIGHEST
+    if called in ("Mul", "Add"):
+        return sum(parts)
+    return max(parts, default=64.0 if isinstance(node, (ast.Constant, ast.Name)) else 0.0)
 
 
 def _check_symbol(node: ast.Call) -> None:

@@ -24,8 +24,8 @@ from ..isolated import LoadLimits, contained, tried
 from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
-#: Names of operators that do more than compute.
-_TOUCHING = re.compile(rb"\b(save|from_file|_?print)\b")
+#: Names of operators that do more than compute; not where they name an attribute.
+_TOUCHING = re.compile(rb'(?<!self\.)(?<!")\b(save|from_file|_?print)\b(?!\s*:)')
 #: What an archive holds that ``torch.jit.save`` wrote.
 _ENTRY = re.compile(
     r"code/[\w./<>]+\.py(\.debug_pkl)?|(data|constants|traced_inputs)(\.pkl|/\d+)|byteorder"
