@@ -222,21 +222,22 @@ def answer() -> None:
 def contained() -> Iterator[None]:
     """Keep what runs within from the terminal, and from the state of this process.
 
-    Text on stdout and stderr goes nowhere, warnings as well. The random states of torch, numpy and
-    Python, and torch's modes, are as before at the end. It is the process's stdout that is turned
-    away, for all threads: put it around short calls.
+    Text on stdout and stderr goes nowhere, warnings as well. It is the process's stdout that is
+    turned away, for all threads: put it around short calls.
     """
-    grad, dtype, threads = (
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-    )
-    strict = torch.are_deterministic_algorithms_enabled()
+    with kept_state(), nothing_printed(STDOUT, STDERR), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def kept_state() -> Iterator[None]:
+    """Random states of torch, numpy and Python, and torch's modes, are as before at the end."""
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        with nothing_printed(STDOUT, STDERR), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)

@@ -16,7 +16,10 @@ from .files import first_line
 
 def reason(error: BaseException) -> str:
     """What an error says in a line, with its type where the text alone says little."""
-    text = " ".join(str(error).split())
+    text = str(error)
+    if "Original Traceback" in text:  # of a DataLoader's worker process: its last line is the error
+        text = text.strip().splitlines()[-1]
+    text = " ".join(text.split())
     text = (text[:300] + " ...") if len(text) > 300 else text
     if isinstance(error, (RuntimeError, ValueError, TypeError, OSError)) and text:
         return text
@@ -27,19 +30,23 @@ def reason(error: BaseException) -> str:
 def guarded(what: str) -> Iterator[None]:
     """Turn whatever the user's code raises into one line; what ends the run goes through.
 
-    ``sys.exit`` in a factory or a metric is an error as any other.
+    ``sys.exit`` in a factory or a metric is an error as any other. The working directory is as
+    before at the end: relative paths were meant from there.
 
     Raises
     ------
     InputError
         In the place of any other exception: "``what`` failed: ...".
     """
+    here = os.getcwd()
     try:
         yield
     except (KeyboardInterrupt, MpsearchError, Stop):
         raise
     except BaseException as error:
         raise InputError(f"{what} failed: {reason(error)}") from error
+    finally:
+        os.chdir(here)
 
 
 def import_callable(path: str, what: str) -> Callable[..., Any]:
@@ -55,6 +62,7 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
     # come before the libraries that mpsearch itself imports.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
     try:
         value: Any = importlib.import_module(module_name)
     except ImportError as error:
@@ -66,6 +74,8 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
         raise
     except BaseException as error:
         raise InputError(f"{what} {path!r}: importing it failed: {reason(error)}") from error
+    finally:
+        os.chdir(here)
     with guarded(f"{what} {path!r}: looking up {attribute!r}"):
         for part in attribute.split("."):
             value = getattr(value, part, None)

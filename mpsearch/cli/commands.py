@@ -21,7 +21,7 @@ from ..options import Constraints, Conversion, Execution, Limits
 from ..temporary import own_temporary_folder
 from . import options as shared
 from .ending import CHECK_FAILED, EXIT, OK, Group
-from .interrupts import cleaned
+from .process import cleaned
 
 if TYPE_CHECKING:
     from ..flows.progress import Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from ..errors import InfeasibleError, MpsearchError, VerificationError
 from ..files import printable
-from .interrupts import INTERRUPTED
+from .process import INTERRUPTED
 
 OK, CHECK_FAILED, BAD_INPUT, INFEASIBLE = 0, 1, 2, 3
 #: Exit codes by the status of a result.
@@ -23,6 +24,10 @@ EXIT = {
 }
 
 
+#: Characters of a message: names come from files, and may be of any length.
+_LONGEST = 900
+
+
 class Group(click.Group):
     """Ends every error in one line and its exit code, and leaves nothing temporary behind."""
 
@@ -33,12 +38,20 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # here, before click makes a failure of it
+            ctx.exit(_piped())
         except KeyboardInterrupt:  # here, before click makes lines of its own of it
             ctx.exit(_fail("interrupted", "before anything was found", INTERRUPTED))
 
     def _code(self, *args: Any, **kwargs: Any) -> int:
         try:
-            return int(super().main(*args, **kwargs) or OK)
+            code = int(super().main(*args, **kwargs) or OK)
+            sys.stdout.flush()
+            return code
+        except SystemExit as error:
+            # click ends so where stdout is closed, as by head, while it prints help.
+            piped = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
+            return OK if piped else int(error.code or OK)
         except click.ClickException as error:
             return _fail("error", error.format_message(), BAD_INPUT)
         except InfeasibleError as error:
@@ -49,8 +62,7 @@ class Group(click.Group):
             return _fail("error", str(error), BAD_INPUT)
         except OSError as error:
             if isinstance(error, BrokenPipeError):  # stdout is closed, as by head
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return OK
+                return _piped()
             return _fail("error", f"the system refuses: {error}", BAD_INPUT)
         except Exception as error:
             if os.environ.get("MPSEARCH_TRACEBACK"):
@@ -59,6 +71,20 @@ class Group(click.Group):
             return _fail("defect", said, BAD_INPUT)
 
 
+def _piped() -> int:
+    """What is printed has no reader any more: the rest goes nowhere."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return OK
+
+
 def _fail(kind: str, message: str, code: int) -> int:
-    click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
+    text = " ".join(message.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    with contextlib.suppress(OSError):
+        click.echo(f"{kind}: {printable(text)}", err=True)
     return code

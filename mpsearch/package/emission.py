@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..program import described as keeping
 from ..program.described import described
 from ..program.lowering import copy_program
-from ..program.packages import open_package
+from ..program.packages import open_package, owned
 from ..scaling import mil, stable
 from ..scaling.exponents import Scale
 from ..scaling.patterns import Rewrite
@@ -66,20 +66,22 @@ def convert(
     if stored is not None:
         pipeline.set_options(weights.PASS, {"storage": stored[0], "names": stored[1]})
     with quiet():
-        mlmodel = ct.convert(
-            copy_program(precast.program),
-            source="milinternal",
-            convert_to="mlprogram",
-            compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
-            minimum_deployment_target=getattr(ct.target, precast.target),
-            pass_pipeline=pipeline,
-            classifier_config=precast.classifier,
-            skip_model_load=True,
+        mlmodel = owned(
+            ct.convert(
+                copy_program(precast.program),
+                source="milinternal",
+                convert_to="mlprogram",
+                compute_precision=ct.transform.FP16ComputePrecision(op_selector=op_selector),
+                minimum_deployment_target=getattr(ct.target, precast.target),
+                pass_pipeline=pipeline,
+                classifier_config=precast.classifier,
+                skip_model_load=True,
+            )
         )
         if precast.description:
             source = ct.proto.Model_pb2.Model()
             source.description.ParseFromString(precast.description)
-            mlmodel = described(mlmodel, source)
+            mlmodel = owned(described(mlmodel, source))
         mlmodel.user_defined_metadata[MADE_BY] = version("mpsearch")
     return mlmodel
 

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,6 +85,13 @@ def _opened(path: Path) -> Any:
     (copy / "Data").symlink_to((path / "Data").resolve(), target_is_directory=True)
     model = ct.models.MLModel(str(copy), skip_model_load=True)
     model._mpsearch_shadow = shadow
+    return model
+
+
+def owned(model: Any) -> Any:
+    """An ``MLModel`` whose temporary package goes with it; coremltools keeps it until the end."""
+    if model.is_temp_package:
+        weakref.finalize(model, shutil.rmtree, model.package_path, ignore_errors=True)
     return model
 
 

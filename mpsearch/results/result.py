@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from ..scaling.exponents import Scale, ScaledTensor
 from ..scaling.patterns import Rewrite
 from ..search.cost import Cost
 from ..temporary import TemporaryFolder
+from ..usercode import reason
 from . import unfinished
 from .answer import Answer
 
 PACKAGE = "model.mlpackage"
+_LOGGER = logging.getLogger(__name__)
 
 
 class OpRow(msgspec.Struct, frozen=True):
@@ -423,10 +426,21 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
             )
             if study is not None:
                 unfinished.copy(Path(study), out / unfinished.STUDY)
-            page = html.render(content, source.config.as_dict())
-            (out / "report.html").write_text(page, encoding="utf-8")
+            self._write_report(out / "report.html", content)
             files.write_manifest(out, f"mpsearch {source.config.versions['mpsearch']}")
         return target
+
+    def _write_report(self, path: Path, content: dict[str, Any]) -> None:
+        """Write the report; that it cannot be drawn is no reason to lose what was found."""
+        assert self._files is not None
+        try:
+            page = html.render(content, self._files.config.as_dict())
+        except Exception as error:  # whatever the libraries that draw it make of the environment
+            _LOGGER.warning(
+                "report.html was not written (%s); mpsearch report DIR writes it", reason(error)
+            )
+        else:
+            path.write_text(page, encoding="utf-8")
 
     def _place(self, path: Path) -> Path:
         """``path``, or a place beside it where the result there is the better one."""

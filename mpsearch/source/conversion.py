@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..options import TARGETS
 from ..program.described import ORIGINS
 from ..program.lowering import all_ops
+from ..program.packages import owned
 from ..usercode import reason
 from .flat import Flat
 from .modules import Sample, TorchModel, deterministic, widened
@@ -121,6 +122,7 @@ def packaged(model: TorchModel, sample: dict[str, Any], arguments: Mapping[str, 
     for route in _ROUTES:
         if found := _converted(model, sample, route, given, failures):
             made, routed, _ = found
+            owned(made)
             if len(made.output_description) < len(values):
                 failures.append("it lost an output")
                 continue

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..files import check_archive, first_line, is_archive, regular
-from ..isolated import LoadLimits, contained, tried
+from ..isolated import LoadLimits, contained, kept_state, tried
 from ..program.names import by_known_names
 from ..spool import Spool
 from ..usercode import guarded, import_callable
@@ -204,16 +204,21 @@ def _targets(targets: Any, count: int) -> list[Any]:
 
 
 def _items(items: Iterable[Any]) -> Iterator[Any]:
-    """The items of the user's own iterable, whose errors are one line."""
-    with guarded("inputs: reading them"):
-        iterator = iter(items)
-    while True:
+    """The items of the user's own iterable, whose errors are one line.
+
+    A DataLoader draws from torch's random state, and a dataset may as well: one item after the
+    other, so that they differ, and at the end the state is as before.
+    """
+    with kept_state():
         with guarded("inputs: reading them"):
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-        yield item
+            iterator = iter(items)
+        while True:
+            with guarded("inputs: reading them"):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
 
 def _room_for_samples() -> int:
@@ -249,6 +254,12 @@ def _sample(item: Any, names: Sequence[str] | None, place: int) -> dict[str, Any
 def _argument(name: str, value: Any, place: int) -> Any:
     """A tensor, or a constant that can be written into Python code as it is."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        if isinstance(value, Tensor) and (value.is_nested or value.layout is not torch.strided):
+            kind = "nested" if value.is_nested else "sparse"
+            raise InputError(
+                f"sample {place}: input {name!r} is a {kind} tensor, which Core ML does not take; "
+                "give a dense one (to_dense, to_padded_tensor)"
+            )
         tensor = as_tensor(value, name)
         if not tensor.numel():
             raise InputError(

@@ -33,7 +33,6 @@ from ..isolated import LoadLimits, contained, tried
 from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
-
 _DESERIALIZER = "torch._export.serde.serialize"
 
 

@@ -1,8 +1,9 @@
-"""Ends the command at once on Ctrl-C, before a search has begun and after it has ended.
+"""The process of a command: its streams, its environment, and how Ctrl-C ends it.
 
-An exception is no way to end while libraries are loaded and models are converted: native code
-drops it, or turns it into an error of its own. Nothing is imported here that takes time, so that
-signals are listened to from the first instruction on.
+Before a search has begun, and after it has ended, Ctrl-C ends the process at once: an exception is
+no way to end while libraries are loaded and models are converted, for native code drops it, or turns it into an error
+of its own. Nothing is imported here that takes time, so that signals are listened to from the first
+instruction on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,28 @@ from typing import Any
 INTERRUPTED = 130
 #: What is to be done before the process ends, the last first.
 _cleanups: list[Callable[[], None]] = []
+
+
+#: What libraries read when they are loaded and fail at where it makes no sense to them: numpy's
+#: f2py and matplotlib. Neither matters to what a command writes.
+_UNREAD = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
+
+
+def clean_environment() -> None:
+    """Take out variables that can only make libraries fail to load."""
+    for name in _UNREAD:
+        os.environ.pop(name, None)
+
+
+def open_streams() -> None:
+    """Give closed standard streams a place to go, before files that are opened take their place."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for good
 
 
 def listen() -> None:
