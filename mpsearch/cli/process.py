@@ -1,9 +1,9 @@
 """The process of a command: its streams, its environment, and how Ctrl-C ends it.
 
-Before a search has begun, and after it has ended, Ctrl-C ends the process at once: an exception is
-no way to end while libraries are loaded and models are converted, for native code drops it, or turns it into an error
-of its own. Nothing is imported here that takes time, so that signals are listened to from the first
-instruction on.
+Before a search has begun, and after it has ended, Ctrl-C ends the process at once. An exception
+does not while libraries are loaded and models are converted: native code drops it, or turns it into
+an error of its own. Nothing is imported here that takes time, so that signals are listened to from
+the first instruction on.
 """
 
 from __future__ import annotations
