@@ -30,6 +30,7 @@ from ..executor.ops import PRODUCTS
 from ..executor.runtime import Runtime, tensor_bytes
 from ..executor.together import Look, Together
 from ..memory import give_back
+from ..numerics.formats import narrow
 from ..numerics.profiles import Profile, carries_rounding
 from ..program.graph import Function, Node, Ref, walk
 from ..program.precision import Precision
@@ -221,7 +222,8 @@ class Incremental:
         out: dict[str, Tensor] = {}
         for name, source in self.function.outputs.items():
             if isinstance(source, Ref):
-                out[name] = self._value(cells[source.slot]).to("cpu")
+                value = self._value(cells[source.slot])
+                out[name] = (narrow(value) if source.narrow else value).to("cpu")
             else:
                 out[name] = self.runtimes[0].source(source, {}).to("cpu")
         return out

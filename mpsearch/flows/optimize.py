@@ -31,7 +31,7 @@ from .progress import Progress
 from .rescaling import changed, lighter
 from .searching import again, mended, search
 from .surroundings import threads, undisturbed
-from .writing import Written, store, write
+from .writing import Written, check_integers, store, write
 
 
 @undisturbed
@@ -239,6 +239,7 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
     certifier = Certifier(job)
     room = TemporaryFolder()
     notes = list(job.notes)
+    integers_fit = False  # whether that was looked at
     finished = search(job, start)
     proven = finished and job.request.limits.prove and prove(problem)
     finished &= not ending.over
@@ -254,6 +255,12 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
         except Exception as error:  # a full disk, in whatever words: what was found is kept
             return unwritten(job, best, error)
         last = best.kept == problem.everything
+        if written.loss > limit and not integers_fit:
+            searched = problem.evaluator.searched
+            check_integers(
+                job.prepared, precision, room.path / "without.mlpackage", searched, limit
+            )
+            integers_fit = True
         if written.loss > limit and last:
             return infeasible(job)
         if written.loss > limit:

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..device.coreml import CoreML
-from ..errors import VerificationError
+from ..errors import InputError, VerificationError
 from ..package import emission, verification, weights
+from ..program.graph import walk
 from ..program.packages import open_package
 from ..program.precision import Precision
 from ..source.data import Data
@@ -69,6 +70,34 @@ def write(
     if device is not None:
         package = replace(package, predict=_on(device, path, prepared))
     return Written(package, _loss(prepared, package, searched))
+
+
+#: The pass that casts integers to 16 bits for some ops from iOS17 on, by the type that it chose
+#: for the op before, and whatever they hold (coremltools 9.0, ``add_int16_cast``).
+_INT16 = "common::add_int16_cast"
+_INT16_OPS = frozenset({"gather", "gather_along_axis", "gather_nd", "squeeze", "topk"})
+
+
+def check_integers(
+    prepared: Prepared, precision: Precision, path: Path, searched: Sequence[int], limit: float
+) -> None:
+    """Fail where a package breaks the budget since coremltools made integers too small.
+
+    Raises
+    ------
+    InputError
+        If the same package without that pass meets the budget.
+    """
+    if not any(node.op_type in _INT16_OPS for node in walk(prepared.lowered.nodes)):
+        return
+    chosen = emission.selector([prepared.ops[i].name for i in precision])
+    emission.convert(prepared.precast, chosen, without=(_INT16,)).save(str(path))
+    if _loss(prepared, verification.read_back(path), searched) <= limit:
+        raise InputError(
+            f"the package differs from what was searched: coremltools' pass {_INT16} casts "
+            "integers to 16 bits that need more, so that -4 may become 65532; choose --target "
+            'iOS16 (in Python target="iOS16"), which has no such casts'
+        )
 
 
 def _on(

@@ -54,15 +54,19 @@ def selector(fp32_ops: Collection[str]) -> Selector:
 
 
 def convert(
-    precast: Precast, op_selector: Selector, stored: tuple[str, Collection[str]] | None = None
+    precast: Precast,
+    op_selector: Selector,
+    stored: tuple[str, Collection[str]] | None = None,
+    without: Collection[str] = (),
 ) -> Any:
     """The ``MLModel`` that coremltools makes of a pre-cast program with a selector.
 
     Runs the rest of coremltools' default passes, the cast first: the same package as a full
     conversion from PyTorch with that selector. ``stored`` says how weights are stored, and which
-    (:mod:`mpsearch.package.weights`).
+    (:mod:`mpsearch.package.weights`). Passes named in ``without`` do not run.
     """
-    pipeline = PassPipeline(passes_from_cast() + ([weights.PASS] if stored else []), "from_cast")
+    passes = [name for name in passes_from_cast() if name not in without]
+    pipeline = PassPipeline(passes + ([weights.PASS] if stored else []), "from_cast")
     if stored is not None:
         pipeline.set_options(weights.PASS, {"storage": stored[0], "names": stored[1]})
     with quiet():

@@ -251,9 +251,16 @@ class _Lowering:
                 inputs[name] = slot
         state_vars = {name: self._function.inputs[name] for name in states}
         nodes = self._nodes(self._function)
-        outputs = {var.name: self._source(var) for var in self._function.outputs}
+        outputs = {var.name: self._output(var) for var in self._function.outputs}
         finals = {name: self._states[var] for name, var in state_vars.items()}
         return Function(inputs, states, nodes, outputs, finals)
+
+    def _output(self, var: Var) -> Source:
+        """An output; what a program gives out in FP16 is rounded, in any profile."""
+        source = self._source(var)
+        if isinstance(source, Ref) and dtype_of(var) == "fp16":
+            return Ref(source.slot, narrow=True)
+        return source
 
     def _slot(self, var: Var) -> int:
         return self._slots.setdefault(var, len(self._slots))

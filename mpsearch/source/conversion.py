@@ -157,6 +157,11 @@ _UNKNOWN_OP = re.compile(r"convert function for op '(\w+)'|Unsupported fx node \
 
 def _advice(failure: str) -> str:
     """What to do about a failure, where that is known."""
+    if "requires grad as a constant" in failure:
+        return (
+            "; where its code uses torch.autocast, leave that out: the precision of each op is "
+            "what mpsearch chooses"
+        )
     if found := _UNKNOWN_OP.search(failure):
         name = found[1] or found[2]
         if name == "raiseexception":

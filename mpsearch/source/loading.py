@@ -17,6 +17,7 @@ from ..isolated import LoadLimits, contained, tried
 from ..program.packages import open_package
 from ..usercode import guarded, import_callable
 from .exported import load_exported
+from .modules import unwrapped
 from .scripted import load_scripted
 
 _KINDS = "a TorchScript file, a .pt2, a pickled module or an .mlpackage"
@@ -82,7 +83,7 @@ def load_model(
 def _from_factory(path: str, weights: str | None, limits: LoadLimits) -> Any:
     factory = import_callable(path, "model")
     with guarded(f"model {path!r}: the factory"):
-        model = factory()
+        model = unwrapped(factory())
     if not isinstance(model, (nn.Module, torch.export.ExportedProgram, ct.models.MLModel)):
         raise InputError(
             f"model {path!r} returned a {type(model).__name__}, expected a torch.nn.Module"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
+import math
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -177,8 +179,20 @@ class TorchModel:
 
     def positional(self, sample: Sample) -> bool:
         """Whether the arguments can be passed in order, without their names."""
-        names = argument_names(self.module if self.exported is None else self.exported)
-        return names is None or list(sample) == names[: len(sample)]
+        source = self.module if self.exported is None else self.exported
+        names = argument_names(source)
+        in_order = names is None or list(sample) == names[: len(sample)]
+        return in_order and len(sample) <= _by_position(source)
+
+
+def _by_position(model: Any) -> float:
+    """How many arguments a model takes without their names."""
+    if isinstance(model, (torch.jit.ScriptModule, torch.export.ExportedProgram)):
+        return math.inf
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return math.inf
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def _assigned(module: Any) -> list[str]:
