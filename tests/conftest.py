@@ -12,8 +12,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-# A shell starts what runs in its background deaf to Ctrl-C, which the tests send.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# The tests send signals to their own process, where a command would end it. A shell starts what runs
+# in its background deaf to Ctrl-C.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist nobody asks

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .._ct import quiet
 from ..errors import InputError
+from ..isolated import contained
 from ..usercode import guarded, reason
 from .data import argument_names
 from .flat import flatten
@@ -69,7 +70,7 @@ class TorchModel:
         self.half = any(t.dtype in HALF for t in (*module.parameters(), *module.buffers()))
         self._declared_half = _first_float(module) in HALF
         if isinstance(module, torch.jit.ScriptModule):
-            with quiet():  # torch warns of parameters that are no leaves
+            with contained():  # a copy runs what the file says of its state
                 self.module: Any = copy.deepcopy(module).eval().float().cpu()
         elif self.exported is not None:
             self.module = module.float() if self.half else module
@@ -91,7 +92,7 @@ class TorchModel:
 
         ``shaken`` gives the model other random numbers than usual.
         """
-        with torch.no_grad(), deterministic(shaken), quiet(), self.in_fp32():
+        with torch.no_grad(), deterministic(shaken), quiet(), self.in_fp32(), self._apart():
             # Copies: a model may change its inputs in place.
             given = {
                 k: widened(v).clone() if isinstance(v, Tensor) else v for k, v in sample.items()
@@ -145,6 +146,10 @@ class TorchModel:
                 "code draws random numbers (dropout left on, randn), or counts its calls; make it "
                 "deterministic, there is nothing to compare with otherwise"
             )
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """Where the code comes from a file: what keeps it from the terminal and the process."""
+        return contained() if isinstance(self.source, torch.jit.ScriptModule) else nullcontext()
 
     def in_fp32(self) -> AbstractContextManager[Any]:
         """Where the model has half-precision parts: run its code for half precision in FP32.
