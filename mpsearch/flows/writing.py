@@ -103,7 +103,7 @@ def check_integers(
 def _on(
     device: CoreML, path: Path, prepared: Prepared
 ) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-    loaded = device.load(open_package(path))
+    loaded = device.load(open_package(path, limits=None))
     return lambda sample: predicted(loaded, sample, prepared.lowered.outputs)
 
 

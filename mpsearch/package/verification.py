@@ -61,7 +61,7 @@ class ReadBack:
 
 def read_back(path: Path) -> ReadBack:
     """Read a package from disk."""
-    model = open_package(path)
+    model = open_package(path, limits=None)
     program = _program.load_program(model.get_spec(), model.weights_dir)
     unclassified(program)
     (name,) = program.functions

@@ -22,13 +22,16 @@ from ..isolated import LoadLimits, contained, tried
 from ..memory import MOST_ELEMENTS
 from ..temporary import TemporaryFolder
 from ..usercode import reason
+from .lowering import load_program
 
 #: Ops whose result is as large as the values of these inputs say.
 _SIZED_BY_VALUE = {"fill": "shape", "tile": "reps", "range_1d": "end"}
 
 
-def open_package(path: str | Path, limits: LoadLimits = LoadLimits()) -> Any:
+def open_package(path: str | Path, limits: LoadLimits | None = LoadLimits()) -> Any:
     """The ``MLModel`` of an ``.mlpackage``, not loaded into Core ML.
+
+    Without ``limits`` it is not tried first: for packages that this process has written.
 
     Raises
     ------
@@ -39,7 +42,8 @@ def open_package(path: str | Path, limits: LoadLimits = LoadLimits()) -> Any:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give the path of an .mlpackage")
-    tried(_check, [str(path)], path, limits)
+    if limits is not None:
+        tried(_check, [str(path)], path, limits)
     with contained():
         return _opened(path)
 
@@ -56,7 +60,8 @@ def _check_package(path: Path) -> None:
         elif not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path} is a pipe or a device; give the path of an .mlpackage")
         with quiet():
-            spec = _opened(path).get_spec()
+            model = _opened(path)
+            spec = model.get_spec()
     except (InputError, MemoryError):
         raise
     except Exception as error:
@@ -67,7 +72,13 @@ def _check_package(path: Path) -> None:
             f"{path} is a {kind} model, expected an ML Program (.mlpackage); convert the "
             "original again with convert_to='mlprogram'"
         )
-    check_sizes(spec)
+    if not spec.description.output and not spec.description.functions:
+        raise InputError(f"{path} has no outputs; convert the original again")
+    try:
+        check_sizes(spec)
+        load_program(spec, model.weights_dir)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _opened(path: Path) -> Any:

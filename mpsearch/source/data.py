@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError
 from ..files import check_archive, first_line, is_archive, regular
 from ..isolated import LoadLimits, contained, kept_state, tried
+from ..memory import check_held
 from ..program.names import by_known_names
 from ..spool import Spool
 from ..usercode import guarded, import_callable
@@ -127,6 +128,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
         tensor = tensor.detach().cpu()
+        if tensor.is_complex() or tensor.is_quantized:
+            raise TypeError(f"it holds {tensor.dtype}, and Core ML takes real numbers")
         return tensor.clone() if tensor.is_inference() else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"input {name!r} is no array of numbers: {first_line(error)}") from error
@@ -361,14 +364,11 @@ def _checked_arrays(path: str, spool: Spool) -> dict[str, Tensor]:
         raise InputError(
             f"{path} holds a {type(found).__name__}, expected a dict from input name to tensor"
         )
-    arrays = {str(k): as_tensor(v, str(k)) for k, v in found.items()}
-    for name, value in arrays.items():
-        held = value.untyped_storage().nbytes()
-        if value.nbytes > held:  # some stride is 0
-            raise InputError(
-                f"{path}: {name!r} has shape {tuple(value.shape)}, {value.nbytes:,} bytes, of "
-                f"which {held:,} are there; save a contiguous tensor"
-            )
+    try:
+        arrays = {str(k): as_tensor(v, str(k)) for k, v in found.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    check_held(arrays, path)
     return arrays
 
 

@@ -19,9 +19,11 @@ import importlib
 import io
 import json
 import keyword
+import logging
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +32,7 @@ import torch
 from ..errors import InputError
 from ..files import first_line
 from ..isolated import LoadLimits, contained, tried
+from ..memory import check_held
 from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
@@ -68,7 +71,7 @@ def load_exported(file: Path, trust: bool, limits: LoadLimits = LoadLimits()) ->
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{file} is no usable exported program: {_cause(error)}") from error
+        raise InputError(f"{file} is no usable exported program: {first_line(error)}") from error
     finally:
         folder.close()
 
@@ -78,7 +81,10 @@ def _check(file: str, out: str) -> None:
     try:
         with Path(out).open("wb") as checked:
             _copy_checked(Path(file), checked)
-        torch.export.load(out)
+        with _told() as told:
+            program = torch.export.load(out)
+        tensors = {**program.state_dict, **program.constants}
+        check_held({k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, file)
     except _RefusedError as error:
         raise InputError(
             f"{file} {error}; pass --allow-pickle if you trust where it comes from"
@@ -86,13 +92,26 @@ def _check(file: str, out: str) -> None:
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{file} is no usable exported program: {_cause(error)}") from error
+        # torch logs what was wrong, and raises an error that says so.
+        why = told[-1] if told and "warnings above" in str(error) else first_line(error)
+        raise InputError(f"{file} is no usable exported program: {why}") from error
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of the error that torch's own last one hides ("check the warnings above")."""
-    hidden = error.__context__ or error.__cause__
-    return first_line(hidden if hidden is not None and "warnings above" in str(error) else error)
+@contextmanager
+def _told() -> Iterator[list[str]]:
+    """The warnings that torch logs within."""
+    told: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage().splitlines()[0])  # type: ignore[method-assign]
+    logger = logging.getLogger("torch.export")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _program_bytes(file: Path) -> int:

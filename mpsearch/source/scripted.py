@@ -21,6 +21,7 @@ import torch
 from ..errors import InputError
 from ..files import first_line
 from ..isolated import LoadLimits, contained, tried
+from ..memory import check_held
 from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
@@ -76,7 +77,7 @@ def _check(file: str, out: str) -> None:
     """Write what was checked, and see whether torch can read that."""
     try:
         _copy_checked(Path(file), Path(out))
-        _loaded(Path(out))
+        check_held(_loaded(Path(out)).state_dict(), file)
     except (InputError, MemoryError):
         raise
     except Exception as error:
