@@ -309,10 +309,17 @@ def is_search(folder: Path) -> bool:
     """Whether mpsearch made a folder for a search under way; a link to one is none."""
     mark = folder / SEARCH_LOCK
     try:
-        held = not folder.is_symlink() and not mark.is_symlink() and mark.read_text() == SEARCH_MARK
-        return held and not any(path.is_symlink() for path in folder.rglob("*"))
+        if folder.is_symlink() or any(_odd(path) for path in folder.rglob("*")):
+            return False
+        return mark.read_text() == SEARCH_MARK
     except (OSError, ValueError):
         return False
+
+
+def _odd(path: Path) -> bool:
+    """Whether a path is neither a file nor a folder, but a link or a pipe."""
+    mode = path.lstat().st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _files(folder: Path) -> list[str]:

@@ -10,7 +10,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+import psutil
 import torch
+
+#: Seconds after which it is looked whether a child process still runs.
+_LOOK = 0.5
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,15 +40,42 @@ def each(work: Callable[[T], R], items: Sequence[T], jobs: int) -> list[R]:
         helpers.append((place, pipe, process))
     try:
         found: dict[int, R] = {i: work(items[i]) for i in range(0, len(items), jobs)}
-        for place, pipe, _ in helpers:
+        for place, pipe, process in helpers:
             with contextlib.suppress(EOFError, OSError):
-                found.update(zip(range(place, len(items), jobs), pipe.recv(), strict=False))
+                given = received(pipe, process)
+                found.update(zip(range(place, len(items), jobs), given, strict=False))
     finally:
         for _, pipe, process in helpers:
             process.kill()
             process.join()
             pipe.close()
     return [found[i] if i in found else work(item) for i, item in enumerate(items)]
+
+
+def runs(process: Any) -> bool:
+    """Whether a child process runs; one that was stopped (SIGSTOP) is ended."""
+    if not process.is_alive():
+        return False
+    with contextlib.suppress(psutil.Error):
+        if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+            process.kill()
+            process.join()
+            return False
+    return True
+
+
+def received(pipe: Connection, process: Any) -> Any:
+    """What a child process sends, as long as it runs.
+
+    Raises
+    ------
+    EOFError, OSError
+        If it ends, or is stopped, before it has sent anything.
+    """
+    while not pipe.poll(_LOOK):
+        if not runs(process) and not pipe.poll():
+            raise EOFError
+    return pipe.recv()
 
 
 def settle(parents: Connection) -> None:

@@ -20,7 +20,7 @@ from ..files import check_writable, foreign, printable
 from ..options import Constraints, Conversion, Execution, Limits
 from ..temporary import own_temporary_folder
 from . import options as shared
-from .ending import CHECK_FAILED, EXIT, OK, Group
+from .ending import CHECK_FAILED, EXIT, OK, Group, shortened
 from .process import cleaned
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ def _columns() -> int:
 
 def _say(message: str) -> None:
     """Print to stdout, in color only on a terminal, and never where NO_COLOR is set."""
-    click.echo(message, color=False if os.environ.get("NO_COLOR") else None)
+    lines = [shortened(line) for line in message.split("\n")]
+    click.echo("\n".join(lines), color=False if os.environ.get("NO_COLOR") else None)
 
 
 def _paint(message: str, mood: str) -> str:

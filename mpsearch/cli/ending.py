@@ -24,7 +24,7 @@ EXIT = {
 }
 
 
-#: Characters of a message: names come from files, and may be of any length.
+#: Characters of a line: names come from files, and may be of any length.
 _LONGEST = 900
 
 
@@ -82,9 +82,14 @@ def _piped() -> int:
 
 
 def _fail(kind: str, message: str, code: int) -> int:
-    text = " ".join(message.split())
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    text = shortened(" ".join(message.split()))
     with contextlib.suppress(OSError):
         click.echo(f"{kind}: {printable(text)}", err=True)
     return code
+
+
+def shortened(line: str) -> str:
+    """A line without its middle where it is longer than anybody reads."""
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"

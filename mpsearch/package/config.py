@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,6 +129,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     version: Literal[3] = 3
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.budget):
+            raise ValueError(f"budget is {self.budget}, expected a finite number")
         if self.graph and len(self.places) != len(self.fp32_ops):
             raise ValueError("places and fp32_ops differ in length")
         if any(place >= len(self.graph) for place in self.places):

@@ -44,6 +44,7 @@ class Unfinished:
 
     def __init__(self, out: Path, resume: bool) -> None:
         self.done = False
+        self._copied = 0  # evaluations that the result in ``out`` holds as well
         self._out = Path(os.path.abspath(out))
         self._folder = self._out / SEARCH
         self.study = self._folder / STUDY
@@ -65,6 +66,7 @@ class Unfinished:
                 fresh = self.study.with_name(f"{STUDY}.new")
                 copy(self._out / STUDY, fresh)
                 os.replace(fresh, self.study)
+                self._copied = _trials(self.study)
         except OSError as error:
             self._remove_made()
             raise unwritable(self._folder, error) from error
@@ -108,7 +110,7 @@ class Unfinished:
 
     def close(self) -> None:
         """Let it go; a study stays that holds something for another run to go on with."""
-        if self.done or not _trials(self.study):
+        if self.done or _trials(self.study) <= self._copied:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._made = self._made or [self._out]
             self._remove_made()

@@ -75,7 +75,12 @@ class Store:
         self._over = over
         self._answers: dict[str, Answer] = {}
         storage = open_storage(url)
-        study = _same(storage, facts) if resume else None
+        try:
+            study = _same(storage, facts) if resume else None
+        except InputError:
+            raise
+        except Exception as error:  # whatever a damaged study makes of Optuna
+            raise InputError(f"cannot resume: {first_line(error)}; {_ANEW}") from error
         self._study = study or _created(storage, name, {**about, _FACTS: dict(facts)})
         if study is not None:
             try:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from ..errors import InputError
-from ..forking import settle
+from ..forking import received, runs, settle
 from ..search.answer import Answer
 from ..search.answering import Answerer, Call, Part, Piece
 
@@ -57,7 +57,7 @@ class Fork:
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return bool(self.process.is_alive())
+        return runs(self.process)
 
     @property
     def done(self) -> bool:
@@ -94,7 +94,7 @@ class Fork:
     def _received(self) -> Any:
         self.call = None
         try:
-            return self._pipe.recv()
+            return received(self._pipe, self.process)
         except (EOFError, OSError):
             return None
 
