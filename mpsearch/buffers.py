@@ -6,8 +6,12 @@ written to later is made here, outside of it.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def empty(
@@ -42,6 +46,21 @@ def placed_as(value: Tensor, other: Tensor) -> Tensor:
     start = offset // value.element_size()
     memory = empty(start + reach, value.dtype, value.device)
     return memory.as_strided(value.shape, value.stride(), start).copy_(value)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether tensors, or what holds them in the same way, are the same to the bit."""
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+    return all(
+        a.dtype is b.dtype and a.shape == b.shape and np.array_equal(_bytes(a), _bytes(b))
+        if isinstance(a, Tensor)
+        else a == b
+        for a, b in pairs
+    )
+
+
+def _bytes(value: Tensor) -> np.ndarray:
+    return value.reshape(-1).view(torch.uint8).cpu().numpy()
 
 
 class Scratch:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-# The tests send signals to their own process, where a command would end it. A shell starts what runs
-# in its background deaf to Ctrl-C.
+# The tests send signals to their own process, where a command would end. What a shell starts in its
+# background ignores Ctrl-C.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(_number, signal.default_int_handler)
 

@@ -5,12 +5,22 @@ That single ops are right is judged by Apple's tests (tests/conformance), not he
 
 from __future__ import annotations
 
+import functools
+import sys
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import mpsearch
 from mpsearch._ct import ct, quiet
+from mpsearch.buffers import same
+from mpsearch.executor.loop import Schedule
+from mpsearch.executor.runtime import Runtime
+from mpsearch.numerics.profiles import PROFILES
+from mpsearch.program.lowering import lower
 from tests.models import Cache, net
 
 with quiet():
@@ -385,6 +395,135 @@ def test_nan_goes_through_a_recurrent_op_from_where_it_is():
     x[3, 0, 2] = np.nan
     found = np.isnan(predict(model, x)).all(-1)
     assert found[:, 0].tolist() == [False] * 3 + [True] * 4 and not found[:, 1].any()
+
+
+# --- loops as traces -------------------------------------------------------------------------
+
+
+def runner(model, numerics, **options):
+    """Runs a package: one input, its outputs and the number of executions."""
+    function = lower(model._mil_program)
+    runtime = Runtime(PROFILES[numerics], **options)
+
+    def run(x):
+        env, before = dict.fromkeys(function.inputs.values(), x), runtime.executions
+        Schedule.of_function(function).run(env, lambda step, values: runtime.run(step.node, values))
+        out = [runtime.source(source, env) for source in function.outputs.values()]
+        return out, runtime.executions - before
+
+    return run
+
+
+@functools.cache
+def gru(steps, precision):
+    """A converted GRU of two layers and both directions."""
+    torch.manual_seed(0)
+    layer = torch.nn.GRU(6, 8, num_layers=2, bidirectional=True, batch_first=True).eval()
+    with torch.no_grad(), quiet():
+        traced = torch.jit.trace(layer, torch.zeros(1, steps, 6))
+        return ct.convert(
+            traced,
+            inputs=[ct.TensorType("x", (1, steps, 6))],
+            compute_precision=getattr(ct.precision, precision),
+            minimum_deployment_target=ct.target.iOS17,
+            skip_model_load=True,
+        )
+
+
+@pytest.mark.parametrize("precision", ["FLOAT32", "FLOAT16"])
+@pytest.mark.parametrize(
+    ("steps", "numerics"),
+    [*product([1, 20, 258], ["ieee", "ane", "wide"]), (1, "strict"), (20, "strict")],
+)
+def test_a_traced_loop_gives_the_bits_of_its_ops(steps, precision, numerics):
+    traced = runner(gru(steps, precision), numerics, traced_after=2)
+    op_by_op = runner(gru(steps, precision), numerics, traced_after=sys.maxsize)
+    x = torch.randn(1, steps, 6, generator=torch.Generator().manual_seed(1))
+    bad = x.clone()
+    bad[0, steps // 2, :3] = torch.tensor([np.nan, np.inf, -np.inf])
+    with torch.no_grad():
+        wanted = [op_by_op(x), op_by_op(bad)]
+    with torch.inference_mode():
+        assert same([traced(x), traced(bad)], wanted)  # the second time from the beginning
+    with torch.no_grad():
+        assert same([traced(bad), traced(x)], wanted[::-1])
+
+
+class Counted(TorchFunctionMode):
+    """Counts calls of torch from Python."""
+
+    calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def calls(run, x):
+    with torch.inference_mode(), Counted() as counted:
+        run(x)
+    return counted.calls
+
+
+def test_a_loop_is_traced_where_it_is_long():
+    run, x = runner(gru(258, "FLOAT16"), "ieee"), torch.zeros(1, 258, 6)
+    ops = calls(runner(gru(258, "FLOAT16"), "ieee", traced_after=sys.maxsize), x)
+    first, second = calls(run, x), calls(run, x)
+    assert second < first / 2 and first < ops / 2
+    with torch.enable_grad():  # of which a trace knows nothing
+        assert same(run(x), run(x))
+    batch = torch.randn(3, 1, 20, 6)
+    run = runner(gru(20, "FLOAT32"), "ieee", traced_after=2)
+    with torch.no_grad():
+        apart = torch.stack([run(row)[0][0] for row in batch])
+        torch.testing.assert_close(torch.func.vmap(lambda row: run(row)[0][0])(batch), apart)
+
+
+def counting_loop(body):
+    """x -> what 20 iterations of ``body(i, x)`` make of it."""
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 24))])
+    def program(x):
+        def step(i, value):
+            return mb.add(x=i, y=1), body(i, value)
+
+        return mb.while_loop(_cond=lambda i, _: mb.less(x=i, y=20), _body=step, loop_vars=(0, x))[1]
+
+    return package(program, precision="fp32")
+
+
+def rolled(i, value):
+    """An op takes the counter as a Python value."""
+    begin = mb.stack(values=[0, i], axis=0)
+    cut = mb.slice_by_size(x=value, begin=begin, size=[1, 1])
+    return mb.add(x=value, y=cut)
+
+
+def branched(i, value):
+    return mb.cond(
+        pred=mb.greater(x=i, y=9),
+        _true_fn=lambda: mb.mul(x=value, y=2.0),
+        _false_fn=lambda: mb.add(x=value, y=mb.cast(x=i, dtype="fp32")),
+    )
+
+
+def negated(i, value):
+    """As many values as are positive are looked at."""
+    picked = mb.non_zero(x=mb.cast(x=mb.greater(x=value, y=0.0), dtype="fp32"))
+    total = mb.reduce_sum(x=mb.cast(x=picked, dtype="fp32"), keep_dims=False)
+    return mb.sub(x=mb.sin(x=total), y=value)
+
+
+@pytest.mark.parametrize("body", [rolled, branched, negated])
+def test_a_loop_that_looks_at_values_runs_op_by_op(body):
+    model = counting_loop(body)
+    run = runner(model, "ieee", traced_after=2)
+    op_by_op = runner(model, "ieee", traced_after=sys.maxsize)
+    with torch.inference_mode():
+        for seed in range(3):
+            x = torch.randn(1, 24, generator=torch.Generator().manual_seed(seed))
+            assert same(run(x), op_by_op(x))
+            assert calls(run, x) > calls(op_by_op, x) / 2
 
 
 # --- MLModel's conventions -------------------------------------------------------------------

@@ -23,7 +23,7 @@ from tests.models import net
 
 
 class Divides(nn.Module):
-    """Writes a file of format 8: ``linspace``; integers are divided, which files below 4 truncate."""
+    """Writes a file of format 8 (``linspace``); below 4, division of integers truncates."""
 
     def __init__(self):
         super().__init__()
@@ -97,24 +97,6 @@ def test_two_versions_that_disagree_are_refused(tmp_path, monkeypatch):
         archive.writestr(f"{root}/version", "3\n")
     with pytest.raises(mpsearch.InputError, match="2 times, expected one number"):
         load_model(path)
-
-
-class Save(nn.Module):
-    """An attribute may be called as an operator is that writes files."""
-
-    def __init__(self):
-        super().__init__()
-        self.save = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return self.save(x)
-
-
-def test_an_attribute_of_any_name_is_no_operator(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    x, path = torch.randn(1, 4), "save.pt"
-    torch.jit.save(torch.jit.script(Save()), path)
-    assert torch.equal(load_model(path)(x), torch.jit.load(path)(x))
 
 
 class Mlp(nn.Module):
@@ -289,10 +271,11 @@ class Items(torch.utils.data.Dataset):
 
 
 def test_a_loader_leaves_the_random_state_and_draws_items_that_differ():
+    model = nn.Linear(4, 4)
     torch.manual_seed(7)
     before = torch.get_rng_state()
     loader = torch.utils.data.DataLoader(Items(), batch_size=2, shuffle=True)
-    prepared = prepare(nn.Linear(4, 4), loader)
+    prepared = prepare(model, loader)
     assert torch.equal(before, torch.get_rng_state())
     drawn = torch.stack([next(iter(s.values())) for s in prepared.calibration.samples])
     assert len(drawn.unique(dim=0)) == len(drawn)

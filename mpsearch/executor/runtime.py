@@ -15,7 +15,8 @@ from ..buffers import Scratch, empty
 from ..errors import ExecutionError, UnsupportedOpError
 from ..numerics.formats import narrow
 from ..numerics.profiles import Profile
-from ..program.graph import Block, Constant, Form, Node, Ref, Source
+from ..program.graph import Block, Constant, Form, Node, Ref, Source, refs
+from .fused import Hidden, Iteration, Loop
 from .loop import Schedule
 from .ops import OPS, Op
 
@@ -25,6 +26,8 @@ DEFAULT_WEIGHT_BYTES = 2 << 30
 _PRODUCTS = frozenset({"conv", "conv_transpose", "linear", "matmul"})
 #: FP16 weights with fewer elements are widened as any other value is.
 _LEAST_SPREAD = 1 << 16
+#: Iterations of a loop in one run after which it is traced.
+TRACED_AFTER = 16
 
 
 class _Every:
@@ -112,6 +115,8 @@ class Runtime:
         A torch device; constants are copied to it when first used.
     weight_bytes
         Limit for derived forms of constants; the originals are shared, not copied.
+    traced_after
+        Iterations of a loop in one run after which it is traced (see :mod:`.fused`).
     """
 
     def __init__(
@@ -119,6 +124,7 @@ class Runtime:
         profile: Profile,
         device: str | torch.device = "cpu",
         weight_bytes: int = DEFAULT_WEIGHT_BYTES,
+        traced_after: int = TRACED_AFTER,
     ) -> None:
         self.profile = profile
         self.device = torch.device(device)
@@ -126,6 +132,8 @@ class Runtime:
         self._weights: LRUCache[Constant, Any] = LRUCache(weight_bytes, getsizeof=tensor_bytes)
         self._python: dict[Constant, Any] = {}
         self._schedules: dict[Block, Schedule] = {}
+        self._traced_after = traced_after
+        self._loops: dict[Node, Loop] = {}
         self._scratch = Scratch()
 
     def share_weights(self, other: Runtime) -> None:
@@ -136,6 +144,7 @@ class Runtime:
     def release(self) -> None:
         """Drop the derived forms of constants; they are made again when needed."""
         self._weights.clear()
+        self._loops.clear()
         self._scratch.release()
 
     # -- what a node takes ---------------------------------------------------------------------
@@ -206,6 +215,9 @@ class Runtime:
         arguments: dict[str, Any] = {}
         weight = "y" if node.op_type == "matmul" else "weight"
         spread = node.op_type in _PRODUCTS and isinstance(form.inputs.get(weight), Constant)
+        if spread:  # a trace holds weights in FP32, in memory of their own
+            taken = (env[ref.slot] for source in form.inputs.values() for ref in refs(source))
+            spread = not any(isinstance(value, Hidden) for value in taken)
 
         def tensor(name: str, source: Source) -> Any:
             value = self._tensor(source, env)
@@ -242,11 +254,28 @@ class Runtime:
         if node.op_type == "cond":
             taken = node.blocks[0 if bool(self._tensor(node.fp32.inputs["pred"], env)) else 1]
             return tuple(self.run_block(taken, [], env, fp32))
-        condition, body = node.blocks
         values = self._tensor(node.fp32.inputs["loop_vars"], env)
-        while bool(self.run_block(condition, values, env, fp32)[0]):
+        return tuple(self._loop(node, values, env, fp32))
+
+    def _loop(
+        self, node: Node, values: list[Any], env: Mapping[int, Any], fp32: Container[int]
+    ) -> list[Any]:
+        condition, body = node.blocks
+
+        def iterate(values: list[Any], env: Mapping[int, Any]) -> Iteration:
+            before = self.executions
             values = self.run_block(body, values, env, fp32)
-        return tuple(values)
+            (going,) = self.run_block(condition, values, env, fp32)
+            return Iteration(going, values, self.executions - before)
+
+        if node not in self._loops:
+            limit = int(self._weights.maxsize) // 8
+            self._loops[node] = Loop(node, self._traced_after, limit)
+        (going,) = self.run_block(condition, values, env, fp32)
+        first = Iteration(going, values, self.executions)
+        last = self._loops[node].run(iterate, first, env, fp32)
+        self.executions = last.executions  # what is traced does not count, its runs do
+        return last.values
 
     def source(self, source: Source, env: Mapping[int, Any]) -> Any:
         """The value of an input or of a function output, as a tensor."""

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from .fused import hidden
+
 
 def _resolve(indices: Tensor, size: int, validate: bool | None) -> tuple[Tensor, Tensor | None]:
     """Indices that torch can take, and where they are in range (None for everywhere)."""
@@ -19,13 +21,9 @@ def _resolve(indices: Tensor, size: int, validate: bool | None) -> tuple[Tensor,
     if validate is None:
         return torch.where(index < 0, index + size, index), None
     inside = (index >= 0) & (index < size)
-    # Values of many samples, or of a run that is traced, are not to be looked at.
-    batched = (
-        torch._C._functorch.is_batchedtensor(inside) or torch._C._get_tracing_state() is not None
-    )
-    if not batched and bool(inside.all()):
+    if not hidden(inside) and bool(inside.all()):
         return index, None
-    if validate and batched:
+    if validate and hidden(inside):
         raise NotImplementedError("indices are validated one sample after the other")
     if validate:
         raise IndexError(f"index out of range for an axis of size {size}")
@@ -37,7 +35,8 @@ def _zero_outside(out: Tensor, inside: Tensor | None, axis: int) -> Tensor:
     if inside is None:
         return out
     trailing = out.dim() - axis - inside.dim()
-    return torch.where(inside.reshape(*inside.shape, *([1] * trailing)), out, torch.zeros_like(out))
+    zero = torch.zeros((), dtype=out.dtype, device=out.device)
+    return torch.where(inside.reshape(*inside.shape, *([1] * trailing)), out, zero)
 
 
 def gather(
@@ -154,9 +153,14 @@ def scatter(
     axis = axis % data.dim()
     index, inside = _resolve(indices.reshape(-1), data.shape[axis], validate_indices)
     updates = updates.reshape(*data.shape[:axis], index.numel(), *data.shape[axis + 1 :])
-    if inside is None and mode in ("add", "sub"):
+    if mode in ("add", "sub"):
         sign = 1 if mode == "add" else -1
-        return data.index_add(axis, index, updates.to(data.dtype), alpha=sign)
+        updates = updates.to(data.dtype)
+        if inside is not None:
+            shape = [-1 if d == axis else 1 for d in range(data.dim())]
+            nothing = torch.tensor(-0.0 * sign, dtype=data.dtype, device=data.device)
+            updates = torch.where(inside.reshape(shape), updates, nothing)  # x + -0 is x, for any x
+        return data.index_add(axis, index, updates, alpha=sign)
     grid = _grid(updates.shape, data.device)
     if inside is not None:
         inside = inside[grid[axis]]

@@ -15,12 +15,11 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from ..buffers import placed_as
+from ..buffers import placed_as, same
 from ..errors import MpsearchError
 from ..program.graph import Function, Ref, Source
 from .loop import Schedule, Step
@@ -213,7 +212,7 @@ class _Batch:
         key = self.key(step)
         if key not in self.together.exact:
             at_once = self._tried_at_once(step, given)
-            self.together.exact[key] = at_once is not None and _same(at_once, results)
+            self.together.exact[key] = at_once is not None and same(at_once, results)
             if self.together.exact[key]:
                 results = at_once  # laid out as it will be from now on
             self.runtime.executions = executed + 1
@@ -253,21 +252,6 @@ def _joined(*rows: Any) -> Any:
     if any(row != rows[0] for row in rows):
         raise ValueError("rows differ in what is no tensor")
     return rows[0]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two results are the same to the bit."""
-    pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
-    return all(
-        a.dtype is b.dtype and a.shape == b.shape and np.array_equal(_bytes(a), _bytes(b))
-        if isinstance(a, Tensor)
-        else a == b
-        for a, b in pairs
-    )
-
-
-def _bytes(value: Tensor) -> np.ndarray:
-    return value.reshape(-1).view(torch.uint8).cpu().numpy()
 
 
 def _form(sample: Given) -> Any:

@@ -25,8 +25,9 @@ from ..memory import check_held
 from ..temporary import TemporaryFolder
 from .archives import archive_writer
 
-#: Names of operators that do more than compute; not where they name an attribute.
-_TOUCHING = re.compile(rb'(?<!self\.)(?<!")\b(save|from_file|_?print)\b(?!\s*:)')
+#: Names of operators that do more than compute. An attribute of such a name is refused as well, for
+#: TorchScript can give operators other names: what a name stands for does not show in the text.
+_TOUCHING = re.compile(rb"\b(save|from_file|_?print)\b")
 #: What an archive holds that ``torch.jit.save`` wrote.
 _ENTRY = re.compile(
     r"code/[\w./<>]+\.py(\.debug_pkl)?|(data|constants|traced_inputs)(\.pkl|/\d+)|byteorder"
