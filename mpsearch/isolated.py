@@ -86,8 +86,10 @@ def tried(
     size = _size(file)
     seconds = limits.seconds + code / _CODE_RATE + size / _DATA_RATE
     memory = int(limits.gib * (1 << 30)) + _COPIES * size
-    # On macOS what a fork of a process may call is not said, and some of it ends the process.
-    child = _forked if sys.platform == "linux" else _spawned
+    # On macOS what a fork of a process may call is not said, and some of it ends the process. A
+    # daemonic process may not fork by multiprocessing.
+    forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    child = _forked if forks else _spawned
     said, status = child(work, arguments, math.ceil(seconds), memory)
     if said is None:
         raise InputError(f"{file} is not read: {_why(status, seconds, memory)}")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -695,3 +697,125 @@ def test_opening_a_package_changes_none_of_its_files(package):
     run_any("check", "out", NET, "--inputs", DATA)
     after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in package.rglob("*") if p.is_file()}
     assert after == before
+
+
+# --- files that crash, loop or ask for memory ---------------------------------------------------
+
+
+class Plain(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+
+
+def scripted(change, path="bad.pt"):
+    """A TorchScript file whose code was changed."""
+    torch.jit.save(torch.jit.script(Plain()), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w") as out:
+        for name, body in entries:
+            out.writestr(name, change(body.decode()) if name.endswith(".py") else body)
+    return path
+
+
+def test_a_file_that_crashes_torch_is_one_line(here):
+    """torch's parser recurses, and ends the process where the stack does."""
+    deep = "(" * 20_000 + "x" + ")" * 20_000
+    path = scripted(lambda code: code.replace("torch.relu(x)", deep))
+    with pytest.raises(mpsearch.InputError, match=r"bad\.pt is not read: what reads it crashed"):
+        load_model(path)
+
+
+def test_a_file_from_a_daemonic_process_is_opened_as_well(here):
+    """Such a process may have no forks: another interpreter opens the file first."""
+    torch.jit.save(torch.jit.script(Plain()), "good.pt")
+    bad = scripted(lambda code: code.replace("torch.relu(x)", "torch.save(x, 'out')"))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_loads, ("good.pt",)) is None
+        assert "holds 'save' in its code" in pool.apply(_loads, (bad,))
+
+
+def _loads(path):
+    try:
+        load_model(path)
+    except mpsearch.InputError as error:
+        return str(error)
+    return None
+
+
+def test_limits_are_raised_by_options(here):
+    """A sample of stride 0 takes few bytes, and any memory that is asked for."""
+    torch.save({"x": torch.zeros(1).expand(1 << 20, 4, 1 << 12)}, "wide.pt")
+    said = run("optimize", NET, "--inputs", "wide.pt", "--budget", "1e-2", expect=2)
+    assert "'x' has shape (1048576, 4, 4096)" in said.stderr and "contiguous" in said.stderr
+    wrong = run("optimize", NET, "--inputs", "x.npz", "--budget", "1", "--load-gib", "0", expect=2)
+    assert "--load-gib is 0, expected GiB above 0" in wrong.stderr
+
+
+def test_a_tower_of_powers_is_no_shape(exported, here):
+    """sympy would work it out: each storey is 16 times as many digits."""
+    tower = "9"
+    for _ in range(6):
+        tower = f"({tower})**16"
+
+    def change(program):
+        for place in _expressions(program):
+            place["expr_str"] = tower
+
+    with zipfile.ZipFile("tower.pt2", "w") as archive:
+        for name, body in _edit(exported, change):
+            archive.writestr(name, body)
+    with pytest.raises(mpsearch.InputError, match="shape expression that is no arithmetic"):
+        load_model("tower.pt2")
+
+
+@pytest.mark.parametrize("kind", ["view", "trigger"])
+def test_a_study_that_runs_without_an_end_is_refused(kind, here):
+    run("optimize", NET, "--inputs", DATA, "--budget", "1e-2", "--out", "out")
+    with sqlite3.connect("out/study.db") as study:
+        if kind == "view":
+            study.execute("alter table studies rename to others")
+            endless = "with recursive n(i) as (select 1 union all select i + 1 from n) "
+            study.execute(f"create view studies as {endless} select i as study_id from n")
+        else:
+            study.execute("create trigger t after insert on trials begin select 1; end")
+    said = run(
+        *("optimize", NET, "--inputs", DATA, "--budget", "1e-2", "--out", "out", "--resume"),
+        expect=2,
+    )
+    assert f"holds the {kind}" in said.stderr
+    assert not (here / "out" / ".search").exists()
+
+
+def test_what_a_file_does_while_it_is_opened_stays_there(here, capfd):
+    """TorchScript runs ``__setstate__``: it may warn, seed and switch gradients off."""
+
+    class Stateful(torch.nn.Module):
+        def forward(self, x):
+            return torch.relu(x)
+
+        @torch.jit.export
+        def __getstate__(self):
+            return (1, self.training)
+
+        @torch.jit.export
+        def __setstate__(self, state: tuple[int, bool]):
+            torch.manual_seed(state[0])
+            warnings.warn("\x1b]0;owned\x07", stacklevel=1)
+            torch.set_grad_enabled(False)
+            self.training = state[1]
+
+    torch.jit.save(torch.jit.script(Stateful()), "stateful.pt")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    capfd.readouterr()
+    load_model("stateful.pt")
+    assert torch.equal(before, torch.get_rng_state()) and torch.is_grad_enabled()
+    said = capfd.readouterr()
+    assert said.out == "" and said.err == ""
+
+
+def test_names_of_any_length_are_cut(here):
+    np.savez("long.npz", **{"n" * 60_000: np.zeros((2, 4, 8), np.float32)})
+    said = run("optimize", NET, "--inputs", "long.npz", "--budget", "1e-2", expect=2)
+    assert len(said.stderr) < 1000 and "n ... n" in said.stderr
