@@ -243,7 +243,8 @@ def kept_state() -> Iterator[None]:
     finally:
         torch.set_grad_enabled(grad)
         torch.set_default_dtype(dtype)
-        torch.use_deterministic_algorithms(strict)
+        if torch.are_deterministic_algorithms_enabled() != strict:  # to set it loads the compiler
+            torch.use_deterministic_algorithms(strict)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         torch.set_rng_state(states[0])
