@@ -62,18 +62,21 @@ class TemporaryFolder:
 
 def _marked(parent: Path, prefix: str) -> tuple[Path, IO[str]]:
     """A new folder and its open, locked marker."""
-    made = Path(tempfile.mkdtemp(prefix=_UNMARKED, dir=parent))
-    try:
-        marker = (made / _MARKER).open("x")
-        hold(marker)
-        marker.write(_mark(made))
-        marker.flush()
-        path = parent / f"{prefix}{made.name.removeprefix(_UNMARKED)}"
-        os.rename(made, path)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    return path, marker
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_UNMARKED, dir=parent))
+        try:
+            marker = (made / _MARKER).open("x")
+            hold(marker)
+            marker.write(_mark(made))
+            marker.flush()
+            path = parent / f"{prefix}{made.name.removeprefix(_UNMARKED)}"
+            os.rename(made, path)
+        except (FileNotFoundError, BlockingIOError):  # another process has just removed it
+            continue
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return path, marker
 
 
 def _mark(folder: Path) -> str:
@@ -105,6 +108,10 @@ def _clear(path: Path) -> None:
             else:
                 with contextlib.suppress(OSError):
                     os.unlink(entry.path)
+        # Under the name of a folder that need not be marked, for the marker goes first.
+        last = path.with_name(f"{_UNMARKED}{path.name.rpartition('-')[2]}")
+        os.rename(path, last)
+        path = last
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -157,8 +164,12 @@ def remove_left(parent: Path, prefix: str) -> None:
         return
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(parent)):
-            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            if entry.name.startswith(prefix):
                 _remove_left(Path(entry.path))
+            elif entry.name.startswith(_UNMARKED):
+                _remove_unmarked(Path(entry.path))
 
 
 def _remove_left(left: Path) -> None:
@@ -171,3 +182,15 @@ def _remove_left(left: Path) -> None:
             if lock.read(200) != _mark(left):
                 return
             _clear(left)
+
+
+def _remove_unmarked(left: Path) -> None:
+    """Remove a folder of a process that was killed before it put something in, or at the end."""
+    marker = left / _MARKER
+    with contextlib.suppress(OSError, ValueError):
+        if marker.is_file() and not marker.is_symlink():
+            with marker.open("r+") as lock:
+                hold(lock)
+                if lock.read(200) in ("", _mark(left)):
+                    marker.unlink()
+        left.rmdir()

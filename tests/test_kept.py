@@ -451,10 +451,10 @@ def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeyp
     code = (
         "import time\n"
         "from pathlib import Path\n"
-        "from mpsearch.files import room\n"
-        "with room(Path('.'), '.out-mpsearch-') as made:\n"
-        "    (made / 'half').write_text('half')\n"
-        "    print(made, flush=True)\n"
+        "from mpsearch.files import written\n"
+        "with written(Path('out'), lambda path: None) as made:\n"
+        "    made.write_text('half')\n"
+        "    print(made.parent, flush=True)\n"
         "    time.sleep(600)\n"
     )
     rooms = []
@@ -483,7 +483,6 @@ def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeyp
 
 def test_a_result_that_is_held_outlives_the_runs_of_others(here, monkeypatch):
     """The package of a result that was not saved yet stands in a temporary folder."""
-    monkeypatch.setattr(files, "_NEW", 0.0)
     held = mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
     run(*ARGV)
     held.save("held")

@@ -17,11 +17,11 @@ import pytest
 import mpsearch
 from mpsearch.ending import Stop
 from mpsearch.evaluation.evaluator import Measured
-from mpsearch.files import room
 from mpsearch.results.unfinished import Unfinished
 from mpsearch.search import store
 from mpsearch.search.answer import Answer, attributes, read_answer
 from mpsearch.search.store import Store
+from mpsearch.temporary import temporary_folder
 
 from .command import run
 from .planted import Planted, budget, samples
@@ -288,17 +288,17 @@ def test_a_killed_run_is_gone_on_with(here):
 _TIDYING = """
 import os, signal, tempfile
 from pathlib import Path
-import mpsearch.files as files
+import mpsearch.temporary as temporary
 
 def killed(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if {moment!r} == "making":
-    files.hold = Path.open = killed
-room = files.Room(Path("."), "room-")
+    temporary.hold = Path.open = killed
+folder = temporary.TemporaryFolder(Path("."), "folder-")
 for name in ("a", "b", "c"):
-    (room.path / name).write_text(name)
-    (room.path / (name + name)).mkdir()
+    (folder.path / name).write_text(name)
+    (folder.path / (name + name)).mkdir()
 unlink, seen = os.unlink, []
 
 def third(*args, **kwargs):
@@ -308,7 +308,7 @@ def third(*args, **kwargs):
         killed()
 
 os.unlink = third
-room.close()
+folder.close()
 """
 
 
@@ -323,7 +323,7 @@ def test_a_process_killed_while_it_makes_or_removes_a_folder_leaves_none(moment,
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert done.returncode == -9
     assert len(list(here.iterdir())) == 1
-    with room(here, "room-") as made:
+    with temporary_folder(here, "folder-") as made:
         assert list(here.iterdir()) == [made]
     assert list(here.iterdir()) == []
 
