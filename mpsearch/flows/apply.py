@@ -19,7 +19,8 @@ from ..package.matching import match
 from ..program.lowering import lower_candidates
 from ..scaling.scaled import changed
 from ..source.conversion import convert
-from ..source.data import argument_names, collect
+from ..source.data import Data, argument_names, collect
+from ..source.items import items
 from ..source.mlpackage import from_package
 from ..source.modules import TorchModel
 from ..source.precast import Precast
@@ -82,11 +83,13 @@ def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
 def _convert(config: Config, model: Any, data: Any) -> Precast:
     if isinstance(model, ct.models.MLModel):
         return from_package(model)
-    samples = [_example(config)] if data is None else collect(data, argument_names(model)).samples
+    given = Data([_example(config)]) if data is None else collect(data, argument_names(model))
     torch_model = TorchModel(model, config.conversion.states)
-    torch_model.settle(samples[0])
+    torch_model.settle(given.samples[0])
+    if config.conversion.batches == "apart" and not config.conversion.states:
+        given = items(given, torch_model)
     io_dtype = config.conversion.io_dtype or "fp32"
-    return convert(torch_model, samples, config.conversion.target, io_dtype)
+    return convert(torch_model, given.samples, config.conversion.target, io_dtype)
 
 
 def _example(config: Config) -> dict[str, Any]:

@@ -196,10 +196,11 @@ def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
     precast = convert(model, prepared.given, prepared.precast.target, "fp32")
     lowered, ops = lower_candidates(precast.program, layer_of=precast.layer_of)
     samples = []
-    for given in prepared.given:
+    for given, bound in zip(prepared.given, prepared.calibration.samples, strict=True):
         tensors = (v for v in given.values() if isinstance(v, torch.Tensor))
         wide = (v.float() if v.is_floating_point() else v.int() for v in tensors)
-        samples.append(dict(zip(lowered.inputs, wide, strict=False)))
+        states = {name: bound[name] for name in lowered.states}
+        samples.append({**dict(zip(lowered.inputs, wide, strict=False)), **states})
     evaluator = Evaluator(
         Incremental(lowered, len(ops), samples, prepared.profiles),
         [dict(zip(lowered.outputs, r.values(), strict=True)) for r in prepared.references],

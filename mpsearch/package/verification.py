@@ -19,7 +19,7 @@ from ..executor.together import Together
 from ..numerics.profiles import Profile
 from ..program import lowering as _program
 from ..program.described import unclassified
-from ..program.graph import Function, walk
+from ..program.graph import Function, Node, walk
 from ..program.packages import open_package
 from ..source.data import Data
 
@@ -153,6 +153,11 @@ def _given(function: Function, sample: Mapping[str, Tensor]) -> dict[int, Tensor
     return env | {slot: sample[name] for name, slot in function.states.items()}
 
 
+def _after_op(node: Node) -> tuple[str, ...]:
+    name = _program.written_name(node.name)
+    return (name, f"{name}_0") if len(node.outputs) > 1 else (name,)
+
+
 #: What passes after the cast may make anew under names of their own: reduce_transposes,
 #: fuse_transpose_matmul, expand_dynamic_linear, fuse_activation_silu, fuse_pow2_sqrt.
 _REBUILT = frozenset({"transpose", "matmul", "linear", "add", "silu", "identity"})
@@ -173,8 +178,10 @@ def precision_mismatch(
     Passes after the cast may merge and drop ops; those have no counterpart and promise nothing.
     """
     nodes = list(walk(lowered.nodes))
-    known = {_program.written_name(n.result): n for n in nodes}
-    wanted = {_program.written_name(n.result) for n in nodes if n.name in fp32_ops}
+    # A pass that makes an op anew names its results after the op.
+    known = {name: n for n in nodes for name in _after_op(n)}
+    known |= {_program.written_name(n.result): n for n in nodes}
+    wanted = {name for name, n in known.items() if n.name in fp32_ops}
     for op_type, result in package.fp16_ops:
         base = _CAST.sub("", result)
         if base in wanted and "_cast_fp16" in result:
