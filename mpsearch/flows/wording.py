@@ -123,7 +123,8 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
         found = _cures(job, needed, kept, "overflows", show(least.loss), facts["budget"])
         return found if needed < kept else ""
     verdicts = {op.verdict for op in facts["kept"]}
-    if "" in verdicts or verdicts & _BROKEN or least.loss <= 0:
+    in_db = job.prepared.metric.larger_is_better
+    if "" in verdicts or verdicts & _BROKEN or least.loss <= 0 or in_db:
         return ""
     return (
         f"Nothing breaks in FP16, it only rounds: with no op in FP32 the error is "

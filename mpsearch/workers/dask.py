@@ -16,6 +16,7 @@ from ..errors import InputError, MpsearchError
 from ..files import first_line
 from ..search.answer import Answer
 from ..search.answering import Answerer, Call
+from ..temporary import TemporaryFolder
 from .bench import Bench
 
 _LOCAL = "local:"
@@ -45,6 +46,7 @@ class Cluster:
 
     def __init__(self, address: str, cache_bytes: int | None) -> None:
         try:
+            import dask
             from distributed import Client, LocalCluster
         except ImportError as error:
             raise InputError(
@@ -52,16 +54,18 @@ class Cluster:
             ) from error
         self._bytes = cache_bytes
         self._own: Any = None
+        self._folder = TemporaryFolder()  # of the workers that are started here
         with quiet():
             try:
                 if address.startswith(_LOCAL):
-                    self._own = LocalCluster(
-                        n_workers=int(address.removeprefix(_LOCAL)),
-                        threads_per_worker=1,
-                        processes=True,
-                        memory_limit=None,
-                        dashboard_address=None,
-                    )
+                    with dask.config.set({"temporary-directory": str(self._folder.path)}):
+                        self._own = LocalCluster(
+                            n_workers=int(address.removeprefix(_LOCAL)),
+                            threads_per_worker=1,
+                            processes=True,
+                            memory_limit=None,
+                            dashboard_address=None,
+                        )
                 self._client = Client(self._own or address, timeout=_PATIENCE, set_as_default=False)
             except Exception as error:  # whatever the network raises
                 if self._own is not None:
@@ -115,6 +119,7 @@ class Cluster:
         if self._own is not None:
             with quiet(), contextlib.suppress(Exception):
                 self._own.close()
+        self._folder.close()
 
 
 class Seat:

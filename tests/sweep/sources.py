@@ -87,7 +87,9 @@ def _half(dtype: torch.dtype) -> Callable[..., Source]:
     def make(run: Run, module: torch.nn.Module, sample: Sample, folder: Path) -> Source:
         half = module.to(dtype)
         weights = _weights(half, folder / "weights", run.variant)
-        return _source(run, half, half, [_factory_name(run), "--weights", weights])
+        # In the shell, a factory's module takes the weights in, and stays FP32.
+        given = copy.deepcopy(half).float() if run.shell else half
+        return _source(run, half, given, [_factory_name(run), "--weights", weights])
 
     return make
 
@@ -98,7 +100,7 @@ def _factory(run: Run, module: torch.nn.Module, sample: Sample, folder: Path) ->
     # Weights of another seed with the same factor: they have to arrive.
     other = ARCHITECTURES[run.architecture].build(run.weights + 2)
     weights = _weights(other, folder / "weights", run.variant)
-    return _source(run, other, None, [_factory_name(run), "--weights", weights])
+    return _source(run, other, other, [_factory_name(run), "--weights", weights])
 
 
 def _weights(module: torch.nn.Module, path: Path, variant: int) -> str:
@@ -229,7 +231,9 @@ def in_python(run: Run, samples: list[Sample]) -> Any:
         return batched(samples)
     if run.form == "loader":
         rows = [{k: v[0] for k, v in sample.items()} for sample in samples]
-        return torch.utils.data.DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+        # Whole batches of one size: coremltools does not convert every model for several.
+        size = 1 if run.get("batches") == "whole" and len(rows) % 2 else 2
+        return torch.utils.data.DataLoader(rows, batch_size=size)  # type: ignore[arg-type]
     return samples
 
 
