@@ -473,7 +473,7 @@ def _of_conversion(run: Run) -> list[str]:
 
 def _of_execution(run: Run) -> list[str]:
     found = []
-    if run.get("resume") and run.get("storage") is None and not run.shell:
+    if run.get("resume") and run.get("storage") is None and not (run.shell and run.command == "optimize"):
         found.append("resume needs the storage")
     if run.get("backend") == "coreml":
         if run.get("jobs", 1) > 1 or run.get("cluster"):
