@@ -473,7 +473,8 @@ def _of_conversion(run: Run) -> list[str]:
 
 def _of_execution(run: Run) -> list[str]:
     found = []
-    if run.get("resume") and run.get("storage") is None and not (run.shell and run.command == "optimize"):
+    own = run.shell and run.command == "optimize"  # it keeps a study by itself
+    if run.get("resume") and run.get("storage") is None and not own:
         found.append("resume needs the storage")
     if run.get("backend") == "coreml":
         if run.get("jobs", 1) > 1 or run.get("cluster"):
