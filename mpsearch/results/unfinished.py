@@ -14,6 +14,8 @@ from ..temporary import hold
 
 #: The study in the folder of a result.
 STUDY = "study.db"
+#: Bytes of a path, with what SQLite adds for its journal (``MAX_PATHNAME`` is 512 on Unix).
+_LONGEST = 500
 
 
 class Unfinished:
@@ -48,6 +50,12 @@ class Unfinished:
         self._out = Path(os.path.abspath(out))
         self._folder = self._out / SEARCH
         self.study = self._folder / STUDY
+        size = len(os.fsencode(self.study))
+        if size > _LONGEST:
+            raise InputError(
+                f"{str(self._out)[:100]}... is too long: its study would have a path of {size} "
+                f"bytes, and SQLite takes {_LONGEST}; write elsewhere"
+            )
         put_back(self._out)
         made = (self._folder, self._out, *self._out.parents)
         self._made = [path for path in made if not path.exists()]

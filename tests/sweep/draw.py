@@ -277,6 +277,8 @@ def _completed(run: Run) -> dict[str, Any]:
         found.pop("random")
     if "cluster" in found:
         found.pop("jobs", None)
+    if found.get("prove"):
+        found.setdefault("timeout", 30.0)  # up to 2**17 sets are evaluated
     pins = [*found.get("keep_fp32", ()), *found.get("keep_fp16", ())]
     if len(set(pins)) == 2 and not all(pin.startswith("type:") for pin in pins):
         found.pop("keep_fp16")  # whether these name the same ops is not known

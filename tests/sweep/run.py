@@ -503,7 +503,9 @@ def _infeasible(stage: Stage, said: str, outcome: Outcome) -> None:
     path = stage.folder / "plain.mlpackage"
     shutil.rmtree(path, ignore_errors=True)
     made.save(str(path))
-    found = measures.error(path, run, stage.source.predict, samples)
+    # Of all together and of each: of a share, few samples that are held out may have another.
+    parts = [samples, *([sample] for sample in samples)]
+    found = max(measures.error(path, run, stage.source.predict, part) for part in parts)
     limit = measures.limit(run, stage.budget)
     # Samples moved a little are searched on as well, and may be worse.
     if found < limit - 0.5 * abs(limit):
