@@ -29,7 +29,7 @@ from tests.sweep.models import ARCHITECTURES
 
 NAMES, ROUNDS = ("ieee", "ane", "strict"), 3
 #: Of benchmarks/models.py, and of the sweep of options (tests/sweep/models.py).
-MODELS = ("resnet-50", "decoder-6", "vae-decoder", "audio", "unet")
+MODELS = ("resnet-50", "decoder-6", "audio", "unet", "vae")
 
 
 def _ops() -> dict[str, tuple[str, dict[str, Any]]]:
