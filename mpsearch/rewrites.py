@@ -177,7 +177,7 @@ def magnitude(
 def centered(x: Tensor, dim: int | tuple[int, ...], by: Tensor | None = None) -> Tensor:
     """x less its mean (that of ``by``), before a difference of squares.
 
-    |a|^2 + |b|^2 - 2ab and E[x^2] - E[x]^2 stay what they are where all
+    aa + bb - 2ab and E[x^2] - E[x]^2 stay what they are where all
     values move alike. FP16 holds 3 digits: an offset takes them from
     the difference.
     """
