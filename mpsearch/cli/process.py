@@ -17,10 +17,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 INTERRUPTED = 130
+#: What asks a process to end, as far as the system knows it.
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 #: What is to be done before the process ends, the last first.
 _cleanups: list[Callable[[], None]] = []
-
-
 #: What libraries read when they are loaded and fail at where it makes no sense to them: numpy's
 #: f2py and matplotlib. Neither matters to what a command writes.
 _UNREAD = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
@@ -55,9 +57,8 @@ def listen() -> None:
     def leave(number: int, frame: Any) -> None:
         if os.getpid() != process:  # a fork, which its parent ends
             os._exit(INTERRUPTED)
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
         for cleanup in reversed(_cleanups):
             with suppress(Exception):
                 cleanup()
@@ -65,12 +66,8 @@ def listen() -> None:
             os.write(2, b"interrupted: before anything was found\n")
         os._exit(INTERRUPTED)
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) in (
-            signal.SIG_DFL,
-            signal.default_int_handler,
-        ):
+    for number in _SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, leave)
 
 
