@@ -113,6 +113,27 @@ def test_only_what_the_budget_allows_is_stored(tmp_path):
     assert tight.error <= free.error / 2
 
 
+def test_weights_that_break_held_out_samples_are_stored_as_typed():
+    model = torch.nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        model.weight[:, :32], model.weight[:, 32:] = 127.0, 0.3  # in int8 the small ones are 0
+    large, small = torch.zeros(1, 64), torch.zeros(1, 64)
+    large[:, :32], small[:, 32:] = 1.0, 1.0
+    results = [
+        mpsearch.optimize(
+            model,
+            data,
+            0.3,
+            heldout=0.5,
+            conversion=mpsearch.Conversion(weight_dtype="int8"),
+            constraints=mpsearch.Constraints(keep_fp32=["type:linear"]),
+        )
+        for data in ([large, small], [small, large])  # either is the one held out, once
+    ]
+    assert all(result.met for result in results)
+    assert sum("as int8 they break held-out" in note for r in results for note in r.notes) == 1
+
+
 def test_apply_stores_them_again(tmp_path):
     model, _, result = _search(weight_dtype="int8")
     out = result.save(tmp_path / "out")

@@ -240,6 +240,7 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
     room = TemporaryFolder()
     notes = list(job.notes)
     integers_fit = False  # whether that was looked at
+    dtype = job.request.conversion.weight_dtype
     finished = search(job, start)
     proven = finished and job.request.limits.prove and prove(problem)
     finished &= not ending.over
@@ -249,7 +250,7 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
         bar.stage("writing the package and reading it back")
         precision = problem.question.precision(best.kept)
         try:
-            written = _written(job, precision, room.path / PACKAGE)
+            written = _written(job, precision, room.path / PACKAGE, dtype)
         except MpsearchError:
             raise
         except Exception as error:  # a full disk, in whatever words: what was found is kept
@@ -271,6 +272,10 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
         tested = certifier.test(written.package, best.kept, hasty=ending.over or last)
         if tested.holds:
             break
+        if last and written.stored is not None:  # those weights may be what breaks the budget
+            notes.append(f"Weights are stored as typed: as {dtype} they break held-out samples.")
+            dtype = None
+            continue
         if last:
             return infeasible(job, tested.worst)
         proven = False
@@ -280,16 +285,15 @@ def _until_it_holds(job: Job, bar: Progress, start: Collection[str] = ()) -> Res
             best = problem.best or problem.admit(problem.everything)
         else:
             best = problem.admit(problem.everything if tested.safer is None else tested.safer)
-    dtype = job.request.conversion.weight_dtype
     if dtype is not None and written.stored is None:
         notes.append(f"Weights are stored as typed: no time was left for {dtype}.")
     found = Found(best, precision, written, room, finished, proven, tuple(notes), tested)
     return outcome(job, found, bar)
 
 
-def _written(job: Job, precision: Precision, path: Path) -> Written:
-    """The package, with weights stored as asked for where time is left for that."""
-    problem, dtype = job.problem, job.request.conversion.weight_dtype
+def _written(job: Job, precision: Precision, path: Path, dtype: str | None) -> Written:
+    """The package, with weights stored as ``dtype`` where time is left for that."""
+    problem = job.problem
     problem.close()
     problem.engine.release()  # coremltools and the package hold the weights once more each
     searched = problem.evaluator.searched
