@@ -78,7 +78,8 @@ def judged(name: str, seed: int, count: int, fresh: int, found: dict[str, Any]) 
     kept = {op.index for op in prepared.ops if op.name in set(found["ops"])}
     evaluator = prepared.evaluator(cache_bytes=0)
     precision = Precision.of(kept, len(prepared.ops))
-    losses = sorted(evaluator.losses(precision, range(len(unseen))).values())
+    run = evaluator.evaluate_together(precision, range(len(unseen)))
+    losses = sorted(evaluation.loss for evaluation in run)
     over, lost = (sum(loss > at for loss in losses) for at in (budget, 10 * budget))
     return {
         "kept": len(kept),

@@ -360,10 +360,9 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         How many processes evaluate in :func:`mpsearch.optimize`, on the CPU; answers do not depend
         on it. With more than one, each does with one thread.
     cluster
-        Who evaluates besides, in :func:`mpsearch.optimize`: the processes of a Dask cluster
-        (``tcp://host:8786``, the address of its scheduler, or ``local:4`` for so many here), or
-        ``mpsearch worker`` anywhere (``storage:DIR``, where they find ``storage`` and a copy of
-        ``DIR``). Answers do not depend on it.
+        The Dask cluster whose processes evaluate as well, in :func:`mpsearch.optimize`:
+        ``tcp://host:8786``, the address of its scheduler, or ``local:4`` for so many processes
+        here. Results do not depend on it.
     backend, compute_units
         What computes the outputs of a set in :func:`mpsearch.optimize`: mpsearch's ``executor``, or
         ``coreml`` on a Mac, with these of :data:`COMPUTE_UNITS`. Each set is then converted and
@@ -405,17 +404,14 @@ class Execution(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._set(seed=seed(self.seed))
 
     def _check_cluster(self, cluster: str) -> None:
-        if not re.fullmatch(r"local:[1-9]\d{0,3}|storage:.+|[a-z]+://.+", cluster):
+        if not re.fullmatch(r"local:[1-9]\d{0,3}|[a-z]+://.+", cluster):
             raise InputError(
-                f"cluster is {cluster!r}, expected tcp://host:port of a Dask scheduler, local:4, "
-                "or storage (in Python storage:DIR)"
+                f"cluster is {cluster!r}, expected tcp://host:port of a Dask scheduler, or local:4"
             )
         if self.jobs > 1:
             raise InputError(f"jobs is {self.jobs} and cluster {cluster!r}; give one of them")
         if self.device != "cpu":
             raise InputError(f"cluster {cluster!r} evaluates on CPUs; leave device out")
-        if cluster.startswith("storage:") and self.storage is None:
-            raise InputError("a cluster by storage needs one that workers reach; give storage")
 
 
 def group(value: Any, kind: type[G], name: str) -> G:

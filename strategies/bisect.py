@@ -7,18 +7,18 @@ fails (onnxconverter-common, ``auto_mixed_precision.py``).
 
 from __future__ import annotations
 
-from mpsearch.search.problem import Problem
+from mpsearch.search.search import Search
 
 
-def search(problem: Problem) -> None:
+def search(search: Search) -> None:
     """Cast whole segments, halving those that break the budget."""
-    kept = problem.everything
-    pending = [tuple(range(len(problem.everything)))]
+    fp32 = search.problem.all_units
+    pending = [tuple(range(len(search.problem.all_units)))]
     while pending:
         pending.sort(key=len)
         segment = pending.pop()
-        if problem.try_(kept.difference(segment), "segments").met:
-            kept = kept.difference(segment)
+        if search.judge(fp32.difference(segment), "segments").met:
+            fp32 = fp32.difference(segment)
         elif len(segment) > 1:
             middle = len(segment) // 2
             pending += [segment[:middle], segment[middle:]]

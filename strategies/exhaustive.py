@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 
-from mpsearch.search.problem import Problem
+from mpsearch.search.search import Search
 
 
-def search(problem: Problem) -> None:
+def search(search: Search) -> None:
     """Try all sets by size until one meets the budget."""
-    count = len(problem.everything)
+    count = len(search.problem.all_units)
     for size in range(count + 1):
-        for kept in itertools.combinations(range(count), size):
-            if problem.try_(kept, "exhaust").met:
+        for fp32 in itertools.combinations(range(count), size):
+            if search.judge(fp32, "exhaust").met:
                 return

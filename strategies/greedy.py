@@ -6,12 +6,12 @@ larger set only makes room, none can be cast afterwards unless errors cancel.
 
 from __future__ import annotations
 
-from mpsearch.search.problem import Problem
+from mpsearch.search.search import Search
 
 
-def search(problem: Problem) -> None:
+def search(search: Search) -> None:
     """Cast what can be cast, in the order of predicted harm."""
-    kept = problem.everything
-    for unit in reversed(problem.keep_order()):
-        if problem.try_(kept - {unit}, "cast").met:
-            kept = kept - {unit}
+    fp32 = search.problem.all_units
+    for unit in reversed(search.ranking.order):
+        if search.judge(fp32 - {unit}, "cast").met:
+            fp32 = fp32 - {unit}

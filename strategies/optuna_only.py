@@ -10,14 +10,14 @@ import warnings
 
 import optuna
 
-from mpsearch.search.problem import Problem
+from mpsearch.search.search import Search
 
 
-def search(problem: Problem) -> None:
+def search(search: Search) -> None:
     """Sample sets until the trials are used up."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=problem.question.seed)
-    problem.record.study.enqueue_trial(dict.fromkeys(problem.names, True))
-    for _ in range(max(problem.remaining, 1)):
-        problem.sample(sampler, "sample", free=range(len(problem.everything)))
+        sampler = optuna.samplers.TPESampler(seed=search.problem.seed)
+    search.evaluations.study.optuna.enqueue_trial(dict.fromkeys(search.problem.names, True))
+    for _ in range(max(search.remaining, 1)):
+        search.sample(sampler, "sample", range(len(search.problem.units)))

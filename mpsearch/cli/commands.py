@@ -180,15 +180,13 @@ def optimize(
     conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
     limits = shared.group(Limits, options)
     options["resume"] = resume and options["storage"] is not None
-    if options["cluster"] == "storage":
-        options["cluster"] = f"storage:{target}"
     execution = shared.group(Execution, options)
 
     bar = _loading(execution.progress)
     from ..ending import Ending
-    from ..flows.job import Request
-    from ..flows.optimize import answer
-    from ..flows.surroundings import neutral
+    from ..flows.isolation import neutral
+    from ..flows.request import Request
+    from ..flows.running import run
     from ..report import text
     from ..results.unfinished import Unfinished
 
@@ -216,7 +214,7 @@ def optimize(
             request = dataclasses.replace(request, execution=kept)
         stack.enter_context(ending.listening())
         with neutral():
-            result = answer(request, loaded, data, ending, model)
+            result = run(request, loaded, data, ending, model)
         written, lost = _save(result, target, under_way)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
@@ -370,7 +368,7 @@ def pareto(
     bar = _loading(execution.progress)
     from ..flows import pareto as front
     from ..report import text
-    from ..search.store import check_storage
+    from ..search.storage import check_storage
 
     check_storage(execution.storage)
     _check(metric, None, execution.device)
@@ -518,8 +516,8 @@ def run(
     Arrays have the model's own input shapes, or are stacked as for optimize (first axis =
     samples): then outputs are, too.
     """
+    from ..flows.isolation import neutral
     from ..flows.predict import predict_file
-    from ..flows.surroundings import neutral
     from ..source.prepare import check_device
 
     check_device(device)
@@ -609,46 +607,6 @@ def probe(out: Path, name: str | None, compute_units: str, iphone: str | None) -
 
 def _folder(path: Path) -> str | None:
     return "it is a folder" if path.is_dir() else None
-
-
-@main.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--storage", metavar="URL", required=True, help="The storage of the search.")
-@click.option("--metric", help="package.module:callable, where the search has one of its own.")
-@click.option("--cache-bytes", type=int, help="Bytes of results to remember.")
-@click.option(
-    "--patience",
-    type=float,
-    default=60.0,
-    show_default=True,
-    help="Seconds to wait for the search to begin, and for a sign of life of it.",
-)
-@shared.json
-def worker(
-    directory: Path,
-    storage: str,
-    metric: str | None,
-    cache_bytes: int | None,
-    patience: float,
-    as_json: bool,
-) -> None:
-    """Evaluate for a search that writes into DIRECTORY, or a copy of it, until it ends.
-
-    The search is mpsearch optimize --out DIRECTORY --storage URL --cluster storage; any number of
-    workers, on any machine of its kind, make it faster and change nothing else.
-    """
-    if cache_bytes is not None:
-        cache_bytes = choices.count(cache_bytes, "--cache-bytes", 0)
-    bar = _loading(None)
-    from ..ending import Ending
-    from ..flows.work import work
-
-    ending = Ending()
-    with ending.listening():
-        served = work(directory, storage, ending, metric, cache_bytes, patience, bar.stage)
-    bar.close()
-    said = f"{served:,} evaluations"
-    click.echo(json.dumps({"evaluations": served}) if as_json else said)
 
 
 @main.command()

@@ -166,8 +166,7 @@ jobs = click.option(
 cluster = click.option(
     "--cluster",
     metavar="WHERE",
-    help="Evaluate on a Dask cluster as well (tcp://host:8786, local:4), or by mpsearch worker "
-    "(storage).",
+    help="Evaluate on a Dask cluster as well: tcp://host:8786, or local:4.",
 )
 backend = click.option(
     "--backend",

@@ -55,13 +55,13 @@ class Identities:
 
     Attributes
     ----------
-    lost
+    nonfinite
         Identities of results that are not finite, as far as someone looked.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.lost: set[int] = set()
+        self.nonfinite: set[int] = set()
         self._tensors: LRUCache[int, Results] = LRUCache(limit, getsizeof=tensor_bytes)
         self._by_key: dict[Key, int] = {}
         self._keys: list[Key] = []  # by identity

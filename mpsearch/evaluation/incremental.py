@@ -1,4 +1,4 @@
-"""The executor as a backend: incremental, and open to those who step into the graph.
+"""Runs a program in any precision, and remembers results; open to those who step into the graph.
 
 Two neighboring precisions differ in few ops. What lies upstream of a difference, or beside it, is
 looked up instead of run (:mod:`mpsearch.evaluation.identities`).
@@ -90,13 +90,8 @@ class Incremental:
 
     Attributes
     ----------
-    lost
-        Nodes whose results were infinite or NaN in FP16 in the last call of :meth:`outputs`; empty
-        unless ``mark`` is set.
-    mark
-        Whether to look for such results. Those that are only passed on are not looked at.
-    seen
-        What :meth:`several` was asked to look at, a dict for each sample so far.
+    executions
+        Ops run so far.
 
     Raises
     ------
@@ -118,14 +113,11 @@ class Incremental:
         self.candidates = candidates
         self.ending = ending or Ending()
         self.executions = 0
-        self.mark = False
-        self.lost: list[Node] = []
         self._seconds = 0.0  # measured op time of what was executed
         self.runtimes = [Runtime(p, device) for p in profiles]
         # FP32 ops do the same in every profile: one runtime holds the weights for all of them.
         for runtime in self.runtimes[1:]:
             runtime.share_weights(self.runtimes[0])
-        self.samples, self.profiles = len(samples), len(self.runtimes)
         self._memory = Identities(default_cache_bytes() if cache_bytes is None else cache_bytes)
         self._schedule = Schedule.of_function(function)
         self._steps = self._schedule.steps
@@ -134,13 +126,21 @@ class Incremental:
         self._times: dict[int, float] = {}  # step -> seconds of its first run
         self._given = [self._bind(i, sample) for i, sample in enumerate(samples)]
         self._together = Together(function, self._schedule, self.ending.check)
-        self.seen: list[dict[Any, Tensor]] = []
 
     def add(self, sample: Mapping[str, Tensor]) -> int:
         """Take in one more sample; its index."""
         self._given.append(self._bind(self.samples, sample))
-        self.samples += 1
         return self.samples - 1
+
+    @property
+    def samples(self) -> int:
+        """How many inputs there are."""
+        return len(self._given)
+
+    @property
+    def profiles(self) -> int:
+        """In how many ways FP16 may compute."""
+        return len(self.runtimes)
 
     def _bind(self, sample: int, values: Mapping[str, Tensor]) -> dict[int, Any]:
         for name in self.function.inputs:
@@ -154,23 +154,41 @@ class Incremental:
 
     # -- outputs -------------------------------------------------------------------------------
 
-    def outputs(
-        self, precision: Precision, sample: int, profile: int = 0, *, remember: bool = True
-    ) -> dict[str, Tensor]:
-        """The outputs for one sample, by name, on the CPU (see :class:`Backend`)."""
-        run = _Run(precision.fp32, sample, profile, remember)
-        self.lost = []
+    def outputs(self, precision: Precision, sample: int, profile: int = 0) -> dict[str, Tensor]:
+        """The outputs for one sample, by name, on the CPU.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        return self.run(precision, sample, profile)[0]
+
+    def run(
+        self, precision: Precision, sample: int, profile: int = 0
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """The outputs for one sample, and the names of the ops that are not finite in FP16.
+
+        Ops that only pass on values are not among them.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
+        """
+        run = _Run(precision.fp32, sample, profile)
+        nonfinite = []
 
         def execute(step: Step, env: Mapping[int, _Cell]) -> list[_Cell]:
             cells = self._cells(step, env, run)
-            if cells and cells[0].where[0] in self._memory.lost:
-                self.lost.append(step.node)
+            if cells and cells[0].where[0] in self._memory.nonfinite:
+                nonfinite.append(step.node.name)
             return cells
 
         with self._running():
             cells = self._inputs(sample)
-            self._schedule.run(cells, execute if self.mark else partial(self._cells, run=run))
-            return self._outputs(cells)
+            self._schedule.run(cells, execute)
+            return self._outputs(cells), nonfinite
 
     def several(
         self,
@@ -178,17 +196,24 @@ class Incremental:
         samples: Sequence[int],
         profile: int = 0,
         look: Look | None = None,
-    ) -> Iterator[Outputs]:
-        """The outputs for several samples in turn (see :class:`Backend`).
+        finite: bool = False,
+    ) -> Iterator[tuple[Outputs, Any]]:
+        """For several samples in turn, the outputs and what was seen on the way.
 
-        An op that runs on several at once counts as one execution. ``look`` is that of
-        :class:`mpsearch.executor.together.Together`, and gives numbers, each under a key; they go
-        to ``self.seen``, by sample.
+        An op that runs on several at once counts as one execution; nothing is remembered. ``look``
+        is that of :class:`mpsearch.executor.together.Together`, and gives numbers, each under a
+        key. With ``finite`` the names of the ops that are not finite in FP16 are seen instead.
+
+        Raises
+        ------
+        Stop
+            If the run is to end.
         """
         runtime = self.runtimes[profile]
         given = [self._given[sample] for sample in samples]
+        if finite:
+            look = partial(self._all_finite, precision.fp32)
         found = self._together.run(runtime, given, precision.fp32, look)
-        self.seen = []
         while True:
             before, started = runtime.executions, time.perf_counter()
             with torch.inference_mode():
@@ -197,8 +222,21 @@ class Incremental:
             self._seconds += time.perf_counter() - started
             if item is None:
                 return
-            self.seen.append(item[1])
-            yield item[0]
+            outputs, seen = item
+            yield outputs, ([n for n, fine in seen.items() if not bool(fine)] if finite else seen)
+
+    def _all_finite(
+        self, fp32: frozenset[int], step: Step, env: Mapping[int, Any], results: Results
+    ) -> dict[str, Tensor]:
+        """Whether all that an op gives in FP16 is finite, under its name."""
+        if not self._rounds(step, fp32) or carries_rounding(step.node.op_type):
+            return {}
+        spans = [_span(value) for value in results if _checked(value)]
+        return {step.node.name: torch.stack(spans).isfinite().all()} if spans else {}
+
+    def _rounds(self, step: Step, fp32: frozenset[int]) -> bool:
+        """Whether something in a step is computed in FP16."""
+        return not fp32.issuperset(step.candidates) or self._typed[step.index]
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -238,9 +276,9 @@ class Incremental:
         if identity is None:
             results = self._execute(step, key, run.profile, self._values(step, env))
             identity = self._memory.learn(key, results, self._fetch)
-            looked_at = self.mark and key.profile >= 0 and not carries_rounding(step.node.op_type)
+            looked_at = key.profile >= 0 and not carries_rounding(step.node.op_type)
             if looked_at and not all(map(_finite, results)):
-                self._memory.lost.add(identity)
+                self._memory.nonfinite.add(identity)
             if run.remember and (
                 step.node.blocks or step.node.op_type in PRODUCTS or tensor_bytes(results) <= _SMALL
             ):
@@ -252,7 +290,7 @@ class Incremental:
 
     def _key(self, step: Step, env: Mapping[int, _Cell], run: _Run) -> Key:
         inside = self._inside[step.index] & run.fp32
-        rounds = len(inside) < len(step.candidates) or self._typed[step.index]
+        rounds = self._rounds(step, run.fp32)
         reads = tuple([env[slot].where for slot in step.reads])
         return Key(step.index, inside, reads, run.profile if rounds else -1, run.sample)
 
@@ -418,7 +456,7 @@ class Incremental:
             fresh = [
                 slot
                 for slot, (a, b) in zip(step.node.outputs, pairs, strict=True)
-                if a.where != b.where and _lost(a.value, b.value)
+                if a.where != b.where and _spoilt(a.value, b.value)
             ]
             if fresh and tainted.isdisjoint(step.reads):
                 own = step.node.candidate
@@ -474,16 +512,27 @@ class Incremental:
 
 
 def _finite(value: Any) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+    if not _checked(value):
         return True
     low, high = torch.aminmax(value)
     return math.isfinite(low) and math.isfinite(high)
 
 
-def _lost(value: Any, exact: Any) -> bool:
+def _checked(value: Any) -> bool:
+    """Whether a result can be infinite or NaN."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0
+
+
+def _span(value: Tensor) -> Tensor:
+    """From the smallest element to the largest: finite where all elements are."""
+    low, high = torch.aminmax(value)
+    return high.float() - low.float()
+
+
+def _spoilt(value: Any, exact: Any) -> bool:
     """Whether some value is infinite or NaN where it should be finite."""
     if isinstance(value, (list, tuple)):
-        return any(_lost(v, e) for v, e in zip(value, exact, strict=False))
+        return any(_spoilt(v, e) for v, e in zip(value, exact, strict=False))
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
     if value.shape != exact.shape:

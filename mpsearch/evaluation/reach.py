@@ -53,10 +53,12 @@ class Magnitude:
     count: int = 0
     mean: float = 0.0  # of the natural logarithms
     squares: float = 0.0  # sum of their squared distances from the mean
+    at: int = 0  # which sample has the largest
 
     def add(self, value: float) -> None:
         """Take in one sample's."""
-        self.largest = max(self.largest, value)
+        if value > self.largest:
+            self.largest, self.at = value, self.count
         log = math.log(max(value, _LEAST))
         self.count += 1
         step = log - self.mean
@@ -156,8 +158,7 @@ class Reach:
         if jobs == 1:
             engine = self._engine
             every = Precision.all_fp32(engine.candidates)
-            for outputs in engine.several(every, samples, 0, self._look):
-                yield outputs, engine.seen[-1]
+            yield from engine.several(every, samples, 0, self._look)
             return
 
         def run(part: Sequence[int]) -> list[tuple[_Arrays, _Arrays]]:

@@ -42,7 +42,7 @@ HAZARDS = (
 )
 
 
-def struck(ops: Sequence[CandidateOp]) -> dict[int, Hazard]:
+def affected(ops: Sequence[CandidateOp]) -> dict[int, Hazard]:
     """The ops that a hazard strikes when they are FP16, by index."""
     by_type = {hazard.op_type: hazard for hazard in HAZARDS}
     return {op.index: by_type[op.type] for op in ops if op.type in by_type}
@@ -59,7 +59,7 @@ def notes(ops: Sequence[CandidateOp], indices: Iterable[int], pinned: bool) -> l
         out.append(
             f"Runtime fault ({hazard.source}): {hazard.op_type} in FP16 {hazard.what}, seen on "
             f"{hazard.where}; {', '.join(names)} "
-            + (done if pinned else "may be struck (--hazards pin keeps such ops FP32)")
+            + (done if pinned else "may be affected (--hazards pin keeps such ops FP32)")
             + "."
         )
     return out

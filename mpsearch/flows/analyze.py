@@ -10,7 +10,6 @@ from typing import Any
 
 from .. import options
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.incremental import Incremental
 from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
 from ..explain.parting import parting
 from ..explain.ranges import ranges
@@ -21,10 +20,10 @@ from ..program.graph import Node
 from ..program.precision import Precision
 from ..results.analysis import Analysis, OpAnalysis, ranked
 from ..search.cost import Casts
-from ..search.recording import rounding_model_of
+from ..search.rounding_hooks import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
+from .isolation import isolated
 from .progress import Progress
-from .surroundings import undisturbed
 
 #: Ops predicted to do at least this share of harm are run alone.
 _SUSPECT = 0.1
@@ -32,7 +31,7 @@ _SUSPECT = 0.1
 _FEW = 64
 
 
-@undisturbed
+@isolated
 def analyze(
     model: Any,
     data: Any,
@@ -67,13 +66,13 @@ def analyze(
         evaluator = prepared.evaluator(execution.device, execution.cache_bytes)
         bar.stage("measuring all-FP32 and all-FP16")
         count = len(prepared.ops)
-        floor = evaluator.evaluate(Precision.all_fp32(count)).loss
-        fp16 = evaluator.evaluate(Precision.all_fp16(count)).loss
+        floor = evaluator.loss(Precision.all_fp32(count))
+        fp16 = evaluator.loss(Precision.all_fp16(count))
         bar.stage("looking at every op")
         harmful = HARMFUL if budget is None else budget
         ops = _ops(prepared, evaluator, harmful, execution.seed)
         is_precision = prepared.metric.larger_is_better or floor <= harmful
-        place = None if is_precision else parting(prepared, evaluator.backend, harmful)
+        place = None if is_precision else parting(prepared, evaluator.engine, harmful)
     loss_of = prepared.metric.loss_of
     rescue: list[Remedy] = []
     if is_precision:
@@ -96,10 +95,8 @@ def analyze(
     )
 
 
-def _ops(
-    prepared: Prepared, evaluator: Evaluator[Incremental], harmful: float, seed: int
-) -> list[OpAnalysis]:
-    engine = evaluator.backend
+def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) -> list[OpAnalysis]:
+    engine = evaluator.engine
     found = ranges(engine)
     reads = Casts(prepared.lowered).reads()
     nodes = diagnosable(engine)

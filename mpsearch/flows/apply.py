@@ -25,7 +25,7 @@ from ..source.mlpackage import from_package
 from ..source.modules import TorchModel
 from ..source.precast import Precast
 from ..source.prepare import open_source
-from .surroundings import undisturbed
+from .isolation import isolated
 
 _LOGGER = logging.getLogger("mpsearch")
 
@@ -35,7 +35,7 @@ def as_config(config: Config | str | Path) -> Config:
     return config if isinstance(config, Config) else _config.read(config)
 
 
-@undisturbed
+@isolated
 def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
     """Convert a model with a stored config.
 

@@ -10,7 +10,6 @@ from .. import options
 from ..ending import Ending
 from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.incremental import Incremental
 from ..explain.diagnosis import Diagnosis, diagnosable
 from ..numerics.choosing import Numerics
 from ..options import Execution
@@ -18,21 +17,21 @@ from ..package import config as configs
 from ..package.config import Config, KeptOp
 from ..package.matching import match
 from ..program.precision import Precision
-from ..results import account
+from ..results import rows
 from ..results.check import CheckResult
 from ..results.plain import number
 from ..scaling.scaled import with_changes
-from ..search.recording import rounding_model_of
+from ..search.rounding_hooks import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
 from .apply import as_config
+from .isolation import isolated
 from .job import measured
-from .surroundings import undisturbed
 
 #: How many of the ops are named that break a budget.
 _BROKEN_BY = 8
 
 
-@undisturbed
+@isolated
 def check(
     config: Config | str | Path,
     model: Any,
@@ -89,12 +88,12 @@ def check(
     broken: int | None = None
     covered: float | None = None
     if evaluator.by_sample:
-        losses = evaluator.losses(precision, range(samples)).values()
+        losses = [e.loss for e in evaluator.evaluate_together(precision, range(samples))]
         loss = max(losses)
         broken = sum(one > bound for one in losses)
         covered = coverage.lower_bound(broken, samples, wanted.confidence)
     else:
-        loss = evaluator.evaluate(precision).loss
+        loss = evaluator.loss(precision)
     outgrown: list[str] = []
     if config.scales:
         _, range_ = measured(prepared, evaluator, Ending())
@@ -104,8 +103,8 @@ def check(
     return CheckResult(
         holds=not (missing or over),
         error=show(loss),
-        error_fp16=show(evaluator.evaluate(Precision.all_fp16(count)).loss),
-        error_fp32=show(evaluator.evaluate(Precision.all_fp32(count)).loss),
+        error_fp16=show(evaluator.loss(Precision.all_fp16(count))),
+        error_fp32=show(evaluator.loss(Precision.all_fp32(count))),
         budget=limit,
         metric=prepared.metric.name,
         samples=samples,
@@ -121,18 +120,18 @@ def check(
 
 
 def _broken_by(
-    prepared: Prepared, evaluator: Evaluator[Incremental], precision: Precision, limit: float
+    prepared: Prepared, evaluator: Evaluator, precision: Precision, limit: float
 ) -> tuple[KeptOp, ...]:
     """The ops in FP16 that harm most, by the model of rounding, each with why FP16 breaks it."""
-    engine, model = evaluator.backend, rounding_model_of(evaluator, 0)
+    engine, model = evaluator.engine, rounding_model_of(evaluator, 0)
     harm = {i: model.harm((i,), ()) for i in precision.fp16}
     nodes = diagnosable(engine)
     worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_BROKEN_BY]
-    diagnosis = Diagnosis(engine, account.harmful(prepared.metric, limit))
+    diagnosis = Diagnosis(engine, rows.harmful(prepared.metric, limit))
     found = []
     for i in worst:
         op = prepared.ops[i]
         verdict, error = diagnosis.verdict(nodes[i]) if i in nodes else ("fine", math.inf)
-        why = "adds up" if verdict == "fine" else verdict
+        why = rows.ROUNDING if verdict == "fine" else verdict
         found.append(KeptOp(op.name, op.type, op.layer, number(error), op.line, why))
     return tuple(found)

@@ -11,13 +11,13 @@ from ..source.conversion import packaged
 from ..source.data import argument_names, is_picture
 from ..source.modules import TorchModel
 from ..source.prepare import as_data, open_source
-from .surroundings import undisturbed
+from .isolation import isolated
 
 #: What is not the caller's to say.
 _OURS = ("model", "source", "convert_to", "compute_precision")
 
 
-@undisturbed
+@isolated
 def convert(model: Any, sample: Any, **arguments: Any) -> Any:
     """Convert a PyTorch model to FP32 as ``ct.convert`` does with arguments of your own.
 

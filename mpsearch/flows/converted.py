@@ -19,7 +19,7 @@ from ..source.prepare import Prepared
 
 
 @contextmanager
-def backend(execution: Execution) -> Iterator[CoreML | None]:
+def device_of(execution: Execution) -> Iterator[CoreML | None]:
     """The device that evaluates; None where mpsearch's own executor does.
 
     Raises

@@ -16,24 +16,20 @@ from ..package import emission
 from ..package.config import Config, InputSpec, KeptOp, StoredWeights
 from ..package.matching import graph
 from ..program.precision import Precision
-from ..results import account
+from ..results import rows
 from ..results.plain import number
 from ..results.result import PACKAGE, Files, OpRow, Result
-from ..search.bound import Bound, contradicted, lower_bound
-from ..search.record import Trial
+from ..search.conflicts import lower_bound
+from ..search.search import Trial
 from ..source.identity import versions
 from ..temporary import TemporaryFolder
 from ..usercode import reason
-from . import wording
-from .certifying import Tested
+from . import messages
 from .job import Job
 from .progress import Progress
 from .rescaling import hint
+from .validating import Validation
 from .writing import Written
-
-#: Trials for the bound in the report: one for each op that breaks the budget alone, and more for
-#: those that break it together; a bound that these do not show is far from tight.
-_BOUND_TRIALS = 48
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Found:
 
     Attributes
     ----------
-    room
+    directory
         Where the package is.
     finished
         Whether the search came to its own end.
@@ -50,18 +46,18 @@ class Found:
         Whether every cheaper set was tried.
     notes
         What is to be said beside the numbers.
-    tested
+    validation
         What held-out samples said of it.
     """
 
     trial: Trial
     precision: Precision
     written: Written
-    room: TemporaryFolder
+    directory: TemporaryFolder
     finished: bool
     proven: bool
     notes: tuple[str, ...]
-    tested: Tested
+    validation: Validation
 
 
 @dataclass
@@ -90,15 +86,17 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
     facts |= {
         "status": status if found.finished else "interrupted",
         "error": metric.loss_of(written.loss),
-        "heldout_error": metric.loss_of(found.tested.worst) if found.tested.losses else None,
-        "heldout_samples": len(found.tested.losses),
-        "heldout_broken": sum(loss > job.problem.limit for loss in found.tested.losses),
-        "coverage": found.tested.coverage,
-        "confidence": None if found.tested.coverage is None else wanted.confidence,
-        "expected_error": metric.loss_of(found.trial.loss),
+        "heldout_error": metric.loss_of(found.validation.worst)
+        if found.validation.losses
+        else None,
+        "heldout_samples": len(found.validation.losses),
+        "heldout_broken": sum(loss > job.search.problem.limit for loss in found.validation.losses),
+        "coverage": found.validation.coverage,
+        "confidence": None if found.validation.coverage is None else wanted.confidence,
+        "sequence": found.validation.sequence,
         "proven": found.proven,
         "weights": written.stored,
-        "package_bytes": emission.package_bytes(found.room.path / PACKAGE),
+        "package_bytes": emission.package_bytes(found.directory.path / PACKAGE),
         "kept": extras.kept,
         "ops": extras.ops,
         "lower_bound": extras.lower_bound,
@@ -108,22 +106,22 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
     }
     facts["notes"] = (
-        *wording.notes(job, found.notes),
-        *wording.absorbed_note(facts["absorbed_overflows"]),
+        *messages.notes(job, found.notes),
+        *messages.absorbed_note(facts["absorbed_overflows"]),
         *extras.notes,
     )
     said = (
-        wording.explain(facts),
-        wording.what_breaks(job, facts),
-        wording.promise(job, found.tested),
+        messages.explain(facts),
+        messages.what_breaks(job, facts),
+        messages.promise(job, found.validation),
     )
     facts["explanation"] = " ".join(filter(None, said))
-    return _built(job, facts, found.room, written.stored_names)
+    return _built(job, facts, found.directory, written.stored_names)
 
 
 def unwritten(job: Job, best: Trial, error: Exception) -> Result:
     """The result where no package could be written: the choice, as the search measured it."""
-    precision = job.problem.question.precision(best.kept)
+    precision = job.search.problem.precision(best.fp32)
     casts = job.casts.count(precision)
     loss = job.prepared.metric.loss_of(best.loss)
     said = (
@@ -135,42 +133,45 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
     facts |= {
         "status": "unwritten",
         "error": loss,
-        "expected_error": loss,
-        "kept": account.unmeasured(job.prepared, precision),
-        "ops": account.op_rows(job.prepared, None, precision, job.casts),
+        "kept": rows.unmeasured(job.prepared, precision),
+        "ops": rows.op_rows(job.prepared, None, precision, job.casts),
         "not_measured": (*missing, *_unmeasured_ends(job)),
-        "notes": (*wording.notes(job, job.notes), said),
+        "notes": (*messages.notes(job, job.notes), said),
     }
-    facts["explanation"] = wording.explain(facts)
+    facts["explanation"] = messages.explain(facts)
     return _built(job, facts, None, ())
 
 
 def infeasible(job: Job, held: float | None = None) -> Result:
     """The result where even all-FP32 breaks the budget, with the reason."""
-    job.problem.ends()
     loss_of = job.prepared.metric.loss_of
     facts = _ends(job) | _counted(job)
     facts |= {
         "status": "infeasible",
         "error": facts["error_fp32"],
         "heldout_error": None if held is None else loss_of(held),
-        "explanation": wording.why_infeasible(job, held),
+        "explanation": messages.why_infeasible(job, held),
         "not_measured": _unmeasured_ends(job),
-        "notes": wording.notes(job, job.notes),
+        "notes": messages.notes(job, job.notes),
         "kept": (),
         "costs": {},
         "islands": (),
         "ops": (),
         "front": (),
     }
-    return Result(**facts, seconds=_seconds(job)).with_files(None, job.problem.record.study)
+    return Result(**facts, seconds=_seconds(job)).with_files(
+        None, job.search.evaluations.study.optuna
+    )
 
 
 def _built(
-    job: Job, facts: dict[str, Any], room: TemporaryFolder | None, stored_names: tuple[str, ...]
+    job: Job,
+    facts: dict[str, Any],
+    directory: TemporaryFolder | None,
+    stored_names: tuple[str, ...],
 ) -> Result:
     """The result, with the config and the selector that belong to it."""
-    job.problem.ending.stage = Stage.WRITE
+    job.context.ending.stage = Stage.WRITE
     config = _config(job, facts, stored_names)
     source = emission.selector_source(
         job.prepared.precast,
@@ -179,11 +180,11 @@ def _built(
         bool(job.plan.scales or job.rewrites),
     )
     result = Result(**facts, seconds=_seconds(job))
-    return result.with_files(Files(config, source, room), job.problem.record.study)
+    return result.with_files(Files(config, source, directory), job.search.evaluations.study.optuna)
 
 
 def _seconds(job: Job) -> float:
-    return round(time.perf_counter() - job.started, 3)
+    return round(time.perf_counter() - job.context.started, 3)
 
 
 # -- the parts of a result ------------------------------------------------------------------------
@@ -191,131 +192,126 @@ def _seconds(job: Job) -> float:
 
 def _ends(job: Job) -> dict[str, Any]:
     """What is known of a model before a search."""
-    prepared, problem = job.prepared, job.problem
-    floor, fp16 = problem.ends()
+    prepared, problem = job.prepared, job.search.problem
+    fp16 = _fp16_loss(job)
     loss_of = prepared.metric.loss_of
     return {
         "budget": loss_of(problem.limit),
         "metric": prepared.metric.name,
         "error_fp16": None if fp16 is None else loss_of(fp16),
-        "error_fp32": loss_of(floor),
+        "error_fp32": loss_of(job.fp32_loss),
         "candidate_ops": len(prepared.ops),
-        "minimized": problem.question.objective,
+        "minimized": problem.objective,
         "understood": prepared.understood,
         "pinned_by_hazard": job.pinned_by_hazard,
     }
 
 
 def _unmeasured_ends(job: Job) -> tuple[str, ...]:
-    return ("error_fp16",) if job.problem.ends()[1] is None else ()
+    return ("error_fp16",) if _fp16_loss(job) is None else ()
+
+
+def _fp16_loss(job: Job) -> float | None:
+    """The loss of all-FP16; None where there is no time to measure it."""
+    try:
+        return job.fp16_loss
+    except Stop:
+        return None
 
 
 def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
     """What is known of a set without running anything."""
     return _ends(job) | {
         "casts": casts,
-        "costs": account.costs(job.prepared, precision, job.casts, casts),
-        "islands": account.islands(job.prepared, precision, job.casts),
-        "front": account.front(job.problem, job.prepared.metric),
-        "absorbed_overflows": account.absorbed(job.range, job.prepared.ops, precision),
-        "headroom": account.headroom(job.range, job.prepared.ops),
-        "rescaling": account.rescaling(job.request.conversion.rescale, job.plan),
+        "costs": rows.costs(job.prepared, precision, job.casts, casts),
+        "islands": rows.islands(job.prepared, precision, job.casts),
+        "front": rows.front(job.search, job.prepared.metric),
+        "absorbed_overflows": rows.absorbed(job.range, job.prepared.ops, precision),
+        "headroom": rows.headroom(job.range, job.prepared.ops),
+        "rescaling": rows.rescaling(job.request.conversion.rescale, job.plan),
         "rewrites": job.rewrites,
     }
 
 
 def _counted(job: Job) -> dict[str, Any]:
     """What the search has cost so far."""
-    evaluator = job.problem.evaluator
+    evaluations = job.search.evaluations
+    engine = evaluations.evaluator.engine
     return {
-        "evaluations": evaluator.evaluations,
-        "op_executions": evaluator.backend.executions,
-        "forward_equivalents": round(evaluator.backend.forward_equivalents, 3),
-        "trials": account.rows(job.problem, job.prepared.metric),
+        "evaluations": evaluations.precisions,
+        "op_executions": engine.executions,
+        "forward_equivalents": round(engine.forward_equivalents, 3),
+        "trials": rows.trial_rows(job.search, job.prepared.metric),
     }
 
 
 def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
     """What only the report needs, in the order of its worth, as far as the time reaches."""
-    prepared, problem, precision = job.prepared, job.problem, found.precision
+    prepared, search, precision = job.prepared, job.search, found.precision
+    problem = search.problem
     extras = _Extras(
-        account.unmeasured(prepared, precision),
-        account.op_rows(prepared, None, precision, job.casts),
+        rows.unmeasured(prepared, precision),
+        rows.op_rows(prepared, None, precision, job.casts),
         _counted(job),
     )
 
     def bound() -> None:
-        whole = found.trial.kept == problem.everything
-        if not found.finished or whole or problem.question.pinned or problem.question.forced:
+        whole = found.trial.fp32 == problem.all_units
+        if not found.finished or whole or problem.pinned or search.required:
             return
-        least = _lower_bound(job, found)
-        if least is None:
+        if problem.objective != "ops":
             return
-        if least.price is not None:
-            extras.lower_bound = least.price + len(problem.question.required)
-        extras.counted = _counted(job)  # what is measured after this is not of the search
-        if least.contradicted:
-            extras.notes.append(
-                "No lower bound: some set met the budget and a larger one broke it, so keeping "
-                "more ops in FP32 can hurt here."
-            )
+        price = found.trial.price if found.proven else lower_bound(search)
+        if price is not None:
+            extras.lower_bound = round(price) + len(problem.required)
+            return
+        extras.notes.append(
+            "No lower bound: some set met the budget and a larger one broke it, so keeping more "
+            "ops in FP32 can hurt here."
+        )
 
     def alone() -> None:
-        extras.kept = account.kept_ops(prepared, problem, precision, job.range)
-        if problem.question.harmless is None:
-            overflowing = tuple(op.name for op in problem.overflows(found.trial.kept))
+        pinned = {op.name for i, op in enumerate(prepared.ops) if i in problem.always}
+        pinned -= {op.name for i, op in enumerate(prepared.ops) if i in problem.required}
+        extras.kept = rows.kept_ops(prepared, search, precision, job.range, pinned)
+        if problem.harmless is None:
+            engine = search.evaluations.evaluator.engine
+            overflowing = tuple(prepared.ops[i].name for i in sorted(engine.overflows(precision)))
             extras.tolerated_overflows = overflowing
             if overflowing:
-                extras.notes.append(wording.overflow_note(overflowing))
+                extras.notes.append(messages.overflow_note(overflowing))
 
     def sensitivity() -> None:
-        rows = account.op_rows(prepared, problem.guide.model, precision, job.casts)
+        every = rows.op_rows(prepared, search.ranking.model, precision, job.casts)
         measured = "alone" not in extras.not_measured
         known = {op.name: op for op in extras.kept} if measured else {}
         name = prepared.metric.name
-        extras.ops = tuple(account.as_measured(row, known.get(row.name), name) for row in rows)
+        extras.ops = tuple(rows.as_measured(row, known.get(row.name), name) for row in every)
 
     def rescale() -> None:
         extras.hint = hint(job, len(extras.kept))
 
     def remedies() -> None:
-        extras.remedies = account.remedies(prepared, job.range, extras.kept)
+        extras.remedies = rows.remedies(prepared, job.range, extras.kept)
 
     stages: dict[str, tuple[Callable[[], None], str]] = {
+        "alone": (alone, "measuring the FP32 ops alone"),
         "lower_bound": (bound, "bounding"),
-        "alone": (alone, "measuring the kept ops alone"),
         "sensitivity": (sensitivity, "predicting the sensitivity of every op"),
         "rescale": (rescale, "looking for exponents"),
         "remedies": (remedies, "looking for remedies"),
     }
-    problem.ending.stage = Stage.EXTRAS
+    search.ending.stage = Stage.EXTRAS
     for name, (work, said) in stages.items():
         bar.stage(said)
         try:
-            problem.ending.check()
+            search.ending.check()
             work()
         except Stop:
             extras.not_measured.append(name)
-    problem.close()
     if extras.not_measured:
         extras.notes.append("The run ended before the report was complete; what it lacks is '-'.")
     return extras
-
-
-def _lower_bound(job: Job, found: Found) -> Bound | None:
-    """The bound for the user's own budget, with the trials that the search left over."""
-    problem = job.problem
-    if problem.question.objective != "ops":
-        return None
-    if not found.trial.kept:
-        return Bound(0, False)
-    if found.proven and problem.question.limit == problem.limit:
-        return Bound(len(found.precision) - len(problem.question.required), False)
-    if contradicted(problem):
-        return Bound(None, False)
-    problem.release()
-    problem.tighten(problem.limit)
-    return lower_bound(problem, trials=_BOUND_TRIALS)
 
 
 # -- what is written besides the package ----------------------------------------------------------

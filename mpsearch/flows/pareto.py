@@ -11,26 +11,30 @@ import numpy as np
 
 from .. import options
 from ..ending import Ending, Stage, Stop
+from ..evaluation.evaluator import Evaluation, Evaluator
 from ..numerics.choosing import Numerics
 from ..options import Conversion, Execution, Limits
+from ..program.precision import Precision
+from ..results import rows
 from ..results.front import Front, Point
-from ..search import registry as search
+from ..search import registry
 from ..search.cost import Casts
-from ..search.problem import Problem, Strategy
-from ..search.question import Question, units
-from ..search.store import check_storage
+from ..search.evaluations import Evaluations
+from ..search.problem import Problem, units
+from ..search.search import Search, Strategy
+from ..search.storage import check_storage
 from ..source.prepare import Prepared, check_device, prepare
-from .job import measured
-from .keeping import fields, record
+from .isolation import isolated
+from .job import measured, samples_of
 from .progress import Progress
-from .surroundings import undisturbed
+from .study import fields, study
 
 _TRIALS = 600
 #: Share of the trials for the sets along the model's own order; the rest is for searching.
 _ALONG_THE_ORDER = 0.2
 
 
-@undisturbed
+@isolated
 def pareto(
     model: Any,
     data: Any,
@@ -62,7 +66,7 @@ def pareto(
     options.group(execution, Execution, "execution")
     trials = limits.trials or _TRIALS
     heldout = options.number(heldout, "heldout")
-    run_strategy = search.find_strategy(strategy)
+    run_strategy = registry.find_strategy(strategy)
     check_storage(execution.storage)
     check_device(execution.device)
     bar = Progress(execution.progress)
@@ -70,59 +74,75 @@ def pareto(
     with ending.listening(), closing(bar):
         bar.stage("converting")
         prepared = prepare(model, data, metric, numerics, conversion, heldout, targets)
-        ops = prepared.ops
-        casts = Casts(prepared.lowered)
-        evaluator = prepared.evaluator(execution.device, execution.cache_bytes, ending)
+        evaluator = prepared.evaluator(
+            execution.device, execution.cache_bytes, ending, seed=execution.seed
+        )
         ending.start()
-        floor, range_ = measured(prepared, evaluator, ending)
-        free = [i for i in range(len(ops)) if i not in range_.refused]
-        question = Question(
-            units(ops, free),
-            ops,
-            math.inf,
-            frozenset(range_.refused),
-            casts=casts,
-            required=frozenset(range_.refused),
-            harmless=range_.harmless,
-            seed=execution.seed,
-        )
         asked = {"points": points, "heldout": heldout, **fields(conversion)}
-        problem = Problem(
-            question,
-            evaluator,
-            record(prepared, execution, ending, asked, {}),
-            trials=trials,
-            ending=ending,
-            watch=bar.trial,
-            floor=floor,
-        )
-        problem.admit(problem.everything)
+        search = _search(prepared, evaluator, execution, ending, trials, asked, bar)
+        search.judge_all_units()
         ending.stage = Stage.SEARCH
         with suppress(Stop):
-            problem.admit(())
-            _along_the_order(problem, int(trials * _ALONG_THE_ORDER))
-        every = problem.remaining
-        budgets = _budgets(problem, points)
-        for i, budget in enumerate(budgets):
-            problem.tighten(budget)
-            problem.extend(every * (i + 1) // points - every * i // points)
-            if not search.run(run_strategy, problem):
-                break
+            search.judge((), "ends")
+            _along_the_order(search, int(trials * _ALONG_THE_ORDER))
+            every = search.remaining
+            budgets = _budgets(search, points)
+            for i, budget in enumerate(budgets):
+                search.restrict(limit=budget)
+                search.allowed = (
+                    len(search.trials) + every * (i + 1) // points - every * i // points
+                )
+                if not registry.run(run_strategy, search):
+                    break
         bar.stage("measuring held-out data")
         ending.stage = Stage.WRITE
-        return _front(prepared, problem, execution)
+        return _front(prepared, search, execution)
 
 
-def _along_the_order(problem: Problem, trials: int) -> None:
-    """Heads of the model's order, from none to all."""
-    order = problem.keep_order()
+def _search(
+    prepared: Prepared,
+    evaluator: Evaluator,
+    execution: Execution,
+    ending: Ending,
+    trials: int,
+    asked: dict[str, Any],
+    bar: Progress,
+) -> Search:
+    """A search without a limit, in which what overflows is FP32."""
+    ops = prepared.ops
+    losses, range_ = measured(prepared, evaluator, ending)
+    refused = frozenset(range_.refused)
+    problem = Problem(
+        units(ops, [i for i in range(len(ops)) if i not in refused]),
+        ops,
+        math.inf,
+        refused,
+        casts=Casts(prepared.lowered),
+        required=refused,
+        harmless=range_.harmless,
+        seed=execution.seed,
+    )
+    evaluations = Evaluations(evaluator, study(prepared, execution, ending, asked, {}))
+    search = Search(
+        problem, evaluations, samples_of(prepared, evaluator), trials=trials, watch=bar.trial
+    )
+    every = Precision.all_fp32(len(ops))
+    for sample, loss in zip(search.samples, losses, strict=False):
+        evaluations.take(every, sample, Evaluation(loss))
+    return search
+
+
+def _along_the_order(search: Search, trials: int) -> None:
+    """Heads of the ranking, from none to all."""
+    order = search.ranking.order
     sizes = np.unique(np.geomspace(1, len(order) + 1, max(trials, 2)).astype(int) - 1)
-    problem.ask([order[:n] for n in sizes], "order", exact=True)
+    for size in sizes:
+        search.judge(order[:size], "order")
 
 
-def _budgets(problem: Problem, points: int) -> list[float]:
+def _budgets(search: Search, points: int) -> list[float]:
     """Losses between those of the fewest and the most FP32 ops, the loosest first."""
-    losses = sorted({t.loss for t in problem.record.trials if t.exact and math.isfinite(t.loss)})
+    losses = sorted({t.loss for t in search.trials if t.exact and math.isfinite(t.loss)})
     if not losses or losses[0] == losses[-1]:
         return []  # nothing to be bought: all errors are the same
     floor, top = losses[0], losses[-1]
@@ -132,24 +152,25 @@ def _budgets(problem: Problem, points: int) -> list[float]:
     return [float(b) for b in np.linspace(top, floor, points + 2)[1:-1]]
 
 
-def _front(prepared: Prepared, problem: Problem, execution: Execution) -> Front:
-    metric = prepared.metric
+def _front(prepared: Prepared, search: Search, execution: Execution) -> Front:
+    metric, problem = prepared.metric, search.problem
     held = prepared.heldout_evaluator(execution.device, execution.cache_bytes)
     points = []
-    for trial in problem.record.undominated(problem.question):
-        precision = problem.question.precision(trial.kept)
+    for trial in rows.undominated(search):
+        precision = problem.precision(trial.fp32)
         points.append(
             Point(
                 tuple(prepared.ops[i].name for i in precision),
-                metric.loss_of(trial.seen),
-                None if held is None else metric.loss_of(held.evaluate(precision).loss),
-                problem.question.rank(trial.kept)[2],
+                metric.loss_of(trial.loss),
+                None if held is None else metric.loss_of(held.loss(precision)),
+                problem.rank(trial.fp32)[2],
             )
         )
+    known = search.evaluations.known(Precision.all_fp32(len(prepared.ops)))
     return Front(
         metric=metric.name,
         candidate_ops=len(prepared.ops),
-        error_fp32=metric.loss_of(problem.ends()[0]),
-        evaluations=problem.evaluator.evaluations,
+        error_fp32=metric.loss_of(max(found.loss for found in known.values())),
+        evaluations=search.evaluations.precisions,
         points=tuple(points),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..numerics.observed import Observation
 from ..probing import probe as asking
-from .surroundings import neutral
+from .isolation import neutral
 
 
 class Device(Protocol):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from ..search.problem import Problem
-    from ..search.record import Trial
+    from ..search.search import Search, Trial
 
 #: Says at INFO what is being done, at DEBUG what each evaluation gave.
 _LOG = logging.getLogger("mpsearch")
@@ -44,19 +43,19 @@ class Progress:
             self._ticking = threading.Thread(target=self._tick, daemon=True)
             self._ticking.start()
 
-    def trial(self, trial: Trial, problem: Problem) -> None:
+    def trial(self, trial: Trial, search: Search) -> None:
         """Show one more trial."""
         _LOG.debug(
             "%s: %d ops in FP32, loss %.3g, %s",
-            *(trial.asked_by, trial.fp32_ops, trial.seen, "met" if trial.met else "not met"),
+            *(trial.asked_by, trial.fp32_ops, trial.loss, "met" if trial.met else "not met"),
         )
         if not self._on:
             return
-        best = problem.best
-        known = "none yet" if best is None else f"{problem.question.price(best.kept):g}"
+        best = search.best
+        known = "none yet" if best is None else f"{best.price:g}"
         with self._lock:
-            self._open(problem.trials)
-            done = len(problem.record.trials)
+            self._open(search.allowed)
+            done = len(search.trials)
             self._bar.update(done - self._bar.n)
             self._bar.set_description_str(f"{trial.asked_by}: best {known}", refresh=False)
 

@@ -1,16 +1,17 @@
-"""Powers of two, and other spellings, instead of FP32: the same request of a changed program."""
+"""Powers of two, and rewritten ops, instead of FP32: the same request of a changed program."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from ..ending import Stop
 from ..program.precision import Precision
 from ..scaling.exponents import UNSCALED, Plan
 from ..scaling.patterns import Rewrite
-from ..scaling.scaled import planned, spelled, with_changes
-from .job import Job, measured, pose
+from ..scaling.scaled import planned, rewritten, with_changes
+from .job import Job, build_job, measured
+from .messages import ops_rewritten
 from .progress import Progress
-from .wording import spelled_otherwise
 
 #: Seconds for choosing exponents, and where that is only for a hint.
 _SECONDS, _HINT_SECONDS = 20.0, 5.0
@@ -21,15 +22,15 @@ _SAME = 0.1
 
 def changed(job: Job, bar: Progress) -> Job | None:
     """The search for what the changed program still needs FP32 for; None without a change."""
-    wanted, problem = job.request.conversion, job.problem
+    wanted, ending = job.request.conversion, job.context.ending
     if wanted.rescale == "off" and not wanted.rewrite:
         return None
-    if problem.ending.over or _suffices(job):
+    if ending.over or _suffices(job):
         return None
     found = job
-    if wanted.rewrite and (other := spelled(job.prepared, job.sizes)):
-        found = _posed(job, bar, other, UNSCALED)
-        if found.problem.floor() > problem.floor() + _SAME * abs(problem.limit):
+    if wanted.rewrite and (other := rewritten(job.prepared, job.sizes)):
+        found = _changed(job, bar, other, UNSCALED)
+        if found.fp32_loss > job.fp32_loss + _SAME * abs(job.search.limit):
             found = job
     if wanted.rescale != "off" and not _suffices(found):
         found = _rescaled(found, bar, wanted.rescale == "insert")
@@ -37,7 +38,10 @@ def changed(job: Job, bar: Progress) -> Job | None:
 
 
 def _suffices(job: Job) -> bool:
-    return job.fits and job.problem.admit_fp16()
+    try:
+        return job.fits and job.search.judge((), "ends").met
+    except Stop:
+        return False
 
 
 def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
@@ -46,76 +50,63 @@ def _rescaled(job: Job, bar: Progress, insert: bool) -> Job:
     plan = planned(job.prepared, job.range, job.sizes, insert, _SECONDS)
     if not plan.scales:
         return job
-    return _posed(job, bar, job.rewrites, plan)
+    return _changed(job, bar, job.rewrites, plan)
 
 
-def lighter(job: Job, kept: Collection[str], bar: Progress) -> Job | None:
+def with_fewer_scales(job: Job, fp32: Collection[str], bar: Progress) -> Job | None:
     """The same with what it does not need to have scaled as it was; None where it needs all.
 
-    ``kept`` are the names of the ops that stay FP32, for their digits: FP32 holds what they give,
+    ``fp32`` are the names of the ops that stay FP32, for their digits: FP32 holds what they give,
     and where all that read it are among them it need not fit FP16.
     """
     before = job.before
-    if before is None or job.problem.ending.over:
+    if before is None or job.context.ending.over:
         return None
     bar.stage("dropping exponents")
     insert = job.request.conversion.rescale == "insert"
-    plan = planned(before.prepared, before.range, before.sizes, insert, _SECONDS, kept)
+    plan = planned(before.prepared, before.range, before.sizes, insert, _SECONDS, fp32)
     if not plan.scales or plan.changes >= job.plan.changes:
         return None
-    return _posed(before, bar, before.rewrites, plan)
+    return _changed(before, bar, before.rewrites, plan)
 
 
-def _posed(job: Job, bar: Progress, spellings: Sequence[Rewrite], plan: Plan) -> Job:
-    """The same question of a changed program."""
-    ending = job.problem.ending
-    job.problem.engine.release()
-    prepared = with_changes(job.prepared, spellings, plan.scales)
+def _changed(job: Job, bar: Progress, rewrites: Sequence[Rewrite], plan: Plan) -> Job:
+    """The same search of a changed program."""
+    job.search.evaluations.evaluator.engine.release()
+    prepared = with_changes(job.prepared, rewrites, plan.scales)
     bar.stage("measuring the changed program")
-    return pose(
-        job.request,
-        prepared,
-        ending,
-        job.name,
-        job.started,
-        job.problem.watch,
-        plan,
-        spellings,
-        job.problem.hire,
-        job.device,
-        job if plan.scales else None,
-    )
+    return build_job(job.context, prepared, plan, rewrites, job if plan.scales else None)
 
 
 def hint(job: Job, kept: int) -> str:
-    """What another spelling, or scaling, would give where they are off; empty where nothing.
+    """What rewritten ops, or scaling, may give where they are off; empty where nothing.
 
-    Of both, what keeps fewer ops in FP32; of equals the spelling, which inserts nothing.
+    Of both, what keeps fewer ops in FP32; of equals the rewrite, which inserts nothing. Only ops
+    that leave FP16's range are counted, on the calibration samples: a search may keep more.
     """
     request = job.request
     if request.conversion.rescale != "off" or job.fits:
         return ""
     best, words = kept, ""
     if not request.conversion.rewrite:
-        spellings = spelled(job.prepared, job.sizes)
-        if spellings and (needed := _needed(job, spellings, UNSCALED)) < best:
-            best, words = needed, f"--rewrite keeps {needed or 'none'} of {kept} ops in FP32: "
-            words += spelled_otherwise(len(spellings))
+        rewrites = rewritten(job.prepared, job.sizes)
+        if rewrites and (needed := _needed(job, rewrites, UNSCALED)) < best:
+            best, words = needed, f"--rewrite may keep {needed or 'none'} of {kept} ops in FP32: "
+            words += ops_rewritten(len(rewrites))
     if not best:
         return words
     plan = planned(job.prepared, job.range, job.sizes, True, _HINT_SECONDS)
     if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
         mode = "insert" if plan.inserted else "fold"
-        words = f"--rescale {mode} keeps {needed or 'none'} of {kept} ops in FP32: {plan.words}"
+        words = f"--rescale {mode} may keep {needed or 'none'} of {kept} ops in FP32: {plan.words}"
     return words
 
 
-def _needed(job: Job, spellings: Sequence[Rewrite], plan: Plan) -> int:
+def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan) -> int:
     """How many ops of the changed program leave FP16's range; all where these do not do."""
-    problem = job.problem
-    prepared = with_changes(job.prepared, spellings, plan.scales)
-    evaluator = prepared.pool(job.request.execution.device, 0, problem.ending, job.request.chance)
-    _, range_ = measured(prepared, evaluator, problem.ending)
+    prepared = with_changes(job.prepared, rewrites, plan.scales)
+    evaluator = prepared.evaluator(job.request.execution.device, 0, job.context.ending)
+    _, range_ = measured(prepared, evaluator, job.context.ending)
     precision = Precision.of(range_.refused, len(prepared.ops))
-    met = evaluator.evaluate(precision).loss <= problem.limit
+    met = evaluator.loss(precision) <= job.search.problem.limit
     return len(range_.refused) if met else len(prepared.ops)

@@ -1,172 +1,163 @@
-"""Searching on a few samples, and on until what was found holds on all that were given."""
+"""Searches, writes the package, validates it; and on until it holds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 
 from ..ending import Stage, Stop
-from ..search.confirming import Confirmed, confirm, lost
-from ..search.mending import mend
-from ..search.problem import Problem
-from ..search.pruning import prune
-from ..search.question import Kept
-from ..search.record import Trial
+from ..errors import MpsearchError
+from ..results.result import PACKAGE, Result
+from ..search.conflicts import repair
+from ..search.criterion import Kind
+from ..search.problem import UnitSet
+from ..search.proof import prove
+from ..search.refining import prune
 from ..search.registry import run
-from ..search.settling import settle
-from .job import Job, affordable, pool_size
+from ..search.search import Trial
+from ..temporary import TemporaryFolder
+from .job import Job
+from .outcome import Found, infeasible, outcome, unwritten
+from .progress import Progress
+from .validating import Validator
+from .writing import Written, check_integers, store, write
 
 #: How much below the budget to search once a second package has broken what its search met.
 _MARGIN = 0.9
-#: How often a set is mended at most.
-_ROUNDS = 16
-#: Of the ops still in FP16: how many more become FP32 at once where there is no trial to mend by.
-_SHARES = (0.125, 0.25, 0.5)
 
 
-def search(job: Job, start: Collection[str] = ()) -> bool:
-    """Find the smallest set for the samples given; False where the run was cut short.
+def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> Result:
+    """Search, write the best set, read it back, validate it; and on until it holds.
 
-    ``start`` are the names of ops of a set that is to do; it is mended where it does not.
+    Passes that coremltools runs after the cast may reorder arithmetic, so that the package breaks
+    the budget that the search met; and the search has not seen the held-out data. Where the run is
+    to end there is no searching on: a safer set is taken.
+
+    Parameters
+    ----------
+    start
+        Names of the FP32 ops of a set to begin with, in place of a search.
     """
-    problem = job.problem
-    if start:
-        units = enumerate(problem.question.units)
-        kept = frozenset(
-            i for i, u in units if any(problem.question.ops[j].name in start for j in u.ops)
-        )
-        finished = problem.admit(kept | problem.question.forced).met or _mended(problem, kept)
-    else:
-        finished = problem.admit_fp16() or run(job.request.search, problem)
-    return _confirmed(job, bool(start)) and finished
-
-
-def mended(job: Job, trial: Trial) -> bool:
-    """Search on from a set that no longer meets the limit; False where the run was cut short."""
-    return _mended(job.problem, trial.kept) and _confirmed(job, True)
-
-
-def again(job: Job, trial: Trial, loss: float) -> bool:
-    """Search on where the package of a set has another loss than the set; False if cut short.
-
-    The first time below the budget by as much as the package was above it, then by more.
-    """
-    problem = job.problem
-    margin = 1.0 if problem.question.limit == problem.limit else _MARGIN
-    problem.reject(trial.kept)
-    problem.tighten(_tighter(problem, min(problem.question.limit, trial.loss), loss, margin))
-    return mended(job, trial)
-
-
-def _confirmed(job: Job, mended: bool) -> bool:
-    """Mend the best set until it holds on the samples that were not searched on as well.
-
-    Sample by sample a ``mended`` set grows by what each of them needs; of that much is needed no
-    more at the end. Where samples are so many that by rank they tell how often the next one breaks
-    the budget, it is pruned with all of them as the judge. Fewer that chose are no judge: it is
-    pruned by those that it was mended for, and what comes of that must hold on the others as well.
-    """
-    problem = job.problem
-    limit = problem.question.limit  # the one asked for, unless a package broke that
-    failed: Kept | None = None
-    held: Kept | None = None
-    spared: frozenset[int] = frozenset()
-    for _ in range(_ROUNDS):
-        best = problem.best
-        if failed is not None and (best is None or best.kept == problem.everything):
-            best = _larger(problem, failed)  # no trial was left to mend it by
-        if best is None or best.kept in (problem.everything, held):
-            return True
-        problem.ending.stage = Stage.SEARCH
+    search, ending = job.search, job.context.ending
+    validator, room = Validator(job), TemporaryFolder()
+    notes, dtype = list(job.notes), job.request.conversion.weight_dtype
+    search.judge_all_units()
+    finished = _searched(job, start)
+    proven = finished and job.request.limits.prove and prove(search)
+    integers_fit = False  # whether that was looked at
+    taken: Trial | None = None
+    while True:
+        best = taken or search.best or search.judge_all_units()
+        taken, last = None, best.fp32 == search.problem.all_units
+        ending.stage = Stage.WRITE
+        bar.stage("writing the package and reading it back")
+        precision = search.problem.precision(best.fp32)
         try:
-            found = confirm(problem, best)
-        except Stop:
-            break
-        if not found.offenders and found.expected <= problem.limit:
-            held, spared = best.kept, found.spared
-            if problem.evaluator.tolerated and _cheap(job):
-                settle(problem, held, limit, spared)
-                return not problem.ending.over
-            if not mended or _pruned(problem, held):
-                return True
+            written = _written(job, best, room.path / PACKAGE, dtype)
+        except MpsearchError:
+            raise
+        except Exception as error:  # a full disk, in whatever words: what was found is reported
+            return unwritten(job, best, error)
+        if written.loss > search.problem.limit:
+            if not integers_fit:
+                place, samples = room.path / "without.mlpackage", _hardest_inputs(job, best)
+                check_integers(job.prepared, precision, place, samples, search.problem.limit)
+                integers_fit = True
+            if last:
+                return infeasible(job)
+            finished &= _tightened(job, best, written.loss)
+            proven = False
             continue
-        problem.reject(best.kept)
-        failed, mended = best.kept, True
-        if found.offenders:
-            more = _draw(job, found)
-            # Not by those that the set that holds may break: it is to stay one that does.
-            problem.widen([s for s in found.offenders if s not in spared] or found.offenders)
-            if held is not None:
-                problem.admit(held)  # by what is searched on now; what is new it may yet break
-                held = None if more else held
-        elif held is None:
-            problem.tighten(_tighter(problem, best.loss, found.expected))
+        bar.stage("validating on held-out data")
+        found = validator.validate(written.package, best.fp32)
+        if found.holds:
+            break
+        if last and written.stored is not None:  # those weights may be what breaks the budget
+            notes.append(f"Weights are stored as typed: as {dtype} they break held-out samples.")
+            dtype = None
+            continue
+        if last:
+            return infeasible(job, found.worst)
+        proven = False
+        if found.failed:
+            notes += validator.promote(found.failed)
+            finished &= _repaired(job, best.fp32)
+        elif found.safer is None:
+            taken = search.judge_all_units()
         else:
-            break
-        if not _mended(problem, best.kept):
-            break
-    if held is not None:
-        problem.fall_back(held)
-    return not problem.ending.over
+            taken = search.settle_on(found.safer)
+    if dtype is not None and written.stored is None:
+        notes.append(f"Weights are stored as typed: no time was left for {dtype}.")
+    finished &= not ending.over
+    chosen = Found(best, precision, written, room, finished, proven, tuple(notes), found)
+    return outcome(job, chosen, bar)
 
 
-def _cheap(job: Job) -> bool:
-    """Whether many sets may be judged by all samples; on a device each is a package of its own."""
-    return job.device is None and affordable(job.problem.engine.samples, job.prepared.flops)
-
-
-def _pruned(problem: Problem, kept: Kept) -> bool:
-    """Cast what a set does not need; True where it needs everything."""
-    problem.extend(max(problem.remaining, len(kept)))
-    with suppress(Stop):
-        prune(problem, kept, "prune", again=True)
-    return problem.best is None or problem.best.kept == kept
-
-
-def _draw(job: Job, found: Confirmed) -> bool:
-    """Redraw more samples where one was lost altogether, once; whether there are more now."""
-    problem, prepared = job.problem, job.prepared
-    if problem.ending.limited or not lost(found.expected, problem.limit):
-        return False
-    further = prepared.further(
-        max(pool_size(prepared.flops, lost=True) - problem.engine.samples, 0)
-    )
-    for sample, reference in further:
-        problem.evaluator.add(sample, reference)
-    return bool(further)
-
-
-def _larger(problem: Problem, kept: Kept) -> Trial | None:
-    """A much larger set that meets the limit, whatever the trials allow; None where none does."""
-    rest = [unit for unit in problem.keep_order() if unit not in kept]
-    for share in _SHARES:
-        try:
-            trial = problem.admit(kept.union(rest[: math.ceil(share * len(rest))]))
-        except Stop:
-            return None
-        if trial.met:
-            return trial
-    return None
-
-
-def _mended(problem: Problem, kept: Kept) -> bool:
-    problem.ending.stage = Stage.SEARCH
+def _searched(job: Job, start: Collection[str]) -> bool:
+    """Run the strategy; False where the run was cut short."""
+    search = job.search
+    if start:
+        ops = search.problem.ops
+        units = enumerate(search.problem.units)
+        fp32 = frozenset(i for i, u in units if any(ops[j].name in start for j in u.ops))
+        return _repaired(job, fp32)
+    search.ending.stage = Stage.SEARCH
     try:
-        mend(problem, kept.union(problem.question.forced))
+        if search.judge((), "ends").met:
+            return True
     except Stop:
-        return not problem.ending.over
-    return True
+        return not search.ending.over
+    return run(job.request.strategy_function, search)
 
 
-def _tighter(problem: Problem, least: float, loss: float, margin: float = 1.0) -> float:
-    """A limit that leaves room for what ``loss`` is beyond the budget, and some.
+def _repaired(job: Job, fp32: UnitSet) -> bool:
+    """Find a set that holds near one that does not any more; False where the run was cut short."""
+    search = job.search
+    search.ending.stage = Stage.SEARCH
+    search.extend(max(search.remaining, 2 * len(search.problem.units)))
+    with suppress(Stop):
+        prune(search, repair(search, fp32 | search.required), by="repair")
+    return not search.ending.over
 
-    Losses in dB are negative, so the room is a difference there and a factor elsewhere.
+
+def _tightened(job: Job, best: Trial, loss: float) -> bool:
+    """Search on where the package of a set has another loss than the set.
+
+    The first time below the budget by as much as the package was above it, then by more. Losses in
+    dB are negative, so that the room is a difference there and a factor elsewhere.
     """
-    limit, floor = problem.limit, problem.ends()[0]
-    if limit > 0:
-        found = least * margin * (limit / loss if math.isfinite(loss) else 1.0)
+    search = job.search
+    budget, margin = search.problem.limit, 1.0 if search.limit == search.problem.limit else _MARGIN
+    least = min(search.limit, best.loss)
+    if budget > 0:
+        limit = least * margin * (budget / loss if math.isfinite(loss) else 1.0)
     else:
-        found = least - (loss - limit if math.isfinite(loss) else 0.0) - (1 - margin) * abs(limit)
-    return max(found, floor)
+        limit = least - (loss - budget if math.isfinite(loss) else 0.0) - (1 - margin) * abs(budget)
+    search.restrict(limit=max(limit, job.fp32_loss), refused=best.fp32)
+    return _repaired(job, best.fp32)
+
+
+def _hardest_inputs(job: Job, best: Trial) -> list[int]:
+    """The calibration samples by index, those of the largest losses first."""
+    known = job.search.evaluations.known(job.search.problem.precision(best.fp32))
+    losses = {s.index: found.loss for s, found in known.items() if s.kind is Kind.CALIBRATION}
+    inputs = range(len(job.prepared.calibration.samples))
+    return sorted(inputs, key=lambda i: (-losses.get(i, -math.inf), i))
+
+
+def _written(job: Job, best: Trial, path: Path, dtype: str | None) -> Written:
+    """The package, with weights stored as ``dtype`` where time is left for that."""
+    search = job.search
+    evaluations = search.evaluations
+    if evaluations.workers is not None:
+        evaluations.workers.close()
+    evaluations.evaluator.engine.release()  # coremltools and the package hold the weights as well
+    samples, limit = _hardest_inputs(job, best), search.problem.limit
+    precision = search.problem.precision(best.fp32)
+    written = write(job.prepared, precision, path, samples, device=job.context.device)
+    if dtype is None or search.ending.over or written.loss > limit:
+        return written
+    device = job.context.device
+    return store(job.prepared, precision, path, written, samples, dtype, limit, device)

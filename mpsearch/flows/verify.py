@@ -16,17 +16,17 @@ from ..numerics.choosing import Numerics, chosen
 from ..package import config as configs
 from ..package import emission
 from ..program.packages import open_package
-from ..results import account
+from ..results import rows
 from ..results.plain import number
 from ..results.result import PACKAGE
 from ..results.verified import OpOnDevice, OutputSeen, Verified
 from ..source.prepare import Prepared, as_data, prepare
-from .surroundings import undisturbed
+from .isolation import isolated
 
 Arrays = dict[str, np.ndarray]
 
 
-@undisturbed
+@isolated
 def verify(
     directory: str | Path,
     device: CoreML,
@@ -134,7 +134,7 @@ def _parted(
     if prepared is None or loaded.states:
         return None
     plain = emission.convert(prepared.precast, lambda _: False)
-    most = account.harmful(measure, budget)
+    most = rows.harmful(measure, budget)
     return loaded.parted(plain, sample, lambda a, b: _apart(_tensor(b), _tensor(a)) <= most)
 
 

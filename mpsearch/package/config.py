@@ -23,12 +23,20 @@ Whole = Annotated[int, msgspec.Meta(ge=0)]
 class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An op kept in FP32.
 
-    ``sensitivity`` is the error when this op alone is FP16, None where that is infinite: measured,
-    or, in sets of more than 64 ops, predicted to first order (:mod:`mpsearch.search.rounding`);
-    None as well where there was no time to find out, which the result says.
-    ``line`` is where it stands in Python, ``verdict`` why FP16 breaks it by itself
-    (:data:`mpsearch.explain.diagnosis.VERDICTS`); where it does not, ``overflows`` or ``may
-    overflow`` for what it reaches, or else ``adds up``; both empty where unknown.
+    Attributes
+    ----------
+    name, type, layer, line
+        The op, the PyTorch module it came from, and where it stands in Python.
+    sensitivity
+        The error when this op alone is FP16, None where that is infinite: measured where it may
+        break the budget, else predicted to first order (:mod:`mpsearch.search.rounding`). None as
+        well where there was no time to find out, which the result says.
+    verdict
+        Why it is FP32: how FP16 breaks it by itself (:data:`mpsearch.explain.diagnosis.VERDICTS`),
+        ``overflows``, ``may overflow`` or ``may vanish`` by its range, ``conflict`` where it breaks
+        a sample together with a few others, ``rounding`` for what it adds to all, ``pinned``.
+    reason
+        The same as a phrase, with the sample and the ops it is shared with.
     """
 
     name: str
@@ -37,6 +45,7 @@ class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sensitivity: float | None = None
     line: str = ""
     verdict: str = ""
+    reason: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.type}, {self.layer or 'no layer'})"
@@ -100,7 +109,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weights
         How weights are stored; None as typed.
     rewrites
-        What is spelled otherwise.
+        What is rewritten.
     scales
         What ops take times a power of two, after that.
     """

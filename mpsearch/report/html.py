@@ -143,7 +143,7 @@ _SPELLINGS = {
 
 
 def _spellings(result: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The ops that are spelled otherwise, and how, in words."""
+    """The ops that are rewritten, and how, in words."""
     layers = {op["name"]: op["layer"] for op in result["ops"]}
     rows = []
     for rewrite in result["rewrites"]:

@@ -76,6 +76,25 @@ class TrialRow(msgspec.Struct, frozen=True, rename={"asked_by": "pass"}):
     exact: bool
 
 
+class SequenceStep(msgspec.Struct, frozen=True):
+    """A set of the sequence that was tested on held-out samples, the safest first.
+
+    Attributes
+    ----------
+    fp32_ops
+        How many ops were FP32.
+    broken, samples
+        On how many held-out samples it broke the budget, of how many.
+    holds
+        Whether so few break it that the coverage can be promised.
+    """
+
+    fp32_ops: int
+    broken: int
+    samples: int
+    holds: bool
+
+
 class Absorption(msgspec.Struct, frozen=True):
     """An op left in FP16 that overflows on the samples, and does no harm by that.
 
@@ -144,7 +163,7 @@ class Files:
 
     Attributes
     ----------
-    room
+    directory
         Where the package is; None where there is none.
     selector_source
         The text of ``op_selector.py``.
@@ -152,7 +171,7 @@ class Files:
 
     config: Config
     selector_source: str
-    room: TemporaryFolder | None
+    directory: TemporaryFolder | None
 
 
 class Result(Answer, frozen=True, kw_only=True, dict=True):
@@ -178,10 +197,9 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     coverage, confidence
         At least this share of inputs like the held-out ones meets the budget, with this
         confidence; None where nothing can be promised.
-    expected_error
-        What the error of the next input is expected to stay below, by the samples that were
-        searched on (:func:`mpsearch.evaluation.coverage.expected`); with ``objective=calibration``
-        the worst of the samples.
+    sequence
+        The nested sets that were tested on held-out samples, the safest first: FP32 ops against the
+        share of inputs that breaks the budget.
     kept
         The ops kept in FP32, in execution order.
     candidate_ops
@@ -191,8 +209,9 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         forward of all calibration samples; wall time. What is measured afterwards for the report
         (each kept op alone) is not in the first three.
     lower_bound
-        At least so many ops must stay FP32 as :mod:`mpsearch.search.bound` assumes; None where the
-        trials contradict it, where ops are pinned, and where something else than ops was minimized.
+        At least so many ops must stay FP32 by the conflicts that were found, if keeping more in
+        FP32 never hurts; None where a trial shows that it does, where ops are pinned, and where
+        something else than ops was minimized.
     proven
         Whether every smaller set was tried and broke the budget (``Limits(prove=True)``).
     minimized
@@ -222,7 +241,7 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     rescaling
         How the program is scaled; None where it is not.
     rewrites
-        What is spelled otherwise (:mod:`mpsearch.scaling.stable`).
+        What is rewritten (:mod:`mpsearch.scaling.stable`).
     rescale_hint
         What ``--rescale`` would give where it is off; empty where that is not better.
     weights
@@ -269,7 +288,7 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
     heldout_broken: int = 0
     coverage: float | None = None
     confidence: float | None = None
-    expected_error: float | None = None
+    sequence: tuple[SequenceStep, ...] = ()
     lower_bound: int | None = None
     proven: bool = False
     pinned_by_hazard: tuple[str, ...] = ()
@@ -365,9 +384,9 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         return found
 
     def _package(self) -> Path:
-        if self._files is None or self._files.room is None:
+        if self._files is None or self._files.directory is None:
             raise InfeasibleError(f"there is no package: {self.explanation}")
-        return self._files.room.path / PACKAGE
+        return self._files.directory.path / PACKAGE
 
     @property
     def mlmodel(self) -> Any:
@@ -413,7 +432,7 @@ class Result(Answer, frozen=True, kw_only=True, dict=True):
         target = self._place(Path(path))
         with files.written(target, files.foreign) as out:
             out.mkdir()
-            if source.room is not None:
+            if source.directory is not None:
                 shutil.copytree(self._package(), out / PACKAGE)
             (out / "op_selector.py").write_text(source.selector_source, encoding="utf-8")
             if source.config.scales or source.config.rewrites:

@@ -24,8 +24,8 @@ def magnitudes(
     """The magnitudes of all float tensors, by slot; runs the samples once more in FP32."""
     every = Precision.all_fp32(engine.candidates)
     low: dict[int, tuple[float, float]] = {}
-    for _ in engine.several(every, list(samples), 0, _look):
-        for slot, found in engine.seen[-1].items():
+    for _, seen in engine.several(every, list(samples), 0, _look):
+        for slot, found in seen.items():
             typical, smallest = found.tolist()
             before = low.get(slot, (math.inf, math.inf))
             low[slot] = min(before[0], typical), min(before[1], smallest)

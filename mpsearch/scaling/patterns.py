@@ -24,7 +24,7 @@ _BETWEEN = frozenset(
 )
 
 
-#: How an op is spelled otherwise (:func:`mpsearch.scaling.stable.rewrite`).
+#: How an op is rewritten (:func:`mpsearch.scaling.stable.rewrite`).
 Kind = Literal[
     "softplus",
     "logsumexp",
@@ -48,7 +48,7 @@ _TAKES: dict[str, set[str]] = {
 
 
 class Rewrite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An op that is spelled otherwise: by name and type, and how (``kind``).
+    """An op that is rewritten: by name and type, and how (``kind``).
 
     ``exponent`` is the power of two that is taken out of an exponential or a logarithm, ``input``
     the mask of a sum, ``channels`` those (from, to) whose bias is left out.
@@ -76,7 +76,7 @@ def rewrites(
     exponents: Mapping[str, int],
     attention: Iterable[Rewrite] = (),
 ) -> list[Rewrite]:
-    """What can be spelled otherwise in the outer block of a program, in execution order.
+    """What can be rewritten in the outer block of a program, in execution order.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A prepared model with its tensors scaled, and its ops spelled otherwise."""
+"""A prepared model with its tensors scaled, and its ops rewritten."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def _wide(function: Function, fp32: Collection[str]) -> set[int]:
     return found
 
 
-def spelled(prepared: Prepared, sizes: Sizes) -> list[Rewrite]:
-    """What can be spelled otherwise; see :mod:`mpsearch.scaling.stable`, and :func:`planned`.
+def rewritten(prepared: Prepared, sizes: Sizes) -> list[Rewrite]:
+    """What can be rewritten; see :mod:`mpsearch.scaling.stable`, and :func:`planned`.
 
     An input that is nothing but 0 and 1 in every sample is taken for a mask.
     """
@@ -149,7 +149,7 @@ def _is_truth(value: Any) -> bool:
 
 
 def changed(precast: Precast, spellings: Sequence[Rewrite], scales: Sequence[Scale]) -> Precast:
-    """A program with ops spelled otherwise, then with inputs of ops multiplied by powers of two.
+    """A program with ops rewritten, then with inputs of ops multiplied by powers of two.
 
     The given one stays as it is.
 

@@ -57,6 +57,18 @@ class Casts:
         # What takes no part in the choice, but for casts that are there anyway.
         return _FREE if node.op_type == "cast" or "fp32" not in node.fp32.out_dtypes else _FP32
 
+    def tensors(self) -> list[tuple[int, list[int]]]:
+        """Each tensor that may need a cast: the candidate that makes it, and those that read it.
+
+        -1 stands for what is FP32 whatever is chosen.
+        """
+        found = []
+        for slot, producer in self._producer.items():
+            readers = sorted(kind for kind in self._readers.get(slot, ()) if kind != _FREE)
+            if producer != _FREE and readers:
+                found.append((producer, readers))
+        return found
+
     def reads(self) -> dict[int, set[int]]:
         """Candidate -> the candidates whose results it reads."""
         found: dict[int, set[int]] = {}

@@ -1,4 +1,4 @@
-"""Proof by exhaustion: every cheaper set, tried."""
+"""Proof by exhaustion: every cheaper set is judged."""
 
 from __future__ import annotations
 
@@ -6,45 +6,38 @@ import itertools
 import math
 
 from ..ending import Stop
-from .confirming import judge
-from .problem import Problem
+from .search import Search
 
-#: More sets than this are not tried one by one to prove that none of them will do.
+#: More sets than this are not judged one by one to prove that none of them holds.
 PROVABLE = 1 << 17
 
 
-def prove(problem: Problem, most: int = PROVABLE) -> bool:
-    """Try every set cheaper than the best, the smallest first, whatever the trials allow.
+def prove(search: Search, most: int = PROVABLE) -> bool:
+    """Judge every set cheaper than the best, the smallest first, whatever the trials allow.
 
     Returns
     -------
     bool
-        Whether no cheaper set meets the budget; False as well where there are more than ``most``
-        of them, or the time is used up.
+        Whether no cheaper set holds; False as well where there are more than ``most`` of them, or
+        the time is used up.
     """
-    question, record, top = problem.question, problem.record, len(problem.everything)
-    if problem.best is None:
+    problem, top = search.problem, len(search.problem.units)
+    best = search.best
+    if best is None:
         return False
-    beyond = problem.evaluator.aims_beyond
     # Where the price is not the number of units, a larger set can be the cheaper one.
-    by_size = question.objective == "ops" and all(len(u.ops) == 1 for u in question.units)
-    sizes = range(len(problem.best.kept) if by_size else top + 1)
+    by_size = problem.objective == "ops" and all(len(u.ops) == 1 for u in problem.units)
+    sizes = range(len(best.fp32) if by_size else top + 1)
     if sum(math.comb(top, k) for k in sizes) > most:
         return False
     for k in sizes:
         for chosen in itertools.combinations(range(top), k):
-            key = frozenset(chosen)
-            dearer = question.price(key) >= question.price(problem.best.kept)
-            if dearer or record.rejected(key) or problem.refuted(key):
-                continue
-            if not question.forced <= key or (not beyond and record.known(key) is not None):
+            cheapest = search.best or best
+            if problem.price(chosen) >= cheapest.price or not search.required.issubset(chosen):
                 continue
             try:
-                problem.extend(1)
-                if beyond:  # what few samples say of the next one is no proof
-                    judge(problem, key, question.limit, "prove")
-                else:
-                    problem.try_(key, "prove")
+                search.extend(1)
+                search.judge(chosen, "prove")
             except Stop:
                 return False
     return True

@@ -1,4 +1,4 @@
-"""Finds strategies by name, and runs one on a problem within its limits."""
+"""Finds strategies by name, and runs one within the limits of a search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..ending import Stage, Stop
 from ..errors import InputError
 from ..options import STRATEGIES
 from ..usercode import guarded
-from .problem import Problem, Strategy
+from .search import Search, Strategy
 
 
 def find_strategy(strategy: str | Strategy) -> Strategy:
@@ -22,7 +22,7 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
     if not isinstance(strategy, str):
         if not callable(strategy):
             kind = type(strategy).__name__
-            raise InputError(f"strategy is a {kind}; expected a name or a function of a Problem")
+            raise InputError(f"strategy is a {kind}; expected a name or a function of a Search")
         return strategy
     known = {e.name: e for e in entry_points(group=STRATEGIES)}
     if strategy not in known:
@@ -33,12 +33,12 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
     return found
 
 
-def run(strategy: Strategy, problem: Problem) -> bool:
+def run(strategy: Strategy, search: Search) -> bool:
     """Run a strategy; False where the time or the user cut it short."""
-    problem.ending.stage = Stage.SEARCH
+    search.ending.stage = Stage.SEARCH
     try:
         with guarded("the strategy"):
-            strategy(problem)
+            strategy(search)
     except Stop:
-        return not problem.ending.over
+        return not search.ending.over
     return True

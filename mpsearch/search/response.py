@@ -18,15 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 
-from ..evaluation.metrics import Outputs
+from .problem import UnitSet
 
-Kept = frozenset[int]
 Place = tuple[int, int]  # sample, profile
 
-#: Numbers kept of the error of one sample; what is longer is sketched.
-_SKETCH = 256
 #: What a change of a unit adds that is no sum, as a share of its squared effect.
 _NONLINEAR = 0.3
 #: The least squared effect of a unit, as a share of the squared error of the set in the middle.
@@ -37,56 +33,13 @@ _NEAR = 16
 _HEADS = 24
 
 
-class Sketch:
-    """Turns outputs into the numbers in which their error is remembered.
-
-    The difference from the reference over the reference's norm, of all float outputs; longer ones
-    are summed into buckets with random signs, which keeps norms and sums (count sketch, Charikar,
-    Chen and Farach-Colton 2002).
-    """
-
-    def __init__(self, references: Sequence[Outputs], seed: int) -> None:
-        self._references = references
-        self.seed = seed
-        self._hashes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, sample: int, outputs: Outputs) -> np.ndarray | None:
-        """The error of a sample, at most 256 numbers for each output; None where not finite.
-
-        Rounded to FP32, in which it may be kept.
-        """
-        parts = []
-        for name, reference in self._references[sample].items():
-            if not reference.is_floating_point():
-                continue
-            wanted = reference.reshape(-1).double()
-            size = float(torch.linalg.vector_norm(wanted)) or 1.0
-            error = (outputs[name].reshape(-1).double() - wanted) / size
-            if not bool(torch.isfinite(error).all()):
-                return None
-            parts.append(self._short(error).numpy())
-        return np.concatenate(parts).astype(np.float32).astype(np.float64) if parts else None
-
-    def _short(self, error: torch.Tensor) -> torch.Tensor:
-        count = error.numel()
-        if count <= _SKETCH:
-            return error
-        if count not in self._hashes:
-            generator = torch.Generator().manual_seed(self.seed)
-            bucket = torch.randint(0, _SKETCH, (count,), generator=generator)
-            sign = torch.randint(0, 2, (count,), generator=generator).double() * 2 - 1
-            self._hashes[count] = bucket, sign
-        bucket, sign = self._hashes[count]
-        return torch.zeros(_SKETCH, dtype=torch.float64).index_add_(0, bucket, error * sign)
-
-
 class Response:
     """The model around one set.
 
     Parameters
     ----------
     middle
-        A set of units kept in FP32 whose errors are known on every sample.
+        A set of units in FP32 whose errors are known on every sample.
     errors
         Per set tried, the sketched errors of the samples that its evaluation got to.
     effects
@@ -95,8 +48,8 @@ class Response:
 
     def __init__(
         self,
-        middle: Kept,
-        errors: Mapping[Kept, Mapping[Place, np.ndarray]],
+        middle: UnitSet,
+        errors: Mapping[UnitSet, Mapping[Place, np.ndarray]],
         effects: Mapping[int, float],
     ) -> None:
         self._middle = middle
@@ -121,18 +74,18 @@ class Response:
         """Whether anything is known of the set in the middle; not where no output is a float."""
         return bool(self._forms)
 
-    def _near(self, kept: Kept) -> bool:
+    def _near(self, kept: UnitSet) -> bool:
         changed = kept ^ self._middle
         return len(changed) <= _NEAR and changed <= self._column.keys()
 
-    def _row(self, kept: Kept) -> np.ndarray:
+    def _row(self, kept: UnitSet) -> np.ndarray:
         """+1 for a unit cast to FP16, -1 for one taken back to FP32, 0 for the others."""
         row = np.zeros(len(self._units))
         changed = [self._column[u] for u in kept ^ self._middle]
         row[changed] = self._sign[changed]
         return row
 
-    def exchanges(self, cost: Sequence[float]) -> Iterator[Kept]:
+    def exchanges(self, cost: Sequence[float]) -> Iterator[UnitSet]:
         """Cheaper sets, those with the least expected error first.
 
         At most two units are put in and three taken out. ``cost`` is that of every unit in FP32.

@@ -41,6 +41,8 @@ class Risk:
         The same over what the next input is expected to stay below.
     absorbed
         What absorbs the overflow for every input; None where something does not, or there is none.
+    sample
+        Which sample comes nearest.
     vanishes
         Whether it is the lower end of the range that is near, for what something is divided by.
     """
@@ -49,6 +51,7 @@ class Risk:
     expected: float
     absorbed: Absorbed | None = None
     vanishes: bool = False
+    sample: int = 0
 
     @property
     def seen(self) -> bool:
@@ -138,18 +141,19 @@ def _risk(engine: Incremental, reach: Reach, infinities: Infinities, node: Node)
         limits |= {ref.slot: FP16.overflows for ref in refs(source) if ref.narrow}
     # What the op rounds, as shares of what FP16 holds: in the samples, and in the next one.
     shares = [
-        (side[slot].largest / limit, reach.next(side[slot], CHANCE) / limit)
+        (side[slot].largest / limit, reach.next(side[slot], CHANCE) / limit, side[slot].at)
         for slot, limit in limits.items()
         for side in (reach.above, reach.below)
         if slot in side
     ]
-    inner = [(m.largest, reach.next(m, CHANCE)) for m in _inner(engine, reach, node)]
-    largest, expected = (max(c) for c in zip((0.0, 0.0), *shares, *inner, strict=True))
-    risk = Risk(_over(largest), _over(expected))
+    inner = [(m.largest, reach.next(m, CHANCE), m.at) for m in _inner(engine, reach, node)]
+    largest, _, at = max([(0.0, 0.0, 0), *shares, *inner])
+    expected = max((share for _, share, _ in [*shares, *inner]), default=0.0)
+    risk = Risk(_over(largest), _over(expected), sample=at)
     seen, next_ = _vanishing(reach, node)
     if not risk.overflows and next_ >= 1:
         return Risk(_over(seen), _over(next_), vanishes=True)
-    if not risk.overflows or any(share >= 1 for _, share in inner):
+    if not risk.overflows or any(share >= 1 for _, share, _ in inner):
         return risk
     made = Infinite()
     for slot in node.outputs:

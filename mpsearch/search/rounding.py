@@ -4,7 +4,8 @@ FP16 error is a sum of small perturbations, one for every *tensor* that is round
 output by the Jacobian. A tensor is rounded when the op that makes it is FP16, or the op that reads
 it, or one between them that only moves values; then it is rounded once, whichever of them it is.
 So each reading of a tensor is a *source* with a set of ops that trigger it, and constants are
-sources triggered by their op alone. :mod:`mpsearch.search.recording` finds them and their effects.
+sources triggered by their op alone. :mod:`mpsearch.search.rounding_hooks` finds them and their
+effects.
 
 The model only *proposes*: an order in which to cast ops, and which exchanges to try. Only true
 evaluations decide.
@@ -55,6 +56,12 @@ class RoundingModel:
                     seen.add(source)
                     total += self.effects[source]
         return total
+
+    def total(self, fp16: Collection[int]) -> float:
+        """The squared error when ``fp16`` are cast; sources that overflow are left out."""
+        cast = frozenset(fp16)
+        pairs = zip(self.triggers, self.effects, strict=True)
+        return sum(e for trigger, e in pairs if e < OVERFLOW and not trigger.isdisjoint(cast))
 
     def relief(self, ops: Collection[int], fp16: Collection[int]) -> float:
         """The squared error that goes when ``ops``, which are in ``fp16``, become FP32."""

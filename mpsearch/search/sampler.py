@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from .problem import Problem
-from .question import Kept
-from .record import FP32_OR_FP16
+from .problem import UnitSet
+from .response import Response
+from .search import Search
+from .study import FP32_OR_FP16
 
 
 class ResponseSampler(optuna.samplers.BaseSampler):
     """Proposes the cheaper set with the least expected error (:mod:`mpsearch.search.response`).
 
-    Every proposal is the set in the middle with at most two units put in and three taken out; what
-    changes is its relative search space. Where no cheaper set is left to propose, or nothing is
-    known of the middle's outputs, that is empty.
+    Every proposal is the best set with at most two units put in and three taken out; what changes
+    is its relative search space. Where no cheaper set is left to propose, or nothing is known of
+    the best set's outputs, that is empty.
 
     Parameters
     ----------
-    problem
+    search
         Whose trials are learned from.
+    units
+        Which units may change.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._middle: Kept = problem.everything
-        self._units: Sequence[int] = ()
+    def __init__(self, search: Search, units: Sequence[int]) -> None:
+        self._search = search
+        self._units = units
         self._next: dict[str, bool] = {}
-
-    def around(self, middle: Kept, units: Sequence[int]) -> None:
-        """Propose changes of ``middle``, a set that met the budget, in these units."""
-        self._middle, self._units = middle, units
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -44,25 +41,27 @@ class ResponseSampler(optuna.samplers.BaseSampler):
         self._next = self._propose()
         return dict.fromkeys(self._next, FP32_OR_FP16)
 
-    def likely(self, count: int) -> list[Kept]:
-        """What is proposed next, and what is likely to be after it; as far as can be told now."""
-        return list(islice(self._proposals(), count))
-
-    def _proposals(self) -> Iterator[Kept]:
-        problem, middle = self._problem, self._middle
-        response = problem.response(middle, self._units)
-        if not response.informed:
-            return
-        question = problem.question
-        for kept in response.exchanges(question.cost):
-            if problem.record.known(kept) is None and question.price(kept) < question.price(middle):
-                yield kept
-
     def _propose(self) -> dict[str, bool]:
-        kept, names = next(self._proposals(), None), self._problem.names
-        if kept is None:
+        search, problem = self._search, self._search.problem
+        assert search.best is not None
+        middle = search.best.fp32
+        response = self._response(middle)
+        if not response.informed:
             return {}
-        return {names[unit]: unit in kept for unit in sorted(kept ^ self._middle)}
+        for units in response.exchanges(problem.cost):
+            cheaper = problem.rank(units) < problem.rank(middle)
+            if cheaper and search.known(units) is None and search.allowed_by_conflicts(units):
+                return {problem.names[unit]: unit in units for unit in sorted(units ^ middle)}
+        return {}
+
+    def _response(self, middle: UnitSet) -> Response:
+        search, ranking = self._search, self._search.ranking
+        effects = {
+            unit: ranking.harm(unit, middle) if unit in middle else ranking.relief(unit, middle)
+            for unit in self._units
+        }
+        errors = {t.fp32: search.errors(t.fp32) for t in search.trials}
+        return Response(middle, {k: found for k, found in errors.items() if found}, effects)
 
     def sample_relative(
         self,

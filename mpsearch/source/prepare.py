@@ -15,8 +15,7 @@ from .._ct import ct, quiet
 from ..ending import Ending
 from ..errors import InputError
 from ..evaluation import metrics
-from ..evaluation.elsewhere import Compute, Elsewhere
-from ..evaluation.evaluator import Evaluator
+from ..evaluation.evaluator import Compute, Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs
 from ..executor.predict import Executor
@@ -107,58 +106,42 @@ class Prepared:
         device: str = "cpu",
         cache_bytes: int | None = None,
         ending: Ending | None = None,
-    ) -> Evaluator[Incremental]:
-        """An evaluator over the calibration data."""
-        return self._evaluator(self.calibration, self.references, device, cache_bytes, ending)
-
-    def pool(
-        self,
-        device: str = "cpu",
-        cache_bytes: int | None = None,
-        ending: Ending | None = None,
-        chance: float | None = None,
+        *,
+        perturbed: bool = False,
+        seed: int = 0,
         compute: Compute | None = None,
-    ) -> Evaluator[Incremental]:
-        """An evaluator over the calibration data, and after it what was redrawn.
+    ) -> Evaluator:
+        """An evaluator over the calibration data, and after it the ``perturbed`` samples.
 
-        ``chance`` is that of :class:`mpsearch.evaluation.evaluator.Evaluator`, ``compute`` that of
-        :class:`mpsearch.evaluation.elsewhere.Elsewhere`; None where the executor computes.
+        ``seed`` and ``compute`` are those of :class:`mpsearch.evaluation.evaluator.Evaluator`.
         """
-        data = Data([*self.calibration.samples, *self.redrawn.samples], self.calibration.targets)
-        references = [*self.references, *self.redrawn_references]
-        moved = len(self.redrawn.samples)
-        return self._evaluator(
-            data, references, device, cache_bytes, ending, chance, compute, moved
+        samples, references = list(self.calibration.samples), list(self.references)
+        if perturbed:
+            samples += self.redrawn.samples
+            references += self.redrawn_references
+        engine = Incremental(
+            self.lowered, len(self.ops), samples, self.profiles, device, cache_bytes, ending
         )
+        targets = self.calibration.targets
+        return Evaluator(engine, references, self.metric, targets, seed, compute)
 
     def heldout_evaluator(
         self,
         device: str = "cpu",
         cache_bytes: int | None = None,
         ending: Ending | None = None,
+        *,
         compute: Compute | None = None,
-    ) -> Evaluator[Incremental] | None:
+    ) -> Evaluator | None:
         """An evaluator over the held-out data; None without any."""
-        if not self.heldout.samples:
+        data = self.heldout
+        if not data.samples:
             return None
-        data, references = self.heldout, self.heldout_references
-        return self._evaluator(data, references, device, cache_bytes, ending, compute=compute)
-
-    def _evaluator(
-        self,
-        data: Data,
-        references: list[Outputs],
-        device: str,
-        cache_bytes: int | None,
-        ending: Ending | None,
-        chance: float | None = None,
-        compute: Compute | None = None,
-        redrawn: int = 0,
-    ) -> Evaluator[Incremental]:
-        count = len(self.ops)
-        given = self.lowered, count, data.samples, self.profiles, device, cache_bytes, ending
-        engine = Incremental(*given) if compute is None else Elsewhere(compute, *given)
-        return Evaluator(engine, references, self.metric, data.targets, chance, redrawn)
+        engine = Incremental(
+            self.lowered, len(self.ops), data.samples, self.profiles, device, cache_bytes, ending
+        )
+        references, targets = self.heldout_references, data.targets
+        return Evaluator(engine, references, self.metric, targets, compute=compute)
 
 
 def prepare(

@@ -1,4 +1,4 @@
-"""Workers on a Dask cluster: each holds the program, the samples and a memory of results."""
+"""Workers on a Dask cluster. Each holds the program, the samples and a memory of results."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import contextlib
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from ..errors import InputError, MpsearchError
+from ..errors import InputError
+from ..evaluation.evaluator import Evaluation, Evaluator
+from ..evaluation.incremental import Incremental
 from ..files import first_line
-from ..search.answer import Answer
-from ..search.answering import Answerer, Call
+from ..program.precision import Precision
 from ..temporary import TemporaryFolder
-from .bench import Bench
+from .forked import run
+from .pickled import pickled, unpickled
 
 _LOCAL = "local:"
 #: Seconds to wait for a scheduler.
 _PATIENCE = 20
 #: How often an evaluation is begun anew after its worker was lost.
 _RETRIES = 3
-#: How long what is known of the workers is good for, in seconds.
-_FRESH = 1.0
+#: How long what is known of the workers is good for, and how often to look for results, in seconds.
+_FRESH, _LOOK = 1.0, 0.1
 
 
 class Cluster:
-    """Gives the workers of a Dask cluster, one for each process there.
+    """The processes of a Dask cluster (:class:`mpsearch.search.evaluations.Workers`).
 
     Parameters
     ----------
@@ -75,19 +76,66 @@ class Cluster:
                     "that dask scheduler prints, or local:4"
                 ) from error
         self._seen, self._count = 0.0, 0
-        self._name, self._hired = f"mpsearch-{uuid.uuid4().hex}", 0
+        self._spec: tuple[Evaluator, int, Any] | None = None
 
-    def hire(self, answerer: Answerer) -> Sequence[Seat]:
-        """Workers that know the samples that there are now."""
-        bench = Bench.of(answerer)
+    def evaluate(
+        self, evaluator: Evaluator, precision: Precision, samples: Sequence[int], apart: bool
+    ) -> list[Evaluation]:
+        """The evaluations of a precision on several samples, in order.
+
+        This process takes part, and does what the cluster loses.
+        """
+        held = self._held(evaluator)
+        count = self.workers + 1 if held is not None else 1
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for sample in samples:
+            parts[sample % count].append(sample)
         with quiet():
+            asked = [(part, self._submit(held, precision, part)) for part in parts[1:] if part]
+        found = dict(zip(parts[0], run(evaluator, precision, parts[0], apart), strict=True))
+        for part, future in asked:
+            made = self._result(future)
+            if made is None:
+                made = run(evaluator, precision, part, apart)
+            found |= dict(zip(part, made, strict=True))
+        return [found[sample] for sample in samples]
+
+    def _held(self, evaluator: Evaluator) -> Any:
+        """What workers evaluate with, on the cluster; None where the cluster is away."""
+        if self._spec is None or self._spec[:2] != (evaluator, evaluator.samples):
+            spec = Spec(evaluator)
+            with quiet():
+                try:
+                    held = self._client.scatter(spec, broadcast=True, hash=False)
+                except Exception as error:  # whatever the network raises: go on alone
+                    logging.getLogger("mpsearch").warning(
+                        "the cluster is away: %s", first_line(error)
+                    )
+                    held = None
+            self._spec = evaluator, evaluator.samples, held
+        return self._spec[2]
+
+    def _submit(self, held: Any, precision: Precision, samples: Sequence[int]) -> Any:
+        return self._client.submit(
+            _evaluate, held, self._bytes, precision, samples, retries=_RETRIES, pure=False
+        )
+
+    def _result(self, future: Any) -> list[Evaluation] | None:
+        """What a future gave; None where the cluster lost it, or computes otherwise."""
+        from distributed import wait
+
+        with quiet():
+            while not future.done() and self.workers > 0:
+                with contextlib.suppress(Exception):  # not done yet
+                    wait([future], timeout=_LOOK)
             try:
-                held = self._client.scatter(bench, broadcast=True, hash=False)
-            except Exception as error:  # whatever the network raises: the search goes on by itself
-                logging.getLogger("mpsearch").warning("the cluster is away: %s", first_line(error))
-                return []
-            self._hired += 1
-            return [Seat(self, held) for _ in range(self.workers)]
+                if future.status == "finished":
+                    found: list[Evaluation] | None = future.result(timeout=_PATIENCE)
+                    return found
+                future.cancel()
+            except Exception:  # the result went with its worker
+                return None
+        return None
 
     @property
     def workers(self) -> int:
@@ -100,18 +148,6 @@ class Cluster:
             self._seen = time.monotonic()
         return self._count
 
-    def submit(self, held: Any, call: Call) -> Any:
-        """The future of an answer."""
-        return self._client.submit(
-            _evaluate,
-            held,
-            self._bytes,
-            call,
-            key=f"{self._name}-{self._hired}-{call.key}",
-            retries=_RETRIES,
-            pure=True,
-        )
-
     def close(self) -> None:
         """Let go of the cluster; end it where it was made here."""
         with quiet(), contextlib.suppress(Exception):  # it may be gone
@@ -122,81 +158,65 @@ class Cluster:
         self._folder.close()
 
 
-class Seat:
-    """Room for one evaluation on a cluster (:class:`mpsearch.search.ahead.Worker`)."""
+class Spec:
+    """What a worker evaluates with, as pickle takes it.
 
-    def __init__(self, cluster: Cluster, held: Any) -> None:
-        self._cluster, self._held = cluster, held
-        self._future: Any = None
-        self.call: Call | None = None
+    Constants lie in memory as they do here: kernels add in another order where their operands are
+    aligned otherwise. A worker whose first evaluation differs from the one made here is not used.
+    """
 
-    @property
-    def alive(self) -> bool:
-        """Whether there is a worker at all."""
-        return self._held.status == "finished" and self._cluster.workers > 0
+    def __init__(self, evaluator: Evaluator) -> None:
+        engine = evaluator.engine
+        self._program = pickled(engine.function)
+        self._candidates = engine.candidates
+        self._samples = [engine.sample(i) for i in range(engine.samples)]
+        self._profiles = [runtime.profile for runtime in engine.runtimes]
+        self._of = evaluator.references, evaluator.metric, evaluator.targets, evaluator.sketch
+        self._expected = _first(evaluator)
 
-    @property
-    def done(self) -> bool:
-        """Whether there is a result, or will be none."""
-        return bool(self._future.done()) or not self.alive
-
-    def begin(self, call: Call) -> None:
-        """Evaluate this."""
-        self.call = call
-        self._future = self._cluster.submit(self._held, call)
-
-    def result(self) -> Answer | None:
-        """The answer; None where the cluster lost it, or the machine computes otherwise."""
-        self.call, future = None, self._future
-        if future.status != "finished":
-            with contextlib.suppress(Exception):
-                future.cancel()
-            return None
-        try:
-            found: Answer | None = future.result(timeout=_PATIENCE)
-        except Exception:  # the result went with its worker
-            return None
-        return found
-
-    def wait(self, seconds: float) -> None:
-        """Wait until it is done, so long at most."""
-        from distributed import wait
-
-        with contextlib.suppress(Exception):  # not done yet
-            wait([self._future], timeout=seconds)
-
-    def close(self) -> None:
-        """Cancel what is under way."""
-        if self._future is not None:
-            with contextlib.suppress(Exception):  # the cluster may be gone
-                self._future.cancel()
+    def evaluator(self, cache_bytes: int | None) -> Evaluator | None:
+        """The evaluator; None where this machine computes otherwise."""
+        engine = Incremental(
+            unpickled(self._program),
+            self._candidates,
+            self._samples,
+            self._profiles,
+            cache_bytes=cache_bytes,
+        )
+        references, metric, targets, sketch = self._of
+        evaluator = Evaluator(engine, references, metric, targets)
+        evaluator.sketch = sketch
+        return evaluator if _first(evaluator) == self._expected else None
 
 
-#: The answerer of the last bench, in a worker's process.
-_held: list[tuple[Bench, Answerer | None]] = []
+def _first(evaluator: Evaluator) -> bytes:
+    """What all-FP16 gives for the first sample, to the bit."""
+    executions = evaluator.engine.executions
+    found = evaluator.evaluate(Precision.all_fp16(evaluator.engine.candidates), 0)
+    evaluator.engine.executions = executions
+    parts = [b"" if error is None else error.tobytes() for error in found.errors]
+    return b"".join([repr(found.loss).encode(), *parts])
+
+
+#: The evaluator of the last spec, in a worker's process.
+_evaluators: list[tuple[Spec, Evaluator | None]] = []
 _one = threading.Lock()
 
 
-def _evaluate(bench: Bench, cache_bytes: int | None, call: Call) -> Answer | None:
-    """Run in a worker, one at a time whatever its threads."""
+def _evaluate(
+    spec: Spec, cache_bytes: int | None, precision: Precision, samples: Sequence[int]
+) -> list[Evaluation] | None:
+    """Run in a worker, one call at a time whatever its threads."""
     with _one:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as where the search runs
         try:
-            if not _held or _held[0][0] is not bench:
-                _held[:] = [(bench, _answerer(bench, cache_bytes))]
-            answerer = _held[0][1]
-            return None if answerer is None else answerer.ahead(call)
+            if not _evaluators or _evaluators[0][0] is not spec:
+                _evaluators[:] = [(spec, spec.evaluator(cache_bytes))]
+            evaluator = _evaluators[0][1]
+            return None if evaluator is None else run(evaluator, precision, samples, True)
         finally:
             torch.set_num_threads(threads)
-
-
-def _answerer(bench: Bench, cache_bytes: int | None) -> Answerer | None:
-    try:
-        return bench.answerer(cache_bytes=cache_bytes)
-    except MpsearchError as error:  # this machine computes otherwise
-        logging.getLogger("mpsearch").warning("%s", error)
-        return None
 
 
 @contextlib.contextmanager

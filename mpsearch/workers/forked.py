@@ -6,13 +6,14 @@ import contextlib
 import multiprocessing
 import os
 import weakref
-from multiprocessing.connection import Connection, wait
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import InputError
-from ..forking import received, runs, settle
-from ..search.answer import Answer
-from ..search.answering import Answerer, Call, Part, Piece
+from ..evaluation.evaluator import Evaluation, Evaluator
+from ..forking import received, settle
+from ..program.precision import Precision
 
 
 def check_jobs(jobs: int, device: str) -> None:
@@ -29,81 +30,82 @@ def check_jobs(jobs: int, device: str) -> None:
 
 
 class Forks:
-    """Gives forked workers: so many processes evaluate, this one included."""
+    """Forked processes (:class:`mpsearch.search.evaluations.Workers`).
+
+    A sample is always run by the same process, which remembers results on the way.
+
+    Parameters
+    ----------
+    jobs
+        How many processes evaluate, this one included.
+    """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
+        self._forks: list[_Fork] = []
+        self._of: tuple[Evaluator, int] | None = None  # what the forks know
 
-    def hire(self, answerer: Answerer) -> list[Fork]:
-        """Workers that know what this process knows now."""
-        return [Fork(answerer) for _ in range(self._jobs - 1)]
+    def evaluate(
+        self, evaluator: Evaluator, precision: Precision, samples: Sequence[int], apart: bool
+    ) -> list[Evaluation]:
+        """The evaluations of a precision on several samples, in order.
+
+        What a process that died was to do is done here.
+        """
+        self._renew(evaluator)
+        parts: list[list[int]] = [[] for _ in range(self._jobs)]
+        for sample in samples:
+            parts[sample % self._jobs].append(sample)
+        asked = [(fork, part) for fork, part in zip(self._forks, parts[1:], strict=True) if part]
+        for fork, part in asked:
+            fork.ask(precision, part, apart)
+        found = dict(zip(parts[0], run(evaluator, precision, parts[0], apart), strict=True))
+        for fork, part in asked:
+            made = fork.answer()
+            if made is None:
+                made = run(evaluator, precision, part, apart)
+            found |= dict(zip(part, made, strict=True))
+        return [found[sample] for sample in samples]
+
+    def _renew(self, evaluator: Evaluator) -> None:
+        """Fork anew where the evaluator has samples that the forks do not know."""
+        known = self._of is not None and self._of[0] is evaluator
+        if not known or self._of != (evaluator, evaluator.samples):
+            self.close()
+            self._of = evaluator, evaluator.samples
+            self._forks = [_Fork(evaluator) for _ in range(self._jobs - 1)]
+
+    def close(self) -> None:
+        """End the processes; the next call forks them again."""
+        for fork in self._forks:
+            fork.close()
+        self._forks, self._of = [], None
 
 
-class Fork:
-    """A forked process (:class:`mpsearch.search.ahead.Helper`)."""
-
-    def __init__(self, answerer: Answerer) -> None:
+class _Fork:
+    def __init__(self, evaluator: Evaluator) -> None:
         context: Any = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self.call: Call | None = None
-        self._abandoned = False
         self.process = context.Process(
-            target=_work, args=(theirs, self._pipe, answerer), daemon=True
+            target=_serve, args=(theirs, self._pipe, evaluator), daemon=True
         )
         self.process.start()
         theirs.close()
         self._end = weakref.finalize(self, _end, self.process, self._pipe)
 
-    @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return runs(self.process)
+    def ask(self, precision: Precision, samples: Sequence[int], apart: bool) -> None:
+        with contextlib.suppress(OSError):  # it has died: it gives no answer
+            self._pipe.send((precision, samples, apart))
 
-    @property
-    def done(self) -> bool:
-        """Whether there is a result, or will be none."""
-        return bool(self._pipe.poll()) or not self.alive
-
-    def begin(self, call: Call) -> None:
-        """Evaluate this."""
-        self.call = call
-        with contextlib.suppress(OSError):  # it has died: `done` says so
-            self._pipe.send(call)
-
-    def result(self) -> Answer | None:
-        """The answer; None where the process died or failed, or nobody waits for it."""
-        found, abandoned = self._received(), self._abandoned
-        self._abandoned = False
-        return None if abandoned else found
-
-    def help(self, part: Part) -> None:
-        """Evaluate this part."""
-        self.call = part.call
-        with contextlib.suppress(OSError):
-            self._pipe.send(part)
-
-    def piece(self) -> Piece | None:
-        """What the part gave; None where the process died or failed."""
-        found: Piece | None = self._received()
-        return found
-
-    def abandon(self) -> None:
-        """Nobody waits for the part any more."""
-        self._abandoned = True
-
-    def _received(self) -> Any:
-        self.call = None
+    def answer(self) -> list[Evaluation] | None:
+        """The evaluations; None where the process died or failed."""
         try:
-            return received(self._pipe, self.process)
+            found: list[Evaluation] | None = received(self._pipe, self.process)
         except (EOFError, OSError):
             return None
-
-    def wait(self, seconds: float) -> None:
-        """Wait until it is done, so long at most."""
-        wait([self._pipe], seconds)
+        return found
 
     def close(self) -> None:
-        """Kill it."""
         self._end()
 
 
@@ -113,17 +115,23 @@ def _end(process: Any, pipe: Connection) -> None:
     pipe.close()
 
 
-def _work(pipe: Connection, parents: Connection, answerer: Answerer) -> None:
+def run(
+    evaluator: Evaluator, precision: Precision, samples: Sequence[int], apart: bool
+) -> list[Evaluation]:
+    """Evaluate here."""
+    if apart:
+        return [evaluator.evaluate(precision, sample) for sample in samples]
+    return list(evaluator.evaluate_together(precision, samples))
+
+
+def _serve(pipe: Connection, parents: Connection, evaluator: Evaluator) -> None:
     """A worker's life: until the parent closes the pipe, or dies."""
     settle(parents)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            asked: Call | Part = pipe.recv()
-            found: Answer | Piece | None = None
+            precision, samples, apart = pipe.recv()
+            found: list[Evaluation] | None = None
             with contextlib.suppress(Exception):  # the parent meets it too, and says what it is
-                if isinstance(asked, Part):
-                    found = answerer.piece(asked)
-                else:
-                    found = answerer.ahead(asked)
+                found = run(evaluator, precision, samples, apart)
             pipe.send(found)
     os._exit(0)

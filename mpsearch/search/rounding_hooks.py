@@ -18,7 +18,6 @@ from torch import Tensor
 from ..buffers import Scratch
 from ..ending import Ending
 from ..evaluation.evaluator import Evaluator
-from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Outputs
 from ..executor.loop import Schedule, Step
 from ..executor.ops import OPS
@@ -34,7 +33,7 @@ DIRECTIONS, SAMPLES = 8, 2
 _SHARE = 0.25
 
 
-def rounding_model_of(evaluator: Evaluator[Incremental], seed: int) -> RoundingModel:
+def rounding_model_of(evaluator: Evaluator, seed: int) -> RoundingModel:
     """The model over an evaluator's first samples, in the last of its profiles.
 
     Raises
@@ -42,7 +41,7 @@ def rounding_model_of(evaluator: Evaluator[Incremental], seed: int) -> RoundingM
     Stop
         If the run ends before one direction is known.
     """
-    engine = evaluator.backend
+    engine = evaluator.engine
     samples = min(SAMPLES, engine.samples)
     with engine.aside():  # gradients need every value of a sample at once
         return rounding_model(

@@ -14,13 +14,13 @@ from ..evaluation.incremental import Incremental
 from ..explain.parting import parting
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
-from ..results import account
+from ..results import rows
 from ..results.result import Absorption
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.prepare import Prepared
-from .certifying import Tested
 from .job import Job
+from .validating import Validation
 
 
 def overflow_note(names: Sequence[str]) -> str:
@@ -46,14 +46,14 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def promise(job: Job, tested: Tested) -> str:
+def promise(job: Job, tested: Validation) -> str:
     """What held-out samples say of inputs that nobody has seen."""
     wanted, count = job.request.constraints, len(tested.losses)
-    if not job.problem.evaluator.by_sample:
+    if not job.search.evaluations.evaluator.by_sample:
         return ""
     if not tested.losses:
         return "No sample is left that the search has not seen, so nothing is promised of others."
-    broken = sum(loss > job.problem.limit for loss in tested.losses)
+    broken = sum(loss > job.search.problem.limit for loss in tested.losses)
     if tested.coverage is None:
         return (
             f"{broken or 'None'} of {count} samples that the search never saw broke the budget; "
@@ -70,16 +70,16 @@ def promise(job: Job, tested: Tested) -> str:
     return said
 
 
-def spelled_otherwise(count: int) -> str:
+def ops_rewritten(count: int) -> str:
     """How many ops are rewritten, in words."""
-    return f"{count} op{'' if count == 1 else 's'} spelled otherwise"
+    return f"{count} op{'' if count == 1 else 's'} rewritten"
 
 
 def explain(facts: dict[str, Any]) -> str:
     kept, total, status = len(facts["kept"]), facts["candidate_ops"], facts["status"]
     changes = [] if facts["rescaling"] is None else [facts["rescaling"].words]
     if facts["rewrites"]:
-        changes.insert(0, spelled_otherwise(len(facts["rewrites"])))
+        changes.insert(0, ops_rewritten(len(facts["rewrites"])))
     changed = "; ".join(changes)
     if not kept and status == "fp16_suffices" and changed:
         return f"FP16 meets the budget: none of {total} ops need FP32, with {changed}."
@@ -96,47 +96,46 @@ def explain(facts: dict[str, Any]) -> str:
 
 
 #: Verdicts on ops that FP16 breaks; by all others it only rounds.
-_BROKEN = frozenset(["overflow", "underflow"])
+_BROKEN = frozenset(["overflow", "underflow", "cancellation", "conflict"])
+#: An error from which on outputs are of no use, whatever is only rounded.
+_USELESS = 0.1
 
 
 def what_breaks(job: Job, facts: dict[str, Any]) -> str:
-    """What of the kept ops mends what breaks, and what only buys digits; empty where all do one.
+    """What of the FP32 ops mends what breaks, and what only buys digits; empty where all do one.
 
     An expert who hears both chooses the budget anew: a model that only rounds is seldom worth
     the FP32 that a tight budget asks for.
     """
-    problem, kept = job.problem, len(facts["kept"])
-    question, show = problem.question, job.prepared.metric.loss_of
-    least = problem.record.known(frozenset())  # nothing in FP32 but what overflows
-    needed = len(question.required)
-    if not kept or least is None or not least.exact or question.always != question.required:
+    search, count = job.search, len(facts["kept"])
+    problem, show = search.problem, job.prepared.metric.loss_of
+    least = search.known(())  # nothing in FP32 but what overflows
+    needed = len(problem.required)
+    if not count or least is None or problem.always != problem.required:
         return ""
-    if not math.isfinite(least.loss):
-        finite = [(n, error) for n, error in facts["front"] if error is not None and n < kept]
-        if not finite or question.objective != "ops":
-            return ""
-        needed, error = min(finite)
-        if show(error) <= show(facts["budget"]) and error > 0:
-            return ""  # too near the budget for other inputs, which more ops are for
-        return _cures(job, needed, kept, "is not finite", error, facts["budget"])
-    if needed:
-        found = _cures(job, needed, kept, "overflows", show(least.loss), facts["budget"])
-        return found if needed < kept else ""
+    calibration = [s for s in search.samples if s.firm]
+    known = search.evaluations.known(problem.precision(()))
+    if any(sample not in known for sample in calibration):
+        return ""
+    loss = max(known[sample].loss for sample in calibration)
+    if needed and math.isfinite(loss) and needed < count:
+        return _cures(job, needed, count, show(loss), facts["budget"])
     verdicts = {op.verdict for op in facts["kept"]}
     in_db = job.prepared.metric.larger_is_better
-    if "" in verdicts or verdicts & _BROKEN or least.loss <= 0 or in_db:
+    useless = not in_db and loss >= _USELESS
+    if needed or "" in verdicts or verdicts & _BROKEN or loss <= 0 or in_db or useless:
         return ""
     return (
         f"Nothing breaks in FP16, it only rounds: with no op in FP32 the error is "
-        f"{show(least.loss):.2g}, and a budget of {_above(show(least.loss)):g} needs none."
+        f"{show(loss):.2g}, and a budget of {_above(show(loss)):g} needs none."
     )
 
 
-def _cures(job: Job, needed: int, kept: int, what: str, error: float, budget: float) -> str:
-    metric, more = job.prepared.metric, kept - needed
-    named = f"{metric.name} {error:.3g}" if metric.larger_is_better else f"error {error:.2g}"
+def _cures(job: Job, needed: int, count: int, error: float, budget: float) -> str:
+    metric, more = job.prepared.metric, count - needed
+    named = f"{metric.name} {error:.4g}" if metric.larger_is_better else f"error {error:.4g}"
     return (
-        f"{needed} of them cure{'s' if needed == 1 else ''} what {what} ({named}); {more} more "
+        f"{needed} of them cure{'s' if needed == 1 else ''} what overflows ({named}); {more} more "
         f"buy{'s' if more == 1 else ''} rounding {'up' if metric.larger_is_better else 'down'} to "
         f"{budget:g}."
     )
@@ -158,15 +157,15 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
         more.append(
             "The model has half-precision parts; an FP32 copy was searched and is the reference."
         )
-    if job.problem.ending.reason:
-        more.append(job.problem.ending.reason)
+    if job.context.ending.reason:
+        more.append(job.context.ending.reason)
     return (*notes, *more)
 
 
 def why_infeasible(job: Job, held: float | None) -> str:
-    prepared, problem = job.prepared, job.problem
+    prepared, search = job.prepared, job.search
     show = prepared.metric.loss_of
-    limit, floor = problem.limit, problem.ends()[0]
+    limit, floor = search.problem.limit, job.fp32_loss
     where = f"With every op in FP32 the error is {show(floor):.3g}"
     if held is not None and floor <= limit:
         return (
@@ -183,7 +182,9 @@ def why_infeasible(job: Job, held: float | None) -> str:
                 f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
                 "and outputs cost the accuracy. Use --io-dtype fp32."
             )
-    place = parting(prepared, problem.engine, account.harmful(prepared.metric, problem.limit))
+    place = parting(
+        prepared, search.evaluations.evaluator.engine, rows.harmful(prepared.metric, limit)
+    )
     parts = "" if place is None else f", which is at {place}"
     return (
         f"{where}: precision is not the cause. The converted program already differs from the "
@@ -208,4 +209,4 @@ def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
         prepared.metric,
         prepared.calibration.targets,
     )
-    return evaluator.evaluate(Precision.all_fp32(len(ops))).loss
+    return evaluator.loss(Precision.all_fp32(len(ops)))

@@ -1,4 +1,4 @@
-"""What stands around a call from Python: torch's and numpy's modes, Optuna's log, other threads.
+"""Isolates a call from what surrounds it: modes of torch and numpy, Optuna's log, other threads.
 
 A training script calls mpsearch under ``torch.no_grad()`` or autocast, with numpy set to raise, or
 from several threads. Nothing of that may change a result, and nothing of it may be changed.
@@ -68,7 +68,7 @@ def threads(count: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def undisturbed(function: F) -> F:
+def isolated(function: F) -> F:
     """Run a public function under :func:`neutral`."""
 
     @functools.wraps(function)

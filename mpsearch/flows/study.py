@@ -1,4 +1,4 @@
-"""The record of a search, kept where that is asked for, so that another run can go on with it."""
+"""The study of a search, stored where that is asked for, so that another run can go on with it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import xxhash
 
 from ..ending import Ending
 from ..options import Execution
-from ..search.record import Record
-from ..search.store import Store
+from ..search.study import Study
 from ..source.identity import data_digest, study_name, versions
 from ..source.prepare import Prepared
 
 
-def record(
+def study(
     prepared: Prepared,
     execution: Execution,
     ending: Ending,
@@ -24,13 +23,13 @@ def record(
     about: Mapping[str, Any],
     changes: str = "",
     backend: str = "executor",
-) -> Record:
-    """The record of a search; with ``execution.resume`` one that knows what was evaluated before.
+) -> Study:
+    """The study of a search; with ``execution.resume`` one that knows what was evaluated before.
 
     Parameters
     ----------
     asked
-        What was asked for, of all that answers depend on. How long it may take is not of it.
+        What was asked for, of all that evaluations depend on. How long it may take is not of it.
     about
         What the dashboard is to say.
     changes
@@ -44,9 +43,9 @@ def record(
         If there is a study to go on with, and it is of something else; it says of what.
     """
     data = data_digest(prepared)
-    name = study_name(prepared, data)
+    name, ops = study_name(prepared, data), [op.name for op in prepared.ops]
     if execution.storage is None:
-        return Record(name, about=about)
+        return Study(ops, name, about)
     facts = {
         "name": prepared.source,
         "model": prepared.fingerprint,
@@ -60,9 +59,15 @@ def record(
         **versions(),
         "changes": xxhash.xxh3_64_hexdigest(changes.encode()),
     }
-    known = {key: str(value) for key, value in facts.items()}
-    store = Store(execution.storage, name, known, about, execution.resume, lambda: ending.over)
-    return Record(name, store, about)
+    return Study(
+        ops,
+        name,
+        about,
+        storage=execution.storage,
+        facts={key: str(value) for key, value in facts.items()},
+        resume=execution.resume,
+        over=lambda: ending.over,
+    )
 
 
 def fields(*groups: msgspec.Struct) -> dict[str, Any]:
