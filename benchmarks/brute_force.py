@@ -17,11 +17,15 @@ import itertools
 import torch
 
 import mpsearch
+from mpsearch.flows.job import samples_of
 from mpsearch.program.precision import Precision
-from mpsearch.search import registry as search
-from mpsearch.search.bound import lower_bound
+from mpsearch.search import registry
+from mpsearch.search.conflicts import lower_bound
+from mpsearch.search.cost import Casts
+from mpsearch.search.evaluations import Evaluations
 from mpsearch.search.problem import Problem
-from mpsearch.search.question import Question
+from mpsearch.search.search import Search
+from mpsearch.search.study import Study
 from mpsearch.source.prepare import Prepared, prepare
 from tests.planted import Planted, budget, samples
 
@@ -36,19 +40,28 @@ def prepared(seed: int) -> Prepared:
 def optimum(model: Prepared, limit: float) -> int | None:
     """The fewest FP32 ops over all vectors, each evaluated from the smallest set on."""
     evaluator, count = model.evaluator(), len(model.ops)
+    hardest = list(range(evaluator.samples))
     for size in range(count + 1):
-        for kept in itertools.combinations(range(count), size):
-            if evaluator.evaluate(Precision.of(kept, count), limit).loss <= limit:
+        for fp32 in itertools.combinations(range(count), size):
+            precision = Precision.of(fp32, count)
+            broken = next(
+                (s for s in hardest if evaluator.evaluate(precision, s).loss > limit), None
+            )
+            if broken is None:
                 return size
+            hardest.remove(broken)
+            hardest.insert(0, broken)
     return None
 
 
-def searched(model: Prepared, limit: float, strategy: str, seed: int) -> Problem:
-    problem = Problem(Question.of_ops(model.ops, limit, seed=seed), model.evaluator())
-    problem.admit(problem.everything)
-    problem.admit(())
-    search.run(search.find_strategy(strategy), problem)
-    return problem
+def searched(model: Prepared, limit: float, strategy: str, seed: int) -> Search:
+    problem = Problem.of_ops(model.ops, limit, Casts(model.lowered), seed)
+    evaluator = model.evaluator()
+    search = Search(problem, Evaluations(evaluator, Study()), samples_of(model, evaluator))
+    search.judge_all_units()
+    search.judge((), "ends")
+    registry.run(registry.find_strategy(strategy), search)
+    return search
 
 
 def optimized(seed: int, limit: float, tally: collections.Counter[str]) -> None:
@@ -63,7 +76,7 @@ def optimized(seed: int, limit: float, tally: collections.Counter[str]) -> None:
     tally["optimize: held-out broken"] += not result.heldout_error <= limit
     fresh = prepare(model, samples(seed + 10**6, 40))
     kept = {op.index for op in fresh.ops if op.name in result.fp32_ops}
-    loss = fresh.evaluator().evaluate(Precision.of(kept, len(fresh.ops))).loss
+    loss = fresh.evaluator().loss(Precision.of(kept, len(fresh.ops)))
     tally["optimize: fresh data broken"] += not loss <= limit
 
 
@@ -88,30 +101,31 @@ def main() -> None:
         largest = max(largest, len(model.ops))
         optimized(seed, limit, whole)
         for strategy, tally in table.items():
-            problem = searched(model, limit, strategy, 0)
-            assert problem.best is not None
-            found = problem.best
-            excess = len(found.kept) - best
+            search = searched(model, limit, strategy, 0)
+            assert search.best is not None
+            found = search.best
+            excess = len(found.fp32) - best
             tally["optimal"] += excess == 0
             tally["one above"] += excess == 1
             tally["more above"] += excess > 1
-            tally["evaluations"] += len(problem.record.trials)
+            tally["evaluations"] += search.evaluations.precisions
             other = searched(model, limit, strategy, 1).best
             tally["same count with another seed"] += other is not None and (
-                len(other.kept) == len(found.kept)
+                len(other.fp32) == len(found.fp32)
             )
-            loss = model.evaluator().evaluate(problem.question.precision(found.kept)).loss
+            loss = model.evaluator().loss(search.problem.precision(found.fp32))
             tally["budget broken"] += not loss <= limit
-            problem.extend(200)
-            bound = lower_bound(problem).price
+            bound = lower_bound(search)
             tally["bound claimed"] += bound is not None
             tally["bound above the optimum"] += bound is not None and bound > best
+            tally["bound at the optimum"] += bound == best
     print(
         f"{models} models of {sizes / models:.1f} candidate ops on average, {largest} at most; "
         f"the optimum is {optima / models:.1f} on average\n"
     )
     columns = ["optimal", "one above", "more above", "same count with another seed"]
-    columns += ["budget broken", "bound claimed", "bound above the optimum", "evaluations"]
+    columns += ["budget broken", "bound claimed", "bound at the optimum"]
+    columns += ["bound above the optimum", "evaluations"]
     print("| strategy | " + " | ".join(columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     for strategy, tally in table.items():

@@ -7,12 +7,9 @@ import pytest
 import torch
 
 import mpsearch
-from benchmarks.brute_force import optimum
+from benchmarks.brute_force import optimum, searched
 from mpsearch.program.precision import Precision
-from mpsearch.search import registry as search
-from mpsearch.search.bound import lower_bound
-from mpsearch.search.problem import Problem
-from mpsearch.search.question import Question
+from mpsearch.search.conflicts import lower_bound
 from mpsearch.source.prepare import prepare
 from tests.planted import Planted, budget, samples
 
@@ -23,7 +20,6 @@ def _prepared(seed: int):
 
 def test_as_few_fp32_ops_as_brute_force():
     """On 40 random models of at most 16 candidate ops, all 40 counts are the optimum."""
-    strategy = search.find_strategy("greedy-optuna")
     compared, equal, worse = 0, 0, []
     for seed in range(1000, 1040):  # not the seeds of the benchmark
         prepared = _prepared(seed)
@@ -31,17 +27,13 @@ def test_as_few_fp32_ops_as_brute_force():
         limit = budget(seed)
         best = optimum(prepared, limit)
         assert best is not None
-        problem = Problem(Question.of_ops(prepared.ops, limit), prepared.evaluator())
-        problem.admit(problem.everything)
-        problem.admit(())
-        search.run(strategy, problem)
-        problem.extend(200)
-        bound = lower_bound(problem).price
+        search = searched(prepared, limit, "greedy-optuna", 0)
+        bound = lower_bound(search)
         assert bound is None or bound <= best
         compared += 1
-        equal += len(problem.best.kept) == best
-        if len(problem.best.kept) != best:
-            worse.append((seed, len(problem.best.kept), best))
+        equal += len(search.best.fp32) == best
+        if len(search.best.fp32) != best:
+            worse.append((seed, len(search.best.fp32), best))
     assert (compared, equal) == (40, 40), worse
 
 
@@ -61,7 +53,7 @@ def test_no_single_op_of_the_result_can_be_cast():
     evaluator = prepared.evaluator()
     for op in kept:
         fewer = Precision.of(kept - {op}, len(prepared.ops))
-        assert evaluator.evaluate(fewer).loss > budget(seed)
+        assert evaluator.loss(fewer) > budget(seed)
 
 
 def test_same_seed_same_result():
@@ -144,7 +136,7 @@ def test_several_profiles_hold_together():
     prepared = prepare(Planted(0).eval(), samples(0), numerics="strict", heldout=0.25)
     kept = {op.index for op in prepared.ops if op.name in both.fp32_ops}
     precision = Precision.of(kept, len(prepared.ops))
-    assert prepared.evaluator().evaluate(precision).loss <= budget(0)
+    assert prepared.evaluator().loss(precision) <= budget(0)
 
 
 def test_decibels_are_larger_the_better():

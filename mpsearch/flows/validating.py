@@ -18,7 +18,7 @@ from ..evaluation.evaluator import Evaluation
 from ..package import verification
 from ..package.verification import ReadBack
 from ..results.result import SequenceStep
-from ..search.criterion import Kind, Sample, tolerated
+from ..search.criterion import Kind, Sample, far_over, tolerated
 from ..search.problem import UnitSet
 from .job import Job, pool_size
 
@@ -82,11 +82,6 @@ class Validator:
         for number, (sample, reference) in enumerate(pairs):
             place = evaluator.add(sample, reference)
             self.heldout.append(Sample(place, Kind.HELDOUT, count + number))
-        if self.job.request.perturbs and not self.job.context.ending.limited:
-            further = prepared.further(pool_size(prepared.flops, _FLOPS))
-            for number, (sample, reference) in enumerate(further):
-                place = evaluator.add(sample, reference)
-                self.perturbed.append(Sample(place, Kind.VALIDATION, number))
 
     def validate(self, package: ReadBack, fp32: UnitSet) -> Validation:
         """Test the package of a set."""
@@ -94,6 +89,8 @@ class Validator:
         if not search.evaluations.evaluator.by_sample:
             return self._together(package, fp32)
         last = fp32 == search.problem.all_units or search.ending.over
+        if not last and not self.perturbed and self.job.request.perturbs:
+            self._perturb()
         losses = self._package_losses(package)
         broken = [s for s, loss in zip(self.heldout, losses, strict=True) if loss > search.limit]
         if last:
@@ -118,6 +115,19 @@ class Validator:
         if not failed:  # the set holds, and a larger one does not: nothing is promised
             return Validation(losses, True, sequence=steps)
         return Validation(losses, False, failed=failed, sequence=steps)
+
+    def _perturb(self) -> None:
+        """Draw perturbed samples: as many as show the coverage where none breaks the budget.
+
+        More, where a conflict ruins a sample: something flips there, and may on few other inputs.
+        """
+        prepared, search, wanted = self.job.prepared, self.job.search, self.job.request.constraints
+        count = pool_size(prepared.flops, _FLOPS)
+        if not any(far_over(conflict.loss, search.limit) for conflict in search.conflicts):
+            count = min(count, coverage.needed(wanted.coverage, wanted.confidence))
+        for number, (sample, reference) in enumerate(prepared.further(count)):
+            place = search.evaluations.evaluator.add(sample, reference)
+            self.perturbed.append(Sample(place, Kind.VALIDATION, number))
 
     def _package_losses(self, package: ReadBack) -> tuple[float, ...]:
         prepared, count = self.job.prepared, len(self.job.prepared.calibration.samples)
