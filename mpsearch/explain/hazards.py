@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..program.lowering import CandidateOp
+from ..program.candidates import CandidateOp
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..program.candidates import CandidateOp
 from ..program.graph import Constant, Function, Node, Ref, Source
-from ..program.lowering import CandidateOp
 
 #: How many ops may lie between the parts of a pattern.
 HOPS = 6

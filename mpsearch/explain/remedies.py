@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from .. import rewrites
+from ..program.candidates import CandidateOp
 from ..program.graph import Function, Node
-from ..program.lowering import CandidateOp
 from . import matches
 from .diagnosis import VERDICTS
 from .neighborhood import Graph

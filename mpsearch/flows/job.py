@@ -15,7 +15,7 @@ from ..evaluation.metrics import Outputs
 from ..evaluation.reach import Reach
 from ..explain.hazards import affected
 from ..explain.hazards import notes as hazard_notes
-from ..program.lowering import CandidateOp
+from ..program.candidates import CandidateOp
 from ..program.precision import Precision
 from ..scaling.exponents import UNSCALED, Magnitudes, Plan
 from ..scaling.magnitudes import magnitudes

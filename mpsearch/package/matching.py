@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from ..program.lowering import CandidateOp
+from ..program.candidates import CandidateOp
 from .config import Config, KeptOp
 
 #: Of the ops that the config knows, so many must be found: less is another model.

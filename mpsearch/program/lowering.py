@@ -7,7 +7,6 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from .._ct import quiet
 from ..errors import InputError, UnsupportedOpError
 from ..usercode import reason
+from .candidates import CandidateOp
 from .flops import flops
 from .graph import Block, Constant, Form, Function, Node, Ref, Source
 
@@ -28,40 +28,6 @@ with quiet():
 
 LayerOf = Callable[[Operation], str]
 LineOf = Callable[[Operation], str]
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateOp:
-    """An op for which "FP32 or FP16?" makes a difference to the emitted program.
-
-    Attributes
-    ----------
-    index
-        Its place in the precision vector.
-    name
-        Its MIL name, as ``op_selector`` sees it.
-    type
-        Its MIL type.
-    layer
-        The PyTorch module it came from, as ``named_modules`` spells it; empty where unknown.
-    output_shapes
-        The shapes of its outputs; symbolic sizes are -1.
-    weight_bytes
-        Bytes of its FP32 constants.
-    flops
-        Floating-point operations, as :func:`mpsearch.program.flops.flops` counts them.
-    line
-        The line of Python that it came from, as ``file:line``; empty where unknown.
-    """
-
-    index: int
-    name: str
-    type: str
-    layer: str
-    output_shapes: tuple[tuple[int, ...], ...]
-    weight_bytes: int
-    flops: int
-    line: str = ""
 
 
 # --- copies and files ------------------------------------------------------------------------

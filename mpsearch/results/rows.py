@@ -12,7 +12,7 @@ from ..explain import remedies as _remedies
 from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
 from ..explain.remedies import Remedy
 from ..package.config import KeptOp
-from ..program.lowering import CandidateOp
+from ..program.candidates import CandidateOp
 from ..program.precision import Precision
 from ..scaling.exponents import Plan
 from ..search.cost import Casts, Cost, cost

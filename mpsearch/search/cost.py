@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from ..program.candidates import CandidateOp
 from ..program.graph import Function, Node, Ref, slots_read, walk
 from ..program.precision import Precision
-
-if TYPE_CHECKING:
-    from ..program.lowering import CandidateOp
 
 _FP32, _FREE = -1, -2
 

@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 from ..errors import InputError
-from ..program.lowering import CandidateOp
+from ..program.candidates import CandidateOp
 
 #: What is said where layers are asked for, and the model has lost them.
 NO_LAYERS = (

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..program.lowering import CandidateOp
+from ..program.candidates import CandidateOp
 from ..program.precision import Precision
 from .cost import Casts, op_cost
 

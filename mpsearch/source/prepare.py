@@ -23,9 +23,10 @@ from ..files import first_line
 from ..numerics.choosing import Numerics, chosen
 from ..numerics.profiles import Profile
 from ..options import Conversion
+from ..program.candidates import CandidateOp
 from ..program.flops import looped
 from ..program.graph import Function
-from ..program.lowering import CandidateOp, lower_candidates
+from ..program.lowering import lower_candidates
 from ..program.names import known_name
 from ..spool import Spool
 from .conversion import convert
