@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from mpsearch.search.response import Response, Sketch
+from mpsearch.evaluation.sketch import Sketch
+from mpsearch.search.response import Response
 
 UNITS, NUMBERS = 8, 5
 
@@ -68,10 +69,10 @@ def test_costs_decide_what_is_cheaper():
 def test_a_sketch_keeps_norms_and_refuses_what_is_not_finite():
     generator = torch.Generator().manual_seed(0)
     reference = {"y": torch.randn(64, 64, generator=generator)}
-    sketch = Sketch([reference], 0)
+    sketch = Sketch(0)
     error = torch.randn(64, 64, generator=generator)
-    short = sketch(0, {"y": reference["y"] + 0.01 * error})
+    short = sketch(reference, {"y": reference["y"] + 0.01 * error})
     wanted = 0.01 * float(error.norm() / reference["y"].norm())
     assert short.shape == (256,)
     assert abs(np.linalg.norm(short) - wanted) < 0.15 * wanted
-    assert sketch(0, {"y": torch.full((64, 64), torch.inf)}) is None
+    assert sketch(reference, {"y": torch.full((64, 64), torch.inf)}) is None

@@ -181,7 +181,8 @@ class Incremental:
 
         def execute(step: Step, env: Mapping[int, _Cell]) -> list[_Cell]:
             cells = self._cells(step, env, run)
-            if cells and cells[0].where[0] in self._memory.nonfinite:
+            rounds = self._rounds(step, run.fp32) and not carries_rounding(step.node.op_type)
+            if rounds and cells and cells[0].where[0] in self._memory.nonfinite:
                 nonfinite.append(step.node.name)
             return cells
 

@@ -162,7 +162,8 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
     return (*notes, *more)
 
 
-def why_infeasible(job: Job, held: float | None) -> str:
+def why_infeasible(job: Job, held: float | None, package: float | None) -> str:
+    """Why no set holds."""
     prepared, search = job.prepared, job.search
     show = prepared.metric.loss_of
     limit, floor = search.problem.limit, job.fp32_loss
@@ -171,6 +172,12 @@ def why_infeasible(job: Job, held: float | None) -> str:
         return (
             f"{where} on the calibration data, but {show(held):.3g} on the held-out data, beyond "
             f"the budget {show(limit):g}."
+        )
+    if package is not None and floor <= limit:
+        return (
+            f"{where}, but {show(package):.3g} once the package is written: a pass of coremltools "
+            "after the cast changes what the program computes (fuse_pow2_sqrt makes x of "
+            "sqrt(x**2), for instance). Precision is not the cause; change the model there."
         )
     if floor <= limit:
         return "With the ops pinned to FP16, no choice for the others meets the budget; unpin some."

@@ -142,15 +142,18 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
     return _built(job, facts, None, ())
 
 
-def infeasible(job: Job, held: float | None = None) -> Result:
-    """The result where even all-FP32 breaks the budget, with the reason."""
+def infeasible(job: Job, held: float | None = None, package: float | None = None) -> Result:
+    """The result where even all-FP32 breaks the budget, with the reason.
+
+    ``held`` and ``package`` are its losses on held-out data, and of the package as written.
+    """
     loss_of = job.prepared.metric.loss_of
     facts = _ends(job) | _counted(job)
     facts |= {
         "status": "infeasible",
         "error": facts["error_fp32"],
         "heldout_error": None if held is None else loss_of(held),
-        "explanation": messages.why_infeasible(job, held),
+        "explanation": messages.why_infeasible(job, held, package),
         "not_measured": _unmeasured_ends(job),
         "notes": messages.notes(job, job.notes),
         "kept": (),

@@ -66,7 +66,7 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
                 check_integers(job.prepared, precision, place, samples, search.problem.limit)
                 integers_fit = True
             if last:
-                return infeasible(job)
+                return infeasible(job, package=written.loss)
             finished &= _tightened(job, best, written.loss)
             proven = False
             continue
