@@ -116,6 +116,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         messages.promise(job, found.validation),
     )
     facts["explanation"] = " ".join(filter(None, said))
+    job.search.store()
     return _built(job, facts, found.directory, written.stored_names)
 
 

@@ -72,6 +72,7 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
             continue
         bar.stage("validating on held-out data")
         found = validator.validate(written.package, best.fp32)
+        search.store()
         if found.holds:
             break
         if last and written.stored is not None:  # those weights may be what breaks the budget

@@ -134,6 +134,7 @@ def _posterior(
         return np.zeros((len(prior), size)), np.diag(prior)
     weighed = changes * prior
     noise = _NONLINEAR * (np.abs(changes) @ prior)
-    kernel = weighed @ changes.T + np.diag(noise + 1e-12 * noise.max())
+    least = max(1e-12 * noise.max(), 1e-30)  # of units that have no effect at all
+    kernel = weighed @ changes.T + np.diag(noise + least)
     gain = np.linalg.solve(kernel, weighed).T
     return gain @ moved, np.diag(prior) - gain @ weighed

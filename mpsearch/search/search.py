@@ -348,6 +348,13 @@ class Search:
         for units, trial in self._trials.items():
             self._trials[units] = self._known_verdict(units, trial.asked_by)
 
+    def store(self) -> None:
+        """Store what was evaluated since the last trial."""
+        try:
+            self.evaluations.study.store()
+        except Unstored as reason:
+            self.ending.give_up(str(reason))
+
     def settle_on(self, fp32: UnitSet) -> Trial:
         """A trial of a set that is taken, by what is known of it."""
         return self._known_verdict(fp32, "validate")

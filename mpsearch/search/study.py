@@ -11,6 +11,7 @@ import base64
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,8 +35,9 @@ BUDGET = "budget"
 _FOR_THE_DASHBOARD = "constraints"
 #: Whether a unit is FP32, as a parameter of a trial.
 FP32_OR_FP16 = optuna.distributions.CategoricalDistribution((False, True))
-#: The attributes under which evaluations stand, and how long each may be: MySQL takes 65,535 bytes.
-_EVALUATIONS, _LONGEST = "evaluations", 60_000
+#: The attributes under which evaluations stand, and how long each may be: MySQL takes 65,535 bytes,
+#: and a quote takes two.
+_EVALUATIONS, _LONGEST = "evaluations", 45_000
 #: Seconds to wait for a storage that is away, and between looks.
 _PATIENCE, _AGAIN = 60.0, 0.5
 
@@ -126,6 +128,7 @@ class Study:
         self._over = over
         self._known: dict[str, Evaluation] = {}
         self._fresh: dict[str, Evaluation] = {}
+        self._rows: Counter[tuple[str, ...]] = Counter()  # trials that a run before stored
         self._stored: optuna.Study | None = None
         if storage is not None:
             self._stored = self._open(storage, name or "mpsearch", about or {}, facts or {}, resume)
@@ -159,6 +162,7 @@ class Study:
         try:
             for trial in study.get_trials(deepcopy=False):
                 self._known |= _read(trial.user_attrs)
+                self._rows[_row_key(trial)] += 1
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"cannot resume: the study {study.study_name!r} holds what mpsearch did not "
@@ -202,6 +206,10 @@ class Study:
         if self._stored is None:
             return
         fresh, self._fresh = self._fresh, {}
+        if self._rows[_row_key(told)] > 0:
+            self._rows[_row_key(told)] -= 1
+            if not fresh:
+                return
         attributes = {**told.user_attrs, **_written(fresh)}
         copy = optuna.trial.create_trial(
             value=told.value,
@@ -213,6 +221,21 @@ class Study:
         copy.datetime_start, copy.datetime_complete = told.datetime_start, told.datetime_complete
         stored = self._stored
         self._patiently(lambda: stored.add_trial(copy))
+
+    def store(self) -> None:
+        """Store what was evaluated since the last trial, as a trial that failed.
+
+        Raises
+        ------
+        Unstored
+            If the storage is away for a minute; nothing more is stored then.
+        """
+        stored, fresh, self._fresh = self._stored, self._fresh, {}
+        if stored is not None and fresh:
+            trial = optuna.trial.create_trial(
+                state=optuna.trial.TrialState.FAIL, user_attrs=_written(fresh)
+            )
+            self._patiently(lambda: stored.add_trial(trial))
 
     def _told(self, row: Row, asked: optuna.trial.Trial | None) -> optuna.trial.FrozenTrial:
         facts = {
@@ -263,6 +286,12 @@ def _hopeless(error: BaseException) -> bool:
     """Whether waiting will not help."""
     said = str(error).lower()
     return "disk is full" in said or "no space left" in said or "readonly database" in said
+
+
+def _row_key(trial: optuna.trial.FrozenTrial) -> tuple[str, ...]:
+    """What tells a trial apart: the pass that asked, and the FP32 ops."""
+    found = trial.user_attrs
+    return str(found.get("pass")), *map(str, found.get("fp32_ops", ()))
 
 
 def _key(precision: Precision, sample: Sample) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-import mpsearch.search.problem
-import mpsearch.search.store
+import mpsearch.flows.searching
+import mpsearch.search.study
 from tests.models import Norm
 
 
@@ -42,20 +42,20 @@ def _announce():
     place = os.environ.get("MPSEARCH_TRIAL_KNOWN")
     if place is None:
         return
-    original = mpsearch.search.problem.Problem.admit_fp16
+    original = mpsearch.flows.searching._searched
 
-    def admit_fp16(self):
+    def searched(job, start):
         # The stage is SEARCH from here on: all FP32 has met the budget.
         Path(place).touch()
-        return original(self)
+        return original(job, start)
 
-    mpsearch.search.problem.Problem.admit_fp16 = admit_fp16
-    held = mpsearch.search.store.Store.hold
+    mpsearch.flows.searching._searched = searched
+    note = mpsearch.search.study.Study.note
 
-    def hold(self, asked, answer):
-        if self.recall(asked) is None:  # it was evaluated, and not taken from the run before
-            with Path(f"{place}.evaluated").open("a") as log:
-                log.write(f"{asked}\n")
-        held(self, asked, answer)
+    def noted(self, precision, sample, evaluation):
+        # It was made, and not taken from the run before.
+        with Path(f"{place}.evaluated").open("a") as log:
+            log.write(f"{sorted(precision)} {sample}\n")
+        note(self, precision, sample, evaluation)
 
-    mpsearch.search.store.Store.hold = hold
+    mpsearch.search.study.Study.note = noted
