@@ -1,4 +1,4 @@
-"""Several processes evaluate ahead; what is found does not depend on them."""
+"""Several processes evaluate; what is found does not depend on them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import mpsearch
-from mpsearch.flows.surroundings import threads
+from mpsearch.flows.isolation import threads
 from mpsearch.forking import each
-from mpsearch.search.ahead import Ahead
+from mpsearch.workers import forked
 from mpsearch.workers.forked import check_jobs
 
 from .command import run
@@ -48,25 +48,17 @@ def one():
 
 
 def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_path):
-    """And most of what is asked was evaluated ahead or in parts, or they are worth nothing."""
-    taken, shared = [], []
-    take, share = Ahead.take, Ahead.share
+    """And other processes take part, or they are worth nothing."""
+    answer, answered = forked._Fork.answer, []
 
-    def noted(self, key):
-        found = take(self, key)
-        taken.append(found is not None)
+    def noted(self):
+        found = answer(self)
+        answered.append(found)
         return found
 
-    def divided(self, call):
-        found = share(self, call)
-        shared.append(found is not None)
-        return found
-
-    monkeypatch.setattr(Ahead, "take", noted)
-    monkeypatch.setattr(Ahead, "share", divided)
+    monkeypatch.setattr(forked._Fork, "answer", noted)
     assert content(search(2)) == one
-    assert sum(taken) > len(taken) / 3
-    assert any(shared)  # where nobody was busy with a guess
+    assert len(answered) > 10 and all(found for found in answered)
     assert torch.get_num_threads() == 1
     url = f"sqlite:///{tmp_path / 'study.db'}"
     assert content(search(3, storage=url)) == one
@@ -74,15 +66,15 @@ def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_
 
 
 def test_a_worker_that_is_killed_costs_only_what_it_was_doing(one, monkeypatch):
-    take, killed = Ahead.take, []
+    ask, killed = forked._Fork.ask, []
 
-    def murderous(self, key):
-        if self._workers and not killed:
-            killed.append(self._workers[0].process.pid)
+    def murderous(self, *args):
+        if not killed:
+            killed.append(self.process.pid)
             os.kill(killed[-1], signal.SIGKILL)
-        return take(self, key)
+        ask(self, *args)
 
-    monkeypatch.setattr(Ahead, "take", murderous)
+    monkeypatch.setattr(forked._Fork, "ask", murderous)
     assert content(search(2)) == one
     assert killed
 

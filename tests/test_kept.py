@@ -17,11 +17,9 @@ from click.testing import CliRunner
 
 import mpsearch
 import mpsearch.ending
-import mpsearch.search.problem
 from mpsearch import files
 from mpsearch.cli.commands import main
-from mpsearch.flows import optimize as flow
-from mpsearch.flows import outcome
+from mpsearch.flows import outcome, running, searching
 from mpsearch.package import emission
 from mpsearch.results.result import Result
 from tests.command import run
@@ -61,15 +59,15 @@ def status(folder):
 
 #: What a run does, in order, once a set is known, and how to stand at its beginning.
 MOMENTS = {
-    "searching": (mpsearch.search.problem.Problem, "admit_fp16"),
-    "writing": (flow, "write"),
+    "searching": (searching, "_searched"),
+    "writing": (searching, "write"),
     "converting": (emission, "convert"),
-    "describing": (flow, "outcome"),
-    "bounding": (outcome, "_lower_bound"),
-    "measuring alone": (outcome.account, "kept_ops"),
-    "predicting": (outcome.account, "op_rows"),
+    "describing": (searching, "outcome"),
+    "bounding": (outcome, "lower_bound"),
+    "measuring alone": (outcome.rows, "kept_ops"),
+    "predicting": (outcome.rows, "op_rows"),
     "exponents": (outcome, "hint"),
-    "remedies": (outcome.account, "remedies"),
+    "remedies": (outcome.rows, "remedies"),
     "sealing": (outcome, "_built"),
     "rendering": (Result, "as_dict"),
     "saving": (Result, "save"),
@@ -115,15 +113,13 @@ def test_a_second_signal_ends_the_extras(moment, here, monkeypatch):
 
 
 def test_a_signal_before_a_set_is_known_says_so(here, monkeypatch):
-    import mpsearch.flows.optimize
-
-    original = mpsearch.flows.optimize.prepare
+    original = running.prepare
 
     def prepare(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(mpsearch.flows.optimize, "prepare", prepare)
+    monkeypatch.setattr(running, "prepare", prepare)
     outcome_ = run(*ARGV, expect=130)
     assert outcome_.stderr == "interrupted: before anything was found\n"
     assert not Path("out").exists()
@@ -180,15 +176,13 @@ def test_the_answer_of_a_short_run_is_the_rankings_boundary_or_better(timeout):
 
 
 def test_the_time_for_the_search_starts_when_conversion_is_done(monkeypatch):
-    import mpsearch.flows.optimize
-
-    original = mpsearch.flows.optimize.prepare
+    original = running.prepare
 
     def slow(*args, **kwargs):
         time.sleep(1.5)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(mpsearch.flows.optimize, "prepare", slow)
+    monkeypatch.setattr(running, "prepare", slow)
     result = mpsearch.optimize(
         net(),
         batches(),
@@ -213,14 +207,14 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
     monkeypatch.setattr(mpsearch.ending.time, "monotonic", lambda: now[0])
     from mpsearch.evaluation.incremental import Incremental
 
-    original, begun = Incremental.outputs, []
+    original, begun = Incremental.run, []
 
-    def outputs(self, *args, **kwargs):
+    def forward(self, *args, **kwargs):
         begun.append(now[0])
         now[0] += 1.0
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Incremental, "outputs", outputs)
+    monkeypatch.setattr(Incremental, "run", forward)
     result = mpsearch.optimize(
         Planted(0).eval(),
         planted_samples(0),
@@ -421,7 +415,7 @@ def test_a_disk_that_fills_while_the_package_is_written_keeps_the_choice(here, m
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(flow, "write", full)
+        patched.setattr(searching, "write", full)
         outcome_ = CliRunner().invoke(main, ARGV)
     assert outcome_.exit_code not in (0, 130)
     assert status("out") == "unwritten" and "No space left" in outcome_.output

@@ -230,10 +230,13 @@ def build_job(
         ),
         context.workers,
     )
+    samples = samples_of(prepared, evaluator)
+    if context.ending.limited:  # perturbed samples would take the time that a first set needs
+        samples = [sample for sample in samples if sample.firm]
     search = Search(
         problem,
         evaluations,
-        samples_of(prepared, evaluator),
+        samples,
         trials=request.limits.trials or DEFAULT_TRIALS,
         watch=context.watch,
     )

@@ -23,6 +23,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from ..stdout import STDOUT, nothing_printed
 from .problem import Problem, UnitSet
 from .rounding import OVERFLOW, RoundingModel
 
@@ -159,13 +160,14 @@ class _Program:
         matrix = csr_array((factors, (rows, columns)), shape=(len(self.least), variables))
         lower = np.concatenate([self.lower, np.zeros(variables - count)])
         whole = np.concatenate([np.ones(count), np.zeros(variables - count)])
-        found = milp(
-            weights,
-            constraints=LinearConstraint(matrix, lb=np.array(self.least)),
-            integrality=whole,
-            bounds=Bounds(lower, 1),
-            options={"node_limit": _NODES, "mip_rel_gap": _GAP},
-        )
+        with nothing_printed(STDOUT):  # HiGHS says what it does there
+            found = milp(
+                weights,
+                constraints=LinearConstraint(matrix, lb=np.array(self.least)),
+                integrality=whole,
+                bounds=Bounds(lower, 1),
+                options={"node_limit": _NODES, "mip_rel_gap": _GAP},
+            )
         if found.x is None:
             return None
         return frozenset(int(u) for u in np.flatnonzero(found.x[:count] > 0.5))

@@ -91,7 +91,9 @@ class Cluster:
         for sample in samples:
             parts[sample % count].append(sample)
         with quiet():
-            asked = [(part, self._submit(held, precision, part)) for part in parts[1:] if part]
+            asked = [
+                (part, self._submit(held, precision, part, apart)) for part in parts[1:] if part
+            ]
         found = dict(zip(parts[0], run(evaluator, precision, parts[0], apart), strict=True))
         for part, future in asked:
             made = self._result(future)
@@ -115,10 +117,9 @@ class Cluster:
             self._spec = evaluator, evaluator.samples, held
         return self._spec[2]
 
-    def _submit(self, held: Any, precision: Precision, samples: Sequence[int]) -> Any:
-        return self._client.submit(
-            _evaluate, held, self._bytes, precision, samples, retries=_RETRIES, pure=False
-        )
+    def _submit(self, held: Any, precision: Precision, samples: Sequence[int], apart: bool) -> Any:
+        asked = held, self._bytes, precision, samples, apart
+        return self._client.submit(_evaluate, *asked, retries=_RETRIES, pure=False)
 
     def _result(self, future: Any) -> list[Evaluation] | None:
         """What a future gave; None where the cluster lost it, or computes otherwise."""
@@ -204,7 +205,7 @@ _one = threading.Lock()
 
 
 def _evaluate(
-    spec: Spec, cache_bytes: int | None, precision: Precision, samples: Sequence[int]
+    spec: Spec, cache_bytes: int | None, precision: Precision, samples: Sequence[int], apart: bool
 ) -> list[Evaluation] | None:
     """Run in a worker, one call at a time whatever its threads."""
     with _one:
@@ -214,7 +215,7 @@ def _evaluate(
             if not _evaluators or _evaluators[0][0] is not spec:
                 _evaluators[:] = [(spec, spec.evaluator(cache_bytes))]
             evaluator = _evaluators[0][1]
-            return None if evaluator is None else run(evaluator, precision, samples, True)
+            return None if evaluator is None else run(evaluator, precision, samples, apart)
         finally:
             torch.set_num_threads(threads)
 
