@@ -33,9 +33,11 @@ from benchmarks.against import HERE, trees
 
 def inputs(name: str, seed: int, count: int, fresh: int) -> tuple[Any, float, list[Any], list[Any]]:
     """A case's model and budget, the samples given, and the fresh ones."""
-    from benchmarks import families, zoo
+    from benchmarks import families, unseen, zoo
 
-    if ":" in name:
+    if name.startswith(("flips:", "mixed:")):
+        model, budget, drawn = unseen.drawn(name, seed, count + fresh)
+    elif ":" in name:
         model, budget, drawn = families.drawn(name, seed, count + fresh)
     else:
         case = zoo.cases([name])[name]

@@ -82,9 +82,8 @@ def losses(prepared: Prepared, names: set[str]) -> np.ndarray:
     kept = [op.index for op in prepared.ops if op.name in names]
     precision = Precision.of(kept, len(prepared.ops))
     count = len(prepared.calibration.samples)
-    return np.array(
-        list(prepared.evaluator(cache_bytes=0).losses(precision, range(count)).values())
-    )
+    found = prepared.evaluator(cache_bytes=0).evaluate_together(precision, range(count))
+    return np.array([evaluation.loss for evaluation in found])
 
 
 def main() -> None:
@@ -100,7 +99,7 @@ def main() -> None:
         for seed in arguments.seeds:
             net, samples = model(kind, seed)
             given = prepare(net, samples[:GIVEN])
-            fp16 = given.evaluator().evaluate(Precision.all_fp16(len(given.ops))).worst
+            fp16 = given.evaluator().loss(Precision.all_fp16(len(given.ops)))
             data: dict[str, Any] = {"samples": given, "fresh": prepare(net, samples[GIVEN:])}
             for size in (1e-5, 0.01, 0.1):
                 data[f"{size:g}"] = prepare(net, moved(samples[:GIVEN], size))

@@ -42,7 +42,7 @@ def main() -> None:
         ops = [op.index for op in prepared.ops if op.name in names]
         evaluator = prepared.evaluator(cache_bytes=0)
         precision = Precision.of(ops, len(prepared.ops))
-        losses = evaluator.losses(precision, range(len(unseen))).values()
+        losses = [e.loss for e in evaluator.evaluate_together(precision, range(len(unseen)))]
         covered.append(float(np.mean([loss <= budget(seed) for loss in losses])))
         kept.append(len(ops))
         stated.append(result.coverage or 0.0)

@@ -55,7 +55,7 @@ def zoo_rows(names: list[str]) -> None:
             kept = {op.index for op in prepared.ops if op.name in set(found.fp32_ops)}
             evaluator = prepared.evaluator(cache_bytes=0)
             precision = Precision.of(kept, len(prepared.ops))
-            losses = evaluator.losses(precision, range(len(fresh))).values()
+            losses = [e.loss for e in evaluator.evaluate_together(precision, range(len(fresh)))]
             scaled = found.rescaling
             row = {
                 "kept": str(len(found.kept)),
@@ -108,14 +108,14 @@ def equal_case(case: Any) -> str:
     evaluator = prepared.evaluator(cache_bytes=0)
     _, range_ = measured(prepared, evaluator, Ending(None))
     every = range(len(prepared.calibration.samples))
-    sizes = magnitudes(evaluator.backend, range_, every)
+    sizes = magnitudes(evaluator.engine, range_, every)
     plan = planned(prepared, range_, lambda: sizes, True, 20.0)
     if not plan.scales:
         return "left as they were"
     other = with_changes(prepared, (), plan.scales)
     plain, scaled = (
         [
-            p.evaluator(cache_bytes=0).backend.outputs(Precision.all_fp32(len(p.ops)), i)
+            p.evaluator(cache_bytes=0).engine.outputs(Precision.all_fp32(len(p.ops)), i)
             for i in every
         ]
         for p in (prepared, other)

@@ -21,20 +21,23 @@ import torch
 from onnxconverter_common.auto_mixed_precision import SegmentList
 
 from benchmarks import zoo
+from mpsearch.flows.job import samples_of
 from mpsearch.options import STRATEGIES
-from mpsearch.search import registry as search
-from mpsearch.search.bound import lower_bound
+from mpsearch.search import registry
+from mpsearch.search.conflicts import lower_bound
 from mpsearch.search.cost import Casts
+from mpsearch.search.evaluations import Evaluations
 from mpsearch.search.problem import Problem
-from mpsearch.search.question import Question
+from mpsearch.search.search import Search
+from mpsearch.search.study import Study
 from mpsearch.source.prepare import Prepared, prepare
 
 
-def segment_list(problem: Problem) -> None:
+def segment_list(search: Search) -> None:
     """The loop of ``auto_convert_mixed_precision``, without the conversion to ONNX."""
-    segments = SegmentList(list(range(len(problem.everything))))
+    segments = SegmentList(list(range(len(search.problem.units))))
     while (segment := segments.get_largest()) is not None:
-        if problem.try_(segments.get_nodes(segment), "segment").met:
+        if search.judge(segments.get_nodes(segment), "segment").met:
             segment.good = True
         elif segment.size == 1:
             segment.bad = True
@@ -42,27 +45,29 @@ def segment_list(problem: Problem) -> None:
             segment.split()
 
 
-def problem_of(prepared: Prepared, case: Any) -> Problem:
-    question = Question.of_ops(prepared.ops, case.BUDGET, Casts(prepared.lowered))
-    problem = Problem(question, prepared.evaluator())
-    problem.admit(problem.everything)
-    problem.admit(())
-    return problem
+def searching(prepared: Prepared, case: Any) -> Search:
+    """A search on the calibration samples of a case."""
+    problem = Problem.of_ops(prepared.ops, case.BUDGET, Casts(prepared.lowered))
+    evaluator = prepared.evaluator()
+    search = Search(problem, Evaluations(evaluator, Study()), samples_of(prepared, evaluator))
+    search.judge_all_units()
+    search.judge((), "ends")
+    return search
 
 
-def measure(prepared: Prepared, case: Any, strategy: Any) -> tuple[dict[str, Any], Problem]:
+def measure(prepared: Prepared, case: Any, strategy: Any) -> tuple[dict[str, Any], Search]:
     started = time.perf_counter()
-    problem = problem_of(prepared, case)
-    if problem.best is None or problem.best.kept:
-        search.run(strategy, problem)
-    assert problem.best is not None
+    search = searching(prepared, case)
+    if search.best is None or search.best.fp32:
+        registry.run(strategy, search)
+    assert search.best is not None
     row = {
-        "kept": len(problem.best.kept),
-        "evaluations": len(problem.record.trials),
-        "forwards": round(problem.engine.forward_equivalents, 1),
+        "kept": len(search.best.fp32),
+        "evaluations": search.evaluations.precisions,
+        "forwards": round(search.evaluations.evaluator.engine.forward_equivalents, 1),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    return row, problem
+    return row, search
 
 
 def main() -> None:
@@ -83,13 +88,12 @@ def main() -> None:
         prepared = prepare(case.build(), case.samples(), numerics=numerics, heldout=0.25)
         cells, rows, bound = [], {}, None
         for label, strategy in strategies.items():
-            row, problem = measure(prepared, case, strategy)
+            row, search = measure(prepared, case, strategy)
             rows[label] = row
             numbers = f"{row['evaluations']}, {row['forwards']:.0f}, {row['seconds']:.0f} s"
             cells.append(f"{row['kept']} ({numbers})")
             if label == "greedy-optuna" and row["kept"]:
-                problem.extend(200)
-                bound = lower_bound(problem).price
+                bound = lower_bound(search)
         title = f"{name} ({len(prepared.ops)}, {case.BUDGET:g})"
         print(f"| {title} | {' | '.join(cells)} | {'-' if bound is None else bound} |", flush=True)
         if arguments.json:

@@ -34,7 +34,7 @@ def main() -> None:
         model, data = zoo.drawn(case, 0, COUNT)
         prepared = prepare(model, data[:COUNT], numerics=zoo.numerics(case).split(",")[0])
         evaluator = prepared.evaluator(cache_bytes=0)
-        engine, metric, count = evaluator.backend, prepared.metric, len(prepared.ops)
+        engine, metric, count = evaluator.engine, prepared.metric, len(prepared.ops)
         samples = range(engine.samples)
         precision = Precision.of(range(0, count, 2), count)
         list(

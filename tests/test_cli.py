@@ -199,12 +199,12 @@ def test_infeasible_exits_3_and_writes_nothing(here):
 def test_interrupt_writes_the_best_set(here):
     """Ctrl-C in a process of its own, as a user would press it."""
     script = (
-        "import os, signal, mpsearch.search.problem as p\n"
-        "original = p.Problem.try_\n"
-        "def try_(self, kept, by, exact=False):\n"
-        "    if len(self.record.trials) == 6: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return original(self, kept, by, exact)\n"
-        "p.Problem.try_ = try_\n"
+        "import os, signal, mpsearch.search.search as s\n"
+        "original = s.Search.judge\n"
+        "def judge(self, *args, **kwargs):\n"
+        "    if len(self.trials) == 3: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return original(self, *args, **kwargs)\n"
+        "s.Search.judge = judge\n"
         "from mpsearch.cli import main\n"
         f"main(['optimize', '{NET}', '--inputs', '{DATA}', '--budget', '1e-2', '--json',"
         " '--tolerate-overflow'])\n"

@@ -24,12 +24,12 @@ def test_the_schemas_are_up_to_date():
 
 
 def test_the_strategy_in_the_readme_works():
-    """It is said to be one function over mpsearch.search.problem: run it as one."""
+    """It is said to be one function of a mpsearch.search.search.Search: run it as one."""
     import mpsearch
     from tests.planted import Planted, budget, samples
 
     text = (ROOT / "README.md").read_text()
-    start = text.index("def search(problem):")
+    start = text.index("def search(search):")
     scope: dict = {}
     exec(text[start : text.index("```", start)], scope)
     result = mpsearch.optimize(Planted(0), samples(0), budget(0), strategy=scope["search"])

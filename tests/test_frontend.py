@@ -190,7 +190,7 @@ def test_fp16_forms_are_coremltools_own(target):
     for _ in range(6):
         fp32 = random.random(len(prepared.ops)) < 0.5
         kept = frozenset(np.flatnonzero(fp32).tolist())
-        (wanted,) = evaluator.backend.outputs(Precision(kept, len(prepared.ops)), 0).values()
+        (wanted,) = evaluator.engine.outputs(Precision(kept, len(prepared.ops)), 0).values()
         names = [op.name for op in prepared.ops if fp32[op.index]]
         model = convert(prepared.precast, selector(names))
         (got,) = mpsearch.Executor(model).predict({"x": data[0]}).values()

@@ -284,7 +284,7 @@ def test_a_rewrite_is_equal_in_fp32_and_holds_in_fp16(case):
     for function in (original, rewritten):
         prepared = prepare(Call(function), data, numerics=numerics)
         fp16 = Precision.all_fp16(len(prepared.ops))
-        errors.append(prepared.evaluator().evaluate(fp16).loss)
+        errors.append(prepared.evaluator().loss(fp16))
     assert errors[1] <= budget < errors[0], errors
     found = mpsearch.analyze(Call(original), data, numerics=numerics)
     assert [remedy.kind for remedy in found.remedies] == [case.split()[0]]

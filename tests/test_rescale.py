@@ -349,7 +349,7 @@ def test_other_spellings_are_equal_in_fp32(name):
     other = with_changes(prepared, found, ())
     every = Precision.all_fp32(len(other.ops))
     for sample, reference in enumerate(other.references):
-        (given,) = other.evaluator().backend.outputs(every, sample).values()
+        (given,) = other.evaluator().engine.outputs(every, sample).values()
         (wanted,) = reference.values()
         assert torch.allclose(given, wanted, rtol=2e-6, atol=2e-6), (given - wanted).abs().max()
 
@@ -494,7 +494,7 @@ def test_a_bias_of_keys_is_left_out(name):
     other = with_changes(prepared, found, ())
     every = Precision.all_fp32(len(other.ops))
     for sample, reference in enumerate(other.references):
-        (given,) = other.evaluator().backend.outputs(every, sample).values()
+        (given,) = other.evaluator().engine.outputs(every, sample).values()
         (wanted,) = reference.values()
         assert torch.allclose(given, wanted, rtol=2e-5, atol=2e-6), (given - wanted).abs().max()
 

@@ -109,7 +109,7 @@ def test_an_op_gives_what_pytorch_gives(name, place):
     prepared = prepare(Applied(USES[name][place]), samples)
     assert prepared.precast.added == (name,)
     every = Precision.all_fp32(len(prepared.ops))
-    backend = prepared.evaluator().backend
+    backend = prepared.evaluator().engine
     for sample, reference in enumerate(prepared.references):
         (given,) = backend.outputs(every, sample).values()
         (wanted,) = reference.values()
@@ -213,7 +213,7 @@ SCRIPTED = {
 def parted(model, samples):
     """How far the converted program is from PyTorch, and what was converted by mpsearch."""
     prepared = prepare(model, samples)
-    backend = prepared.evaluator().backend
+    backend = prepared.evaluator().engine
     every = Precision.all_fp32(len(prepared.ops))
     found = 0.0
     for sample, reference in enumerate(prepared.references):

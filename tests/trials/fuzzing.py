@@ -26,7 +26,7 @@ from pathlib import Path
 
 TARGETS = (
     *("config", "result", "study", "npz", "safetensors", "exported", "package"),
-    *("profile", "bench"),
+    "profile",
 )
 
 
@@ -56,8 +56,6 @@ def _seeds(target: str, here: Path) -> list[bytes]:
         from tests.trials.probes import planted
 
         return [planted(seed).to_json().encode() for seed in range(4)]
-    if target == "bench":
-        return [(_bench(here) / "bench.json").read_bytes()]
     if target == "config":
         return [file.read_bytes() for file in configs.glob("*.json")]
     found = mpsearch.optimize(
@@ -76,19 +74,6 @@ def _seeds(target: str, here: Path) -> list[bytes]:
     return [json.dumps(t.user_attrs).encode() for t in trials]
 
 
-def _bench(here: Path) -> Path:
-    """A folder as workers read it."""
-    from mpsearch.search.answering import Answerer
-    from mpsearch.search.response import Sketch
-    from mpsearch.source.prepare import prepare
-    from mpsearch.workers.bench import Bench
-    from tests.models import batches, net
-
-    evaluator = prepare(net(), batches()).evaluator()
-    answerer = Answerer(evaluator, Sketch(evaluator.references, 0), frozenset({"some op"}))
-    return Bench.of(answerer).write(here / "benches")
-
-
 def _reader(target: str, here: Path) -> Callable[[bytes], object]:
     """What is fuzzed: takes the bytes, and may raise ``InputError``."""
     import torch
@@ -98,11 +83,10 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
     from mpsearch.package import config
     from mpsearch.program.packages import open_package
     from mpsearch.results import result
-    from mpsearch.search.answer import read_answer
+    from mpsearch.search.study import _read
     from mpsearch.source import data
     from mpsearch.source.exported import load_exported
     from mpsearch.source.mlpackage import from_package
-    from mpsearch.workers.bench import Bench
     from tests.models import batches, net
 
     def written(name: str, content: bytes) -> Path:
@@ -115,14 +99,6 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
         return lambda content: result.read(written("result.json", content))
     if target == "profile":
         return lambda content: observed.read(written("profile.json", content))
-    if target == "bench":
-        folder = _bench(here)
-
-        def bench(content: bytes) -> object:
-            (folder / "bench.json").write_bytes(content)
-            return Bench.read(folder)
-
-        return bench
     if target == "safetensors":
         return lambda content: data.read(str(written("x.safetensors", content)), ["x"], 1)
     if target == "npz":
@@ -143,7 +119,7 @@ def _reader(target: str, here: Path) -> Callable[[bytes], object]:
             if not isinstance(found, dict):
                 return None
             try:  # as Store reads a trial
-                return read_answer(found)
+                return _read(found)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise InputError("not of mpsearch") from error
 
@@ -181,14 +157,8 @@ def one(target: str, seconds: int, crashes: Path) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["mpsearch"], enable_loader_override=False):
-        import mpsearch
-        import mpsearch.flows.optimize
-        import mpsearch.numerics.observed
-        import mpsearch.search.store
-        import mpsearch.source.data
-        import mpsearch.source.exported
-        import mpsearch.source.mlpackage
-        import mpsearch.workers.bench  # noqa: F401
+        pass
+
     from mpsearch.errors import InputError
 
     warnings.filterwarnings("ignore")
