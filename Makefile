@@ -22,6 +22,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mpsearch strategies
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.structure
 
 # A random thousand of Apple's own op tests; see tests/conformance/README.md.
 conformance: $(READY)

@@ -78,7 +78,7 @@ def received(pipe: Connection, process: Any) -> Any:
     return pipe.recv()
 
 
-def settle(parents: Connection) -> None:
+def become_helper(parents: Connection) -> None:
     """Make a process just forked a helper: signals, and the other end, are its parent's alone."""
     parents.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -89,7 +89,7 @@ def settle(parents: Connection) -> None:
 def _work(
     pipe: Connection, parents: Connection, work: Callable[[T], R], items: Sequence[T]
 ) -> None:
-    settle(parents)
+    become_helper(parents)
     done: list[R] = []
     with contextlib.suppress(BaseException):
         for item in items:

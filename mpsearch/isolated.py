@@ -32,7 +32,7 @@ import torch
 
 from .errors import InputError, MpsearchError
 from .files import first_line
-from .forking import settle
+from .forking import become_helper
 from .stdout import STDERR, STDOUT, nothing_printed
 
 #: What a file's size explains: bytes of code parsed, and of other data read, in a second; and
@@ -181,7 +181,7 @@ def _child(
     seconds: int,
     memory: int,
 ) -> None:
-    settle(parents)
+    become_helper(parents)
     said = _report(work, arguments, seconds, memory)
     with contextlib.suppress(OSError):
         pipe.send(said)

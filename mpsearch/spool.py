@@ -30,7 +30,7 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._room = _IN_MEMORY
+        self._left = _IN_MEMORY
         self._block = empty(0, torch.uint8)
         self._used, self._next = 0, _FIRST
 
@@ -45,8 +45,8 @@ class Spool:
         if not isinstance(value, Tensor):
             return value
         size = value.nbytes
-        if size <= self._room:
-            self._room -= size
+        if size <= self._left:
+            self._left -= size
             # What a loader's worker process shares holds a file open, and there may be few.
             # Gradients are taken through samples, and not through tensors of inference mode.
             return value.clone() if value.is_shared() or value.is_inference() else value

@@ -32,7 +32,7 @@ def test_same_losses_with_any_cache(cache_bytes):
             fresh = prepared.evaluator().evaluate(vector, sample)
             assert incremental.evaluate(vector, sample).loss == fresh.loss
     if cache_bytes is not None:
-        assert incremental.engine.cached_bytes <= cache_bytes
+        assert incremental.engine._memory.used <= cache_bytes
 
 
 def test_results_do_not_depend_on_the_calls_before():

@@ -58,6 +58,21 @@ class _Run:
     remember: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The steps of a program: which compute in FP16 whatever is chosen, and which ops they hold."""
+
+    schedule: Schedule
+    typed: list[bool]
+    inside: list[frozenset[int]]
+
+    @classmethod
+    def of(cls, function: Function) -> _Plan:
+        schedule = Schedule.of_function(function)
+        typed = [_typed_fp16(step.node) for step in schedule.steps]
+        return cls(schedule, typed, [frozenset(step.candidates) for step in schedule.steps])
+
+
 def default_cache_bytes(processes: int = 1) -> int:
     """A quarter of the machine's memory for all processes, and no more than 2 GiB for each.
 
@@ -119,13 +134,10 @@ class Incremental:
         for runtime in self.runtimes[1:]:
             runtime.share_weights(self.runtimes[0])
         self._memory = Identities(default_cache_bytes() if cache_bytes is None else cache_bytes)
-        self._schedule = Schedule.of_function(function)
-        self._steps = self._schedule.steps
-        self._typed = [_typed_fp16(step.node) for step in self._steps]
-        self._inside = [frozenset(step.candidates) for step in self._steps]
+        self._plan = _Plan.of(function)
         self._times: dict[int, float] = {}  # step -> seconds of its first run
         self._given = [self._bind(i, sample) for i, sample in enumerate(samples)]
-        self._together = Together(function, self._schedule, self.ending.check)
+        self._together = Together(function, self._plan.schedule, self.ending.check)
 
     def add(self, sample: Mapping[str, Tensor]) -> int:
         """Take in one more sample; its index."""
@@ -188,7 +200,7 @@ class Incremental:
 
         with self._running():
             cells = self._inputs(sample)
-            self._schedule.run(cells, execute)
+            self._plan.schedule.run(cells, execute)
             return self._outputs(cells), nonfinite
 
     def several(
@@ -237,7 +249,7 @@ class Incremental:
 
     def _rounds(self, step: Step, fp32: frozenset[int]) -> bool:
         """Whether something in a step is computed in FP16."""
-        return not fp32.issuperset(step.candidates) or self._typed[step.index]
+        return not fp32.issuperset(step.candidates) or self._plan.typed[step.index]
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -290,7 +302,7 @@ class Incremental:
         ]
 
     def _key(self, step: Step, env: Mapping[int, _Cell], run: _Run) -> Key:
-        inside = self._inside[step.index] & run.fp32
+        inside = self._plan.inside[step.index] & run.fp32
         rounds = self._rounds(step, run.fp32)
         reads = tuple([env[slot].where for slot in step.reads])
         return Key(step.index, inside, reads, run.profile if rounds else -1, run.sample)
@@ -324,7 +336,7 @@ class Incremental:
         readers = Counter(w[0] for i in order for w in set(self._memory.key(i).reads))
         for each in order:
             key = self._memory.key(each)
-            step = self._steps[key.step]
+            step = self._plan.schedule.steps[key.step]
             env = {
                 slot: self._input(w) if w[0] < 0 else made[w[0]][w[1]]
                 for slot, w in zip(step.reads, key.reads, strict=True)
@@ -364,7 +376,7 @@ class Incremental:
     @property
     def nodes(self) -> list[Node]:
         """The nodes of the outer block that some output depends on, in execution order."""
-        return [step.node for step in self._steps]
+        return [step.node for step in self._plan.schedule.steps]
 
     @property
     def _every(self) -> frozenset[int]:
@@ -380,7 +392,7 @@ class Incremental:
             return cells
 
         with self._running():
-            self._schedule.run(self._inputs(sample), show)
+            self._plan.schedule.run(self._inputs(sample), show)
 
     def _whole(self, step: Step, env: Mapping[int, _Cell], run: _Run) -> list[_Cell]:
         """:meth:`_cells` with the values, where all that the step reads has its value."""
@@ -412,7 +424,7 @@ class Incremental:
 
         with self._running():
             cells = self._inputs(sample)
-            self._schedule.run(cells, execute)
+            self._plan.schedule.run(cells, execute)
             return self._outputs(cells)
 
     def taken(self, sample: int, node: Node) -> dict[int, Any]:
@@ -426,7 +438,7 @@ class Incremental:
             return self._cells(step, env, run)
 
         with self._running():
-            self._schedule.run(self._inputs(sample), execute)
+            self._plan.schedule.run(self._inputs(sample), execute)
             return {slot: self._value(cell) for slot, cell in found.items()}
 
     def overflows(self, precision: Precision) -> set[int]:
@@ -434,7 +446,7 @@ class Incremental:
 
         Those named are where it starts: ops that only pass on what overflowed before them are not.
         """
-        self._make_room()
+        self._make_space()
         found: set[int] = set()
         for profile in range(self.profiles):
             for sample in range(self.samples):
@@ -466,7 +478,7 @@ class Incremental:
             tainted.update(fresh)
             return pairs
 
-        self._schedule.run({s: (c, c) for s, c in self._inputs(sample).items()}, execute)
+        self._plan.schedule.run({s: (c, c) for s, c in self._inputs(sample).items()}, execute)
         return found
 
     def sample(self, sample: int) -> dict[str, Any]:
@@ -477,17 +489,12 @@ class Incremental:
     # -- memory and cost -----------------------------------------------------------------------
 
     @property
-    def cached_bytes(self) -> int:
-        """Bytes of results remembered now."""
-        return self._memory.used
-
-    @property
     def forward_equivalents(self) -> float:
         """Measured op time of everything executed, over that of one forward of all samples."""
         once = sum(self._times.values()) * self.samples
         return self._seconds / once if once else 0.0
 
-    def _make_room(self) -> None:
+    def _make_space(self) -> None:
         """Keep the newest quarter of what may be remembered, for work that holds much besides."""
         self._memory.trim(self._memory.limit // 4)
         give_back()
@@ -504,7 +511,7 @@ class Incremental:
         """Work beside evaluation, on what it holds: with room made for it, and its time counted."""
         started = time.perf_counter()
         self.ending.check()
-        self._make_room()
+        self._make_space()
         try:
             yield
         finally:

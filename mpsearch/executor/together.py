@@ -27,7 +27,7 @@ from .runtime import EVERY, Runtime, tensor_bytes
 
 #: Samples run together, at most, and bytes of the largest result of them all: on a CPU what its
 #: cache holds, elsewhere what occupies the device.
-_MOST, _BYTES, _BYTES_ELSEWHERE = 32, 2 << 20, 256 << 20
+_MOST, _BYTES, _DEVICE_BYTES = 32, 2 << 20, 256 << 20
 
 Given = Mapping[int, Any]  # slot -> value
 Seen = dict[Any, Tensor]  # what a look wanted, by key
@@ -102,8 +102,8 @@ class Together:
 
         given = {slot: value.to(runtime.device) for slot, value in sample.items()}
         out, seen = self._forward(runtime, given, fp32, measure)
-        room = _BYTES if runtime.device.type == "cpu" else _BYTES_ELSEWHERE
-        self._size = self._size or min(max(room // peak, 1), _MOST)
+        most = _BYTES if runtime.device.type == "cpu" else _DEVICE_BYTES
+        self._size = self._size or min(max(most // peak, 1), _MOST)
         return {name: value.cpu() for name, value in out.items()}, seen
 
     def _at_once(

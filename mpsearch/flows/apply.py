@@ -85,7 +85,7 @@ def _convert(config: Config, model: Any, data: Any) -> Precast:
         return from_package(model)
     given = Data([_example(config)]) if data is None else collect(data, argument_names(model))
     torch_model = TorchModel(model, config.conversion.states)
-    torch_model.settle(given.samples[0])
+    torch_model.check(given.samples[0])
     if config.conversion.batches == "apart" and not config.conversion.states:
         given = items(given, torch_model)
     io_dtype = config.conversion.io_dtype or "fp32"

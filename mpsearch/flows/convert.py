@@ -73,5 +73,5 @@ def convert(model: Any, sample: Any, **arguments: Any) -> Any:
         )
     states = [state.name for state in arguments.pop("states", None) or ()]
     torch_model = TorchModel(source, states)
-    torch_model.settle(first)
+    torch_model.check(first)
     return packaged(torch_model, first, arguments)

@@ -15,6 +15,7 @@ from ..evaluation.metrics import Outputs
 from ..evaluation.reach import Reach
 from ..explain.hazards import affected
 from ..explain.hazards import notes as hazard_notes
+from ..options import Constraints
 from ..program.candidates import CandidateOp
 from ..program.precision import Precision
 from ..scaling.exponents import UNSCALED, Magnitudes, Plan
@@ -27,6 +28,7 @@ from ..search.evaluations import Evaluations, Workers
 from ..search.problem import Problem, units
 from ..search.risk import Range
 from ..search.search import Search, Trial
+from ..search.study import Study
 from ..source.prepare import Prepared
 from .converted import Converted
 from .request import Request
@@ -180,7 +182,68 @@ def build_job(
         If pins match nothing or contradict each other.
     """
     request, ops = context.request, prepared.ops
-    wanted, execution = request.constraints, request.execution
+    wanted, pinned = request.constraints, _pinned(request.constraints, ops)
+    evaluator = prepared.evaluator(
+        request.execution.device,
+        cache_share(request.execution),
+        context.ending,
+        perturbed=True,
+        seed=request.execution.seed,
+        compute=None if context.device is None else Converted(prepared, context.device),
+    )
+    jobs = 1 if context.ending.limited else request.execution.jobs
+    losses, range_ = measured(prepared, evaluator, context.ending, jobs)
+    required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
+    against = required & pinned.fp16
+    required -= pinned.always | pinned.fp16
+    strict = not (wanted.tolerate_overflow or against)
+    fixed = pinned.always | pinned.fp16 | required
+    problem = Problem(
+        units(ops, [i for i in range(len(ops)) if i not in fixed], wanted.by),
+        ops,
+        request.limit(prepared.metric),
+        frozenset(pinned.always | required),
+        wanted.minimize,
+        Casts(prepared.lowered),
+        frozenset(required),
+        harmless=range_.harmless if strict else None,
+        tolerance=request.tolerance,
+        seed=request.execution.seed,
+    )
+    rewrites = tuple(rewrites)
+    changes = repr((plan.scales, rewrites))
+    evaluations = Evaluations(evaluator, _study(context, prepared, changes), context.workers)
+    samples = samples_of(prepared, evaluator)
+    if context.ending.limited:  # perturbed samples would take the time that a first set needs
+        samples = [sample for sample in samples if sample.firm]
+    trials = request.limits.trials or DEFAULT_TRIALS
+    search = Search(problem, evaluations, samples, trials=trials, watch=context.watch)
+    every = Precision.all_fp32(len(ops))
+    for sample, loss in zip(search.samples, losses, strict=False):
+        evaluations.take(every, sample, Evaluation(loss))
+    notes = [*prepared.notes, *hazard_notes(ops, pinned.faulty, wanted.hazards == "pin")]
+    if against:
+        names = ", ".join(ops[i].name for i in sorted(against)[:5])
+        notes.append(f"Pinned to FP16 although they overflow there, or soon will: {names}.")
+    by_hazard = tuple(ops[i].name for i in sorted(pinned.always - pinned.fp32))
+    return Job(context, prepared, search, range_, by_hazard, tuple(notes), plan, rewrites, before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """The ops that are decided before a search, by index.
+
+    ``fp32`` and ``fp16`` are the user's pins, ``faulty`` fail at run time in FP16, ``always`` are
+    FP32 for either reason.
+    """
+
+    fp32: set[int]
+    fp16: set[int]
+    faulty: set[int]
+    always: set[int]
+
+
+def _pinned(wanted: Constraints, ops: Sequence[CandidateOp]) -> _Pinned:
     if wanted.by == "layer" and not any(op.layer for op in ops):
         raise InputError(f"--by layer: {pins.NO_LAYERS}")
     fp32 = pins.resolve(wanted.keep_fp32, ops, "--keep-fp32")
@@ -189,66 +252,20 @@ def build_job(
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(affected(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()
     always = fp32 | faulty if wanted.hazards == "pin" else fp32
-    evaluator = prepared.evaluator(
-        execution.device,
-        cache_share(execution),
+    return _Pinned(fp32, fp16, faulty, always)
+
+
+def _study(context: Context, prepared: Prepared, changes: str) -> Study:
+    request, device = context.request, context.device
+    return study(
+        prepared,
+        request.execution,
         context.ending,
-        perturbed=True,
-        seed=execution.seed,
-        compute=None if context.device is None else Converted(prepared, context.device),
+        _asked(request),
+        _about(request, prepared, context.name),
+        changes,
+        "executor" if device is None else " ".join(device.about.values()),
     )
-    jobs = 1 if context.ending.limited else execution.jobs
-    losses, range_ = measured(prepared, evaluator, context.ending, jobs)
-    required = set() if wanted.tolerate_overflow else _whole(range_.refused, ops, wanted.by)
-    against = required & fp16
-    required -= always | fp16
-    strict = not (wanted.tolerate_overflow or against)
-    free = [i for i in range(len(ops)) if i not in always | fp16 | required]
-    problem = Problem(
-        units(ops, free, wanted.by),
-        ops,
-        request.limit(prepared.metric),
-        frozenset(always | required),
-        wanted.minimize,
-        Casts(prepared.lowered),
-        frozenset(required),
-        harmless=range_.harmless if strict else None,
-        tolerance=request.tolerance,
-        seed=execution.seed,
-    )
-    rewrites = tuple(rewrites)
-    evaluations = Evaluations(
-        evaluator,
-        study(
-            prepared,
-            execution,
-            context.ending,
-            _asked(request),
-            _about(request, prepared, context.name),
-            repr((plan.scales, rewrites)),
-            "executor" if context.device is None else " ".join(context.device.about.values()),
-        ),
-        context.workers,
-    )
-    samples = samples_of(prepared, evaluator)
-    if context.ending.limited:  # perturbed samples would take the time that a first set needs
-        samples = [sample for sample in samples if sample.firm]
-    search = Search(
-        problem,
-        evaluations,
-        samples,
-        trials=request.limits.trials or DEFAULT_TRIALS,
-        watch=context.watch,
-    )
-    every = Precision.all_fp32(len(ops))
-    for sample, loss in zip(search.samples, losses, strict=False):
-        evaluations.take(every, sample, Evaluation(loss))
-    notes = [*prepared.notes, *hazard_notes(ops, faulty, wanted.hazards == "pin")]
-    if against:
-        names = ", ".join(ops[i].name for i in sorted(against)[:5])
-        notes.append(f"Pinned to FP16 although they overflow there, or soon will: {names}.")
-    pinned = tuple(ops[i].name for i in sorted(always - fp32))
-    return Job(context, prepared, search, range_, pinned, tuple(notes), plan, rewrites, before)
 
 
 def samples_of(prepared: Prepared, evaluator: Evaluator) -> list[Sample]:

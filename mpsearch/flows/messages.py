@@ -183,7 +183,7 @@ def why_infeasible(job: Job, held: float | None, package: float | None) -> str:
         return "With the ops pinned to FP16, no choice for the others meets the budget; unpin some."
     where = f"{where}, beyond the budget {show(limit):g}"
     if prepared.io_dtype == "fp16" and prepared.torch_model is not None:
-        plain = _floor_with_fp32_io(prepared, prepared.torch_model)
+        plain = _loss_with_fp32_io(prepared, prepared.torch_model)
         if plain <= limit:
             return (
                 f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
@@ -200,7 +200,7 @@ def why_infeasible(job: Job, held: float | None, package: float | None) -> str:
     )
 
 
-def _floor_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
+def _loss_with_fp32_io(prepared: Prepared, model: TorchModel) -> float:
     """The loss of all-FP32 when inputs and outputs are FP32 too."""
     precast = convert(model, prepared.given, prepared.precast.target, "fp32")
     lowered, ops = lower_candidates(precast.program, layer_of=precast.layer_of)

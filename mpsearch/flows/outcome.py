@@ -103,7 +103,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         "tolerated_overflows": extras.tolerated_overflows,
         "remedies": extras.remedies,
         "rescale_hint": extras.hint,
-        "not_measured": (*extras.not_measured, *_unmeasured_ends(job)),
+        "not_measured": (*extras.not_measured, *_unmeasured_baselines(job)),
     }
     facts["notes"] = (
         *messages.notes(job, found.notes),
@@ -136,7 +136,7 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
         "error": loss,
         "kept": rows.unmeasured(job.prepared, precision),
         "ops": rows.op_rows(job.prepared, None, precision, job.casts),
-        "not_measured": (*missing, *_unmeasured_ends(job)),
+        "not_measured": (*missing, *_unmeasured_baselines(job)),
         "notes": (*messages.notes(job, job.notes), said),
     }
     facts["explanation"] = messages.explain(facts)
@@ -149,13 +149,13 @@ def infeasible(job: Job, held: float | None = None, package: float | None = None
     ``held`` and ``package`` are its losses on held-out data, and of the package as written.
     """
     loss_of = job.prepared.metric.loss_of
-    facts = _ends(job) | _counted(job)
+    facts = _baselines(job) | _counted(job)
     facts |= {
         "status": "infeasible",
         "error": facts["error_fp32"],
         "heldout_error": None if held is None else loss_of(held),
         "explanation": messages.why_infeasible(job, held, package),
-        "not_measured": _unmeasured_ends(job),
+        "not_measured": _unmeasured_baselines(job),
         "notes": messages.notes(job, job.notes),
         "kept": (),
         "costs": {},
@@ -194,7 +194,7 @@ def _seconds(job: Job) -> float:
 # -- the parts of a result ------------------------------------------------------------------------
 
 
-def _ends(job: Job) -> dict[str, Any]:
+def _baselines(job: Job) -> dict[str, Any]:
     """What is known of a model before a search."""
     prepared, problem = job.prepared, job.search.problem
     fp16 = _fp16_loss(job)
@@ -211,7 +211,7 @@ def _ends(job: Job) -> dict[str, Any]:
     }
 
 
-def _unmeasured_ends(job: Job) -> tuple[str, ...]:
+def _unmeasured_baselines(job: Job) -> tuple[str, ...]:
     return ("error_fp16",) if _fp16_loss(job) is None else ()
 
 
@@ -225,7 +225,7 @@ def _fp16_loss(job: Job) -> float | None:
 
 def _common(job: Job, precision: Precision, casts: int) -> dict[str, Any]:
     """What is known of a set without running anything."""
-    return _ends(job) | {
+    return _baselines(job) | {
         "casts": casts,
         "costs": rows.costs(job.prepared, precision, job.casts, casts),
         "islands": rows.islands(job.prepared, precision, job.casts),
@@ -260,19 +260,8 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
     )
 
     def bound() -> None:
-        whole = found.trial.fp32 == problem.all_units
-        if not found.finished or whole or problem.pinned or search.required:
-            return
-        if problem.objective != "ops":
-            return
-        price = found.trial.price if found.proven else lower_bound(search)
-        if price is not None:
-            extras.lower_bound = round(price) + len(problem.required)
-            return
-        extras.notes.append(
-            "No lower bound: some set met the budget and a larger one broke it, so keeping more "
-            "ops in FP32 can hurt here."
-        )
+        extras.lower_bound, note = _lower_bound(job, found)
+        extras.notes += [note] if note else []
 
     def alone() -> None:
         pinned = {op.name for i, op in enumerate(prepared.ops) if i in problem.always}
@@ -316,6 +305,23 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
     if extras.not_measured:
         extras.notes.append("The run ended before the report was complete; what it lacks is '-'.")
     return extras
+
+
+def _lower_bound(job: Job, found: Found) -> tuple[int | None, str]:
+    """At least so many ops are FP32, where a bound can be had; and what to say of it."""
+    search, problem = job.search, job.search.problem
+    whole = found.trial.fp32 == problem.all_units
+    if not found.finished or whole or problem.pinned or search.required:
+        return None, ""
+    if problem.objective != "ops":
+        return None, ""
+    price = found.trial.price if found.proven else lower_bound(search)
+    if price is not None:
+        return round(price) + len(problem.required), ""
+    return None, (
+        "No lower bound: some set met the budget and a larger one broke it, so keeping more ops "
+        "in FP32 can hurt here."
+    )
 
 
 # -- what is written besides the package ----------------------------------------------------------
@@ -368,12 +374,12 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
 
 def _facts(job: Job, facts: dict[str, Any]) -> dict[str, str]:
     fp16 = facts["error_fp16"]
-    ends = f"all FP16: {'not measured' if fp16 is None else f'{fp16:.3g}'}"
+    fp16_said = f"all FP16: {'not measured' if fp16 is None else f'{fp16:.3g}'}"
     return {
         "model": f"{job.name}, {len(job.prepared.ops)} ops that can be cast",
         "kept in FP32": f"{len(facts['kept'])} ops",
         "metric": f"{facts['metric']}, budget {facts['budget']:g}",
-        "error": f"{facts['error']:.3g} ({ends}, all FP32: {facts['error_fp32']:.3g})",
+        "error": f"{facts['error']:.3g} ({fp16_said}, all FP32: {facts['error_fp32']:.3g})",
         "numerics": ",".join(p.name for p in job.prepared.profiles),
         "target": job.prepared.precast.target,
         "made with": ", ".join(f"{k} {v}" for k, v in versions().items()),

@@ -41,7 +41,7 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
         Names of the FP32 ops of a set to begin with, in place of a search.
     """
     search, ending = job.search, job.context.ending
-    validator, room = Validator(job), TemporaryFolder()
+    validator, directory = Validator(job), TemporaryFolder()
     notes, dtype = list(job.notes), job.request.conversion.weight_dtype
     search.judge_all_units()
     finished = _searched(job, start)
@@ -55,14 +55,14 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
         bar.stage("writing the package and reading it back")
         precision = search.problem.precision(best.fp32)
         try:
-            written = _written(job, best, room.path / PACKAGE, dtype)
+            written = _written(job, best, directory.path / PACKAGE, dtype)
         except MpsearchError:
             raise
         except Exception as error:  # a full disk, in whatever words: what was found is reported
             return unwritten(job, best, error)
         if written.loss > search.problem.limit:
             if not integers_fit:
-                place, samples = room.path / "without.mlpackage", _hardest_inputs(job, best)
+                place, samples = directory.path / "without.mlpackage", _hardest_inputs(job, best)
                 check_integers(job.prepared, precision, place, samples, search.problem.limit)
                 integers_fit = True
             if last:
@@ -88,11 +88,11 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
         elif found.safer is None:
             taken = search.judge_all_units()
         else:
-            taken = search.settle_on(found.safer)
+            taken = search.taken(found.safer)
     if dtype is not None and written.stored is None:
         notes.append(f"Weights are stored as typed: no time was left for {dtype}.")
     finished &= not ending.over
-    chosen = Found(best, precision, written, room, finished, proven, tuple(notes), found)
+    chosen = Found(best, precision, written, directory, finished, proven, tuple(notes), found)
     return outcome(job, chosen, bar)
 
 

@@ -184,6 +184,10 @@ def _summing(op_type: str, make: Callable[[np.ndarray], Build]) -> Subject:
 @functools.cache
 def subjects() -> tuple[Subject, ...]:
     """Every op type that is asked about."""
+    return *_elementwise(), *_composite()
+
+
+def _elementwise() -> tuple[Subject, ...]:
     negative = np.full((1, TERMS), -1.0, np.float32)
     positive = np.abs(_X) + 0.125
     one = np.float16(1)
@@ -222,6 +226,11 @@ def subjects() -> tuple[Subject, ...]:
         Subject("exp", Question(lambda x: mb.exp(x=x), (_SMALL,))),
         Subject("tanh", Question(lambda x: mb.tanh(x=x), (_SMALL,))),
         Subject("sigmoid", Question(lambda x: mb.sigmoid(x=x), (_SMALL,))),
+    )
+
+
+def _composite() -> tuple[Subject, ...]:
+    return (
         _summing("matmul", _matmul),
         _summing("linear", _linear),
         _summing("conv", lambda weight: _conv(weight, 3)),

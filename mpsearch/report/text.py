@@ -300,10 +300,10 @@ def _columns(rows: Sequence[tuple[Any, ...]], limits: tuple[int, ...], width: in
     rows = [tuple(map(printable, row)) for row in rows]
     wanted = [max(len(row[i]) for row in rows) for i in range(len(limits))]
     widths = [min(full, limit) for full, limit in zip(wanted, limits, strict=True)]
-    room = width - sum(widths) - 2 * len(widths)
+    spare = width - sum(widths) - 2 * len(widths)
     for place, full in enumerate(wanted):
-        widths[place] += (more := max(min(full - widths[place], room), 0))
-        room -= more
+        widths[place] += (more := max(min(full - widths[place], spare), 0))
+        spare -= more
     while sum(widths) + 2 * len(widths) > width:
         if len(widths) > 3:
             rows = [(row[0], *row[2:]) for row in rows]

@@ -36,7 +36,7 @@ _VANISHES, _FADES, _FAINT = 2.0, 0.5, 0.05
 #: What it costs a tensor to have an exponent of 1: of equals, the one that changes least is taken.
 _CHANGED = 1e-3
 #: By how many bits typical values are to stay above the smallest normal number.
-_ROOM = 2
+_MARGIN_BITS = 2
 #: Constants of more elements that several ops use are scaled alike: two copies take memory.
 _LARGE = 1 << 14
 
@@ -96,9 +96,9 @@ def fitting(size: Magnitudes, divides: bool, most: int = _MOST) -> tuple[int, in
     if size.most > 0 and math.isfinite(size.limit):
         low = math.floor(math.log2(size.most / size.limit)) + 1
     if size.typical > 0:
-        high = math.floor(math.log2(size.typical / FP16.smallest_normal)) - _ROOM
+        high = math.floor(math.log2(size.typical / FP16.smallest_normal)) - _MARGIN_BITS
     if divides and size.least < math.inf:
-        high = min(high, math.floor(math.log2(size.least / FP16.step)) - _ROOM)
+        high = min(high, math.floor(math.log2(size.least / FP16.step)) - _MARGIN_BITS)
     low = min(max(low, -most), most)
     return low, min(max(high, low), most)
 
@@ -435,8 +435,8 @@ class _Model:
         high = self._most
         if multiplies:
             typical = math.sqrt(float(np.square(sizes).sum()) / value.size)
-            room = _ROOM if value.size > 1 else 0
-            high = math.floor(math.log2(typical / FP16.smallest_normal)) - room
+            margin = _MARGIN_BITS if value.size > 1 else 0
+            high = math.floor(math.log2(typical / FP16.smallest_normal)) - margin
         low, high = max(min(low, 0), -self._most), min(max(high, 0), self._most)
         variable = self._milp.variable(low, high)
         if value.size > _LARGE:

@@ -27,8 +27,7 @@ def rescale(program, scales):  # type: ignore[no-untyped-def]
     """
     (function,) = program.functions.values()
     ops = {op.name: op for op in function.operations}
-    outputs = {var.name: var for var in function.outputs}
-    made = {}
+    outputs, made = {var.name: var for var in function.outputs}, {}
 
     def scaled(var, exponent, before):  # type: ignore[no-untyped-def]
         if (var, exponent) not in made:
@@ -74,8 +73,7 @@ def rescale(program, scales):  # type: ignore[no-untyped-def]
                 new.name, var.name = name, f"{name}_unscaled"
                 function.set_outputs([new if v is var else v for v in function.outputs])
             elif name in ops:
-                op = ops[name]
-                changed = {}  # type: ignore[var-annotated]
+                op, changed = ops[name], {}  # type: ignore[var-annotated]
                 check(entry, op.op_type, op.outputs[0])
                 for port, exponent in entry["inputs"].items():
                     name, _, place = port.partition(".")

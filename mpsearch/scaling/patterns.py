@@ -173,10 +173,10 @@ def _is_truth(var: Var, truths: frozenset[str]) -> bool:
 
 def _only_softmax(var: Var) -> bool:
     readers = var.child_ops
-    return bool(readers) and not var.consuming_blocks and all(map(_ends_in_softmax, readers))
+    return bool(readers) and not var.consuming_blocks and all(map(_last_is_softmax, readers))
 
 
-def _ends_in_softmax(op: Operation) -> bool:
+def _last_is_softmax(op: Operation) -> bool:
     if op.op_type == "softmax":
         return True
     return op.op_type in _BETWEEN and all(map(_only_softmax, op.outputs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .problem import UnitSet
 from .sampler import ResponseSampler
-from .search import Search
+from .search import Search, hits_all
 
 #: A squared effect from which on casting is hopeless: an overflow.
 _HOPELESS = 1e20
@@ -37,7 +37,7 @@ def prune(
         while place < len(order):
             smaller = fp32.difference(order[place : place + step])
             cheaper = problem.rank(smaller) < problem.rank(fp32)
-            if cheaper and search.allowed_by_conflicts(smaller) and search.judge(smaller, by).met:
+            if cheaper and hits_all(search.conflicts, smaller) and search.judge(smaller, by).met:
                 fp32, changed = smaller, True
                 place, step = place + step, 2 * step
             elif step > 1:

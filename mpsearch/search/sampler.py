@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 
 from .problem import UnitSet
 from .response import Response
-from .search import Search
+from .search import Search, hits_all
 from .study import FP32_OR_FP16
 
 
@@ -50,7 +50,7 @@ class ResponseSampler(optuna.samplers.BaseSampler):
             return {}
         for units in response.exchanges(problem.cost):
             cheaper = problem.rank(units) < problem.rank(middle)
-            if cheaper and search.known(units) is None and search.allowed_by_conflicts(units):
+            if cheaper and search.known(units) is None and hits_all(search.conflicts, units):
                 return {problem.names[unit]: unit in units for unit in sorted(units ^ middle)}
         return {}
 
@@ -60,7 +60,8 @@ class ResponseSampler(optuna.samplers.BaseSampler):
             unit: ranking.harm(unit, middle) if unit in middle else ranking.relief(unit, middle)
             for unit in self._units
         }
-        errors = {t.fp32: search.errors(t.fp32) for t in search.trials}
+        problem, evaluations = search.problem, search.evaluations
+        errors = {t.fp32: evaluations.errors(problem.precision(t.fp32)) for t in search.trials}
         return Response(middle, {k: found for k, found in errors.items() if found}, effects)
 
     def sample_relative(

@@ -14,7 +14,7 @@ from ..ending import Ending, Stop
 from ..evaluation.evaluator import Evaluation
 from ..program.precision import Precision
 from .criterion import Criterion, Sample, hardest_first, tolerated
-from .evaluations import Errors, Evaluations
+from .evaluations import Evaluations
 from .problem import Problem, UnitSet
 from .ranking import Ranking
 from .study import FP32_OR_FP16, Row, Unstored
@@ -75,6 +75,11 @@ class Conflict:
     units: UnitSet
     sample: Sample
     loss: float
+
+
+def hits_all(conflicts: Iterable[Conflict], fp32: UnitSet) -> bool:
+    """Whether a set has a unit of every conflict."""
+    return all(not fp32.isdisjoint(conflict.units) for conflict in conflicts)
 
 
 class Search:
@@ -167,14 +172,6 @@ class Search:
         """What came of a set that was judged."""
         return self._trials.get(frozenset(fp32))
 
-    def errors(self, fp32: Iterable[int]) -> Errors:
-        """The sketched errors of a set, by sample and numerics profile."""
-        return self.evaluations.errors(self.problem.precision(fp32))
-
-    def allowed_by_conflicts(self, fp32: UnitSet) -> bool:
-        """Whether a set has a unit of every conflict."""
-        return all(not fp32.isdisjoint(conflict.units) for conflict in self.conflicts)
-
     # -- judging -------------------------------------------------------------------------------
 
     def judge(
@@ -196,7 +193,7 @@ class Search:
             return trial
         if not self.required <= units:
             return self._verdict(units, asked_by, {})
-        self.allow()
+        self._allow()
         return self._judged(units, asked_by, asked)
 
     def judge_all_units(self) -> Trial:
@@ -207,7 +204,7 @@ class Search:
         """
         return self._judged(self.problem.all_units, "ends", None)
 
-    def allow(self) -> None:
+    def _allow(self) -> None:
         """Raise :class:`Stop` where trials or time are used up."""
         self.ending.check()
         if self.remaining <= 0:
@@ -299,7 +296,7 @@ class Search:
         Stop
             If trials or time are used up.
         """
-        self.allow()
+        self._allow()
         study, names = self.evaluations.study, self.problem.names
         asked = study.ask(sampler)
         places = {name: unit for unit, name in enumerate(names)}
@@ -355,7 +352,7 @@ class Search:
         except Unstored as reason:
             self.ending.give_up(str(reason))
 
-    def settle_on(self, fp32: UnitSet) -> Trial:
+    def taken(self, fp32: UnitSet) -> Trial:
         """A trial of a set that is taken, by what is known of it."""
         return self._known_verdict(fp32, "validate")
 

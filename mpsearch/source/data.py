@@ -171,7 +171,7 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
         )
     data = Data([])
     held = isinstance(items, Sequence)  # in the caller's own memory
-    room = _room_for_samples()
+    left = _bytes_for_samples()
     for item in _items(items):
         if targets is PAIRS or targets == PAIRS:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
@@ -185,8 +185,8 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
         if not held:
             sample = {name: data.spool.keep(value) for name, value in sample.items()}
         data.samples.append(sample)
-        room -= sum(v.nbytes for v in sample.values() if isinstance(v, Tensor))
-        if room < 0 or len(data.samples) > _MOST_SAMPLES:
+        left -= sum(v.nbytes for v in sample.values() if isinstance(v, Tensor))
+        if left < 0 or len(data.samples) > _MOST_SAMPLES:
             raise InputError(
                 f"the data does not end: {len(data.samples):,} samples so far; give at most "
                 f"{_MOST_SAMPLES:,}, and no more than half of what {tempfile.gettempdir()} has free"
@@ -224,7 +224,7 @@ def _items(items: Iterable[Any]) -> Iterator[Any]:
             yield item
 
 
-def _room_for_samples() -> int:
+def _bytes_for_samples() -> int:
     """Bytes that samples may take: half of what the temporary folder has free, and the memory."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
     return (free + int(psutil.virtual_memory().total)) // 2
@@ -444,7 +444,7 @@ def drawn(
     if count < 1:
         raise InputError(f"--random {count}: give the number of samples, 1 or more")
     total = count * sum(math.prod(s) * d.itemsize for s, d in shapes.values())
-    if total > _room_for_samples() or count > _MOST_SAMPLES:
+    if total > _bytes_for_samples() or count > _MOST_SAMPLES:
         raise InputError(
             f"--random {count}: such samples take {total:,} bytes; give at most {_MOST_SAMPLES:,}, "
             f"and no more than half of what {tempfile.gettempdir()} has free"

@@ -112,7 +112,7 @@ class TorchModel:
             raise InputError("the model returns no tensor; expected one at least")
         return {name: widened(value).clone() for name, value in out.items()}
 
-    def settle(self, sample: Sample) -> None:
+    def check(self, sample: Sample) -> None:
         """Make sure that the model agrees with itself, and leave out hooks that only look on.
 
         Raises

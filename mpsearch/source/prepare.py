@@ -171,29 +171,7 @@ def prepare(
     metrics.resolve(metric, False)  # an unknown name fails before the work
     source = str(model) if isinstance(model, (str, Path)) else type(model).__name__
     model = open_source(model)
-    torch_model, io = None, "fp32"
-    notes: list[str] = []
-    if isinstance(model, ct.models.MLModel):
-        precast = from_package(model)
-        (function,) = precast.program.functions.values()
-        data = pixels(model, as_data(inputs, list(function.inputs), targets))
-        check_shapes(model, data)
-    else:
-        data = as_data(inputs, argument_names(model), targets)
-        if pictures := [name for name, value in data.samples[0].items() if is_picture(value)]:
-            raise InputError(
-                f"input {pictures[0]!r} is a PIL image, which a PyTorch model does not take; give "
-                "the tensor that it does, or a package with an image input (mpsearch.convert)"
-            )
-        torch_model = TorchModel(model, conversion.states)
-        torch_model.settle(data.samples[0])
-        if conversion.batches == "apart" and not conversion.states:
-            batches, data = data, items(data, torch_model)
-            notes += _taken_apart(batches, data)
-        half = torch_model.io_half and conversion.target != "iOS15"
-        io = conversion.io_dtype or ("fp16" if half else "fp32")
-        precast = convert(torch_model, data.samples, conversion.target, io)
-        notes += [*_added(precast.added), *_renamed(precast.renamed)]
+    precast, data, torch_model, io, notes = _converted(model, inputs, targets, conversion)
     (function_name,) = precast.program.functions
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
@@ -242,6 +220,35 @@ def prepare(
         further=further,
         flops=work,
     )
+
+
+def _converted(
+    model: Any, inputs: Any, targets: Any, conversion: Conversion
+) -> tuple[Precast, Data, TorchModel | None, str, list[str]]:
+    """The program before the cast, its data, the PyTorch model, the dtype of inputs, and notes."""
+    if isinstance(model, ct.models.MLModel):
+        precast = from_package(model)
+        (function,) = precast.program.functions.values()
+        data = pixels(model, as_data(inputs, list(function.inputs), targets))
+        check_shapes(model, data)
+        return precast, data, None, "fp32", []
+    notes: list[str] = []
+    data = as_data(inputs, argument_names(model), targets)
+    if pictures := [name for name, value in data.samples[0].items() if is_picture(value)]:
+        raise InputError(
+            f"input {pictures[0]!r} is a PIL image, which a PyTorch model does not take; give "
+            "the tensor that it does, or a package with an image input (mpsearch.convert)"
+        )
+    torch_model = TorchModel(model, conversion.states)
+    torch_model.check(data.samples[0])
+    if conversion.batches == "apart" and not conversion.states:
+        batches, data = data, items(data, torch_model)
+        notes += _taken_apart(batches, data)
+    half = torch_model.io_half and conversion.target != "iOS15"
+    io = conversion.io_dtype or ("fp16" if half else "fp32")
+    precast = convert(torch_model, data.samples, conversion.target, io)
+    notes += [*_added(precast.added), *_renamed(precast.renamed)]
+    return precast, data, torch_model, io, notes
 
 
 def _kept(bound: Bound, spool: Spool, given: Mapping[str, Any] = {}) -> Bound:

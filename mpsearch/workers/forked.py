@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluation, Evaluator
-from ..forking import received, settle
+from ..forking import become_helper, received
 from ..program.precision import Precision
 
 
@@ -126,7 +126,7 @@ def run(
 
 def _serve(pipe: Connection, parents: Connection, evaluator: Evaluator) -> None:
     """A worker's life: until the parent closes the pipe, or dies."""
-    settle(parents)
+    become_helper(parents)
     with contextlib.suppress(EOFError, OSError):
         while True:
             precision, samples, apart = pipe.recv()
