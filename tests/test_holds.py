@@ -578,3 +578,12 @@ def test_counts_in_the_front_include_what_is_required():
     assert min(count for count, error in result.front if error is not None) >= len(
         [op for op in result.kept if op.verdict.startswith(("over", "may"))]
     )
+
+
+def test_held_out_samples_are_spread_over_the_data():
+    """Four blank pictures at the end of a list all were held out."""
+    data = [*normal(20, 4, 8), *([torch.zeros(1, 4, 8)] * 4)]
+    prepared = prepare(net(), data, heldout=0.3)
+    blank = [bool((value == 0).all()) for s in prepared.heldout.samples for value in s.values()]
+    assert len(blank) == 7 and sum(blank) <= 2
+    assert prepared.heldout.places[-1] == 23

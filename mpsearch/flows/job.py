@@ -273,7 +273,8 @@ def samples_of(prepared: Prepared, evaluator: Evaluator) -> list[Sample]:
     if not evaluator.by_sample:
         return [Sample(0, Kind.CALIBRATION, 0)]
     count = len(prepared.calibration.samples)
-    given = [Sample(i, Kind.CALIBRATION, i) for i in range(count)]
+    places = prepared.calibration.places
+    given = [Sample(i, Kind.CALIBRATION, place) for i, place in enumerate(places)]
     return given + [Sample(i, Kind.PERTURBED, i - count) for i in range(count, evaluator.samples)]
 
 

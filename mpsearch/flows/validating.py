@@ -77,11 +77,10 @@ class Validator:
         self.heldout, self.perturbed = [], []
         if not evaluator.by_sample:
             return
-        count = len(prepared.calibration.samples)
-        pairs = zip(prepared.heldout.samples, prepared.heldout_references, strict=True)
-        for number, (sample, reference) in enumerate(pairs):
+        data, references = prepared.heldout, prepared.heldout_references
+        for sample, reference, number in zip(data.samples, references, data.places, strict=True):
             place = evaluator.add(sample, reference)
-            self.heldout.append(Sample(place, Kind.HELDOUT, count + number))
+            self.heldout.append(Sample(place, Kind.HELDOUT, number))
 
     def validate(self, package: ReadBack, fp32: UnitSet) -> Validation:
         """Test the package of a set."""
@@ -130,8 +129,8 @@ class Validator:
             self.perturbed.append(Sample(place, Kind.VALIDATION, number))
 
     def _package_losses(self, package: ReadBack) -> tuple[float, ...]:
-        prepared, count = self.job.prepared, len(self.job.prepared.calibration.samples)
-        places = [sample.number - count for sample in self.heldout]
+        prepared = self.job.prepared
+        places = [prepared.heldout.places.index(sample.number) for sample in self.heldout]
         return tuple(
             verification.losses(
                 package,

@@ -37,7 +37,7 @@ class Sample:
     kind
         Where it comes from.
     number
-        Its place among those of its kind; of a held-out one, among all samples that were given.
+        Its place among all samples that were given; of a perturbed one, among those of its kind.
     """
 
     index: int

@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from ..evaluation.evaluator import Evaluator
+import numpy as np
+
+from ..evaluation.evaluator import Evaluation, Evaluator
+from ..program.precision import Precision
 from .problem import Problem, UnitSet
-from .rounding import RoundingModel
+from .rounding import OVERFLOW, RoundingModel
 from .rounding_hooks import rounding_model_of
+
+
+def _squared_error(found: Evaluation) -> float:
+    """The squared relative L2 error of an evaluation."""
+    if not found.errors or any(error is None for error in found.errors):
+        return OVERFLOW
+    return max(float(np.square(e, dtype=float).sum()) for e in found.errors if e is not None)
 
 
 class Ranking:
@@ -34,12 +44,22 @@ class Ranking:
     def model(self) -> RoundingModel:
         """The first-order model of rounding, built when first asked for.
 
+        Ops that have no gradient, such as those before a loop or a comparison, are run: each alone
+        in FP16, on the first sample.
+
         Raises
         ------
         Stop
             If the run ends before it is built.
         """
-        return rounding_model_of(self._evaluator, self._problem.seed)
+        model = rounding_model_of(self._evaluator, self._problem.seed)
+        count = len(self._problem.ops)
+        every = frozenset(range(count))
+        for op in sorted(every):
+            if model.harm((op,), ()) == 0 and not self._evaluator.engine.ending.limited:
+                found = self._evaluator.evaluate(Precision(every - {op}, count), 0)
+                model.add(frozenset({op}), _squared_error(found))
+        return model
 
     @cached_property
     def order(self) -> tuple[int, ...]:

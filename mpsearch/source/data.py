@@ -45,17 +45,22 @@ class Data:
         Whether the samples were drawn at random.
     spool
         Where tensors that are made of the samples are kept.
+    places
+        Of a share of some data, where its samples stand in the whole.
     """
 
     samples: list[dict[str, Any]]
     targets: list[Any] = field(default_factory=list)
     noise: bool = False
     spool: Spool = field(default_factory=Spool)
+    places: list[int] = field(default_factory=list)
 
     def split(self, heldout: float) -> tuple[Data, Data]:
-        """The calibration share and the held-out share (the samples at the end).
+        """The calibration share and the held-out share.
 
-        Of two or more samples at least one is held out, unless ``heldout`` is 0.
+        Held-out samples are spread over the data, the last one among them: samples that lie beside
+        each other are often alike. Of two or more samples at least one is held out, unless
+        ``heldout`` is 0.
 
         Raises
         ------
@@ -66,10 +71,17 @@ class Data:
             raise InputError(f"heldout is {heldout}, expected a share from 0 to below 1")
         count = len(self.samples)
         held = min(count - 1, max(1, round(count * heldout))) if count > 1 and heldout else 0
-        cut = count - held
+        apart = {(place + 1) * count // held - 1 for place in range(held)}
         return (
-            replace(self, samples=self.samples[:cut], targets=self.targets[:cut]),
-            replace(self, samples=self.samples[cut:], targets=self.targets[cut:]),
+            self._of([place for place in range(count) if place not in apart]),
+            self._of(sorted(apart)),
+        )
+
+    def _of(self, places: list[int]) -> Data:
+        """Some of the samples."""
+        targets = [self.targets[place] for place in places] if self.targets else []
+        return replace(
+            self, samples=[self.samples[p] for p in places], targets=targets, places=places
         )
 
     @property

@@ -183,7 +183,8 @@ def prepare(
     calibration, held = renamed.split(heldout)
     references = [r for _, r in bound]
     notes += _check_references(references)
-    cut = len(calibration.samples)
+    chosen_by = [data.samples[place] for place in calibration.places]
+    cut = len(chosen_by)
     measure = metrics.resolve(metric, bool(data.targets))
     sizes = [n for v in calibration.samples[0].values() for n in getattr(v, "shape", ())]
     work = float(sum(op.flops for op in ops) + looped(lowered.nodes, sizes))
@@ -192,7 +193,7 @@ def prepare(
         again = max(redraw(work) - cut, 0)
 
     def further(count: int, start: int = again) -> list[Bound]:
-        more = islice(redrawn(data.samples[:cut], start + count, seed), start, None)
+        more = islice(redrawn(chosen_by, start + count, seed), start, None)
         with quiet():
             return [_kept(bind(sample), data.spool) for sample in more]
 
@@ -206,10 +207,10 @@ def prepare(
         profiles=profiles,
         calibration=calibration,
         heldout=held,
-        references=references[:cut],
-        heldout_references=references[cut:],
+        references=[references[place] for place in calibration.places],
+        heldout_references=[references[place] for place in held.places],
         inputs=[Port.of(k, v) for k, v in first if isinstance(v, torch.Tensor)],
-        given=data.samples[:cut],
+        given=chosen_by,
         torch_model=torch_model,
         io_dtype=io,
         source=source,

@@ -30,7 +30,7 @@ PINS = {
     "text": ("type:softmax", "type:linear", "layer:norms.*", "type:gelu"),
     "vision": ("type:conv", "type:linear", "layer:head", "type:relu6"),
     "unet": ("type:conv", "type:conv_transpose", "layer:norm", "type:si*"),
-    "audio": ("type:lstm", "type:log", "layer:head", "type:conv"),
+    "audio": ("type:linear", "type:log", "layer:head", "type:conv"),
     "llama": ("type:softmax", "type:linear", "layer:norms.*", "type:matmul"),
     "detector": ("type:conv", "type:sigmoid", "layer:boxes", "type:exp"),
     "vae": ("type:conv", "type:softmax", "layer:attention.*", "type:tanh"),
