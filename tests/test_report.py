@@ -14,9 +14,9 @@ import pytest
 import mpsearch
 from examples import stylegan2
 from mpsearch.ending import Ending
-from mpsearch.flows.job import Request
-from mpsearch.flows.optimize import answer
 from mpsearch.flows.report import write
+from mpsearch.flows.request import Request
+from mpsearch.flows.running import run as answer
 from mpsearch.report import text
 from mpsearch.report.html import number, share, size
 from tests.models import batches, net

@@ -469,7 +469,7 @@ def key_biases(model, data):
     prepared = prepare(model, data)
     slots = {slot for node in prepared.lowered.nodes for slot in node.outputs}
     sizes = dict.fromkeys(slots, Magnitudes(1.0, 2.0**16, 0.1, 0.0))
-    return prepared, [r for r in spelled(prepared, lambda: sizes) if r.kind == "key_bias"]
+    return prepared, [r for r in rewritten(prepared, lambda: sizes) if r.kind == "key_bias"]
 
 
 SEEN_BY_NOTHING = {
@@ -527,7 +527,7 @@ def test_a_bias_that_is_small_stays():
     prepared = prepare(model, data)
     slots = {slot for node in prepared.lowered.nodes for slot in node.outputs}
     sizes = dict.fromkeys(slots, Magnitudes(1.0, 2.0**16, 0.1, 0.0))
-    assert spelled(prepared, lambda: sizes) == []
+    assert rewritten(prepared, lambda: sizes) == []
 
 
 def test_keys_with_a_large_bias_need_no_fp32(tmp_path):

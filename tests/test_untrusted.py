@@ -28,8 +28,8 @@ import mpsearch
 from benchmarks.models import named
 from mpsearch.ending import Ending
 from mpsearch.executor.predict import Executor
-from mpsearch.flows.job import Request
-from mpsearch.flows.optimize import answer
+from mpsearch.flows.request import Request
+from mpsearch.flows.running import run as answer
 from mpsearch.report import text
 from mpsearch.source.loading import load_model
 from tests.command import run
