@@ -21,7 +21,7 @@ from mpsearch.report import text
 from mpsearch.scaling.exponents import Magnitudes, plan
 from mpsearch.scaling.mil import rescale
 from mpsearch.scaling.patterns import rewrites
-from mpsearch.scaling.scaled import spelled, with_changes
+from mpsearch.scaling.scaled import rewritten, with_changes
 from mpsearch.source.prepare import prepare
 from tests import scalable
 from tests.packages import alone, contents
@@ -298,7 +298,7 @@ def test_a_config_whose_ops_are_others_is_refused(folded, tmp_path):
             call(tmp_path / "out", model, samples[:2])
 
 
-# -- spelled otherwise ----------------------------------------------------------------------------
+# -- rewritten ------------------------------------------------------------------------------------
 
 
 class Spelled(torch.nn.Module):
@@ -355,11 +355,11 @@ def test_other_spellings_are_equal_in_fp32(name):
 
 
 @pytest.mark.parametrize("name", ["logsumexp", "softplus", "log_softmax"])
-def test_what_is_spelled_otherwise_needs_no_fp32(name):
+def test_what_is_rewritten_needs_no_fp32(name):
     model, samples, budget = case(name)
     numerics = zoo.numerics(zoo.cases([name])[name])
-    spelled = mpsearch.Conversion(rewrite=True)
-    found = mpsearch.optimize(model, samples, budget, numerics=numerics, conversion=spelled)
+    rewriting = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, budget, numerics=numerics, conversion=rewriting)
     assert found.met and not found.kept and len(found.rewrites) == 1
     assert mpsearch.optimize(model, samples, budget, numerics=numerics).kept
 
@@ -377,8 +377,8 @@ def test_a_softmax_by_hand_becomes_one(axes):
 def test_rows_masked_from_end_to_end_stay_even(value):
     """Their scores vanish beside the mask in FP32, and must not show in FP16 either."""
     model, samples = masked_zoo.build(value), zoo.masked.samples(16)
-    spelled = mpsearch.Conversion(rewrite=True)
-    found = mpsearch.optimize(model, samples, 1e-2, conversion=spelled)
+    rewriting = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, 1e-2, conversion=rewriting)
     assert found.met and not found.kept and [r.kind for r in found.rewrites] == ["finite_mask"]
     assert mpsearch.optimize(model, samples, 1e-2).kept
 
@@ -386,8 +386,8 @@ def test_rows_masked_from_end_to_end_stay_even(value):
 def test_a_mask_that_leaves_some_order_of_scores_stays():
     """Beside -5e6 FP32 holds the scores of a row masked from end to end to one half."""
     model, samples = masked_zoo.build(-5e6), zoo.masked.samples(16)
-    spelled = mpsearch.Conversion(rewrite=True)
-    found = mpsearch.optimize(model, samples, 1e-2, conversion=spelled)
+    rewriting = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, 1e-2, conversion=rewriting)
     assert found.met and found.rewrites == () and found.kept
 
 
@@ -395,8 +395,8 @@ def test_a_mask_that_leaves_some_order_of_scores_stays():
 def test_rows_masked_from_end_to_end_keep_their_scores(value, additions):
     """FP32 still holds them beside the mask; FP16 does where the mask is less its largest value."""
     model, samples = masked_zoo.build(value, additions), zoo.masked.samples(16)
-    spelled = mpsearch.Conversion(rewrite=True)
-    found = mpsearch.optimize(model, samples, 1e-2, conversion=spelled)
+    rewriting = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, 1e-2, conversion=rewriting)
     assert found.met and not found.kept
     assert [r.kind for r in found.rewrites].count("row_mask") == additions
 
@@ -404,8 +404,8 @@ def test_rows_masked_from_end_to_end_keep_their_scores(value, additions):
 def test_a_mask_without_its_largest_values_is_written(tmp_path):
     model, samples = masked_zoo.build(-5e4, 2), zoo.masked.samples(16)
     assert mpsearch.optimize(model, samples, 1e-2).kept
-    spelled = mpsearch.Conversion(rewrite=True)
-    mpsearch.optimize(model, samples, 1e-2, conversion=spelled).save(tmp_path / "out")
+    rewriting = mpsearch.Conversion(rewrite=True)
+    mpsearch.optimize(model, samples, 1e-2, conversion=rewriting).save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
     assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
@@ -550,8 +550,8 @@ def test_keys_with_a_large_bias_need_no_fp32(tmp_path):
 
 def test_powers_of_two_go_through_exponentials_and_logarithms(tmp_path):
     model, samples, budget = case("cumulative_logsumexp")
-    spelled = mpsearch.Conversion(rewrite=True, rescale="fold")
-    found = mpsearch.optimize(model, samples, budget, conversion=spelled)
+    rewriting = mpsearch.Conversion(rewrite=True, rescale="fold")
+    found = mpsearch.optimize(model, samples, budget, conversion=rewriting)
     assert found.met and not found.kept and {r.kind for r in found.rewrites} == {"exp", "log"}
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
@@ -560,8 +560,8 @@ def test_powers_of_two_go_through_exponentials_and_logarithms(tmp_path):
 
 def test_a_spelling_is_written_and_stored(tmp_path):
     model, samples, budget = case("log_softmax")
-    spelled = mpsearch.Conversion(rewrite=True)
-    found = mpsearch.optimize(model, samples, budget, conversion=spelled)
+    rewriting = mpsearch.Conversion(rewrite=True)
+    found = mpsearch.optimize(model, samples, budget, conversion=rewriting)
     assert found.rewrites
     found.save(tmp_path / "out")
     package = alone(tmp_path / "out", model, samples[0], tmp_path)
