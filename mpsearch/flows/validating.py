@@ -88,7 +88,8 @@ class Validator:
         if not search.evaluations.evaluator.by_sample:
             return self._together(package, fp32)
         last = fp32 == search.problem.all_units or search.ending.over
-        if not last and not self.perturbed and self.job.request.perturbs:
+        hurried = self.job.context.ending.limited
+        if not last and not self.perturbed and self.job.request.perturbs and not hurried:
             self._perturb()
         losses = self._package_losses(package)
         broken = [s for s, loss in zip(self.heldout, losses, strict=True) if loss > search.limit]

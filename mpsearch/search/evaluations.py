@@ -50,14 +50,15 @@ class Evaluations:
 
     Attributes
     ----------
-    precisions
-        How many precisions were evaluated on a sample at least.
+    losses
+        Of each sample, that of the set that was judged last.
     """
 
     def __init__(self, evaluator: Evaluator, study: Study, workers: Workers | None = None) -> None:
         self.evaluator = evaluator
         self.study = study
         self.workers = workers
+        self.losses: dict[Sample, float] = {}
         self._known: dict[frozenset[int], dict[Sample, Evaluation]] = {}
         self._errors: LRUCache[frozenset[int], Errors] = LRUCache(
             _ERROR_BYTES, getsizeof=lambda found: 200 + sum(e.nbytes for e in found.values())

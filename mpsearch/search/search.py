@@ -129,8 +129,8 @@ class Search:
         self.conflicts: list[Conflict] = []
         self.ranking = Ranking(problem, evaluations.evaluator)
         self._trials: dict[UnitSet, Trial] = {}
-        self._losses: dict[Sample, float] = {}  # of the last set that was judged
         self._refused: set[UnitSet] = set()
+        self._best: Trial | None = None
 
     @property
     def ending(self) -> Ending:
@@ -159,14 +159,12 @@ class Search:
     @property
     def best(self) -> Trial | None:
         """The cheapest set that holds; of equals, that with fewer ops, casts, and loss."""
-        met = [t for t in self._trials.values() if t.met and t.fp32 not in self._refused]
-        rank = self.problem.rank
-        return min(met, key=lambda t: (*rank(t.fp32), t.loss, sorted(t.fp32)), default=None)
+        return self._best
 
     @property
     def hardest(self) -> Sample:
         """The sample that is nearest to breaking a set, as far as is known."""
-        return hardest_first([s for s in self.samples if s.firm], self._losses)[0]
+        return hardest_first([s for s in self.samples if s.firm], self.evaluations.losses)[0]
 
     def known(self, fp32: Iterable[int]) -> Trial | None:
         """What came of a set that was judged."""
@@ -215,7 +213,7 @@ class Search:
         precision, criterion = self.problem.precision(units), self.criterion
         whole = units == self.problem.all_units
         samples = [s for s in self.samples if s.firm] if whole else self.samples
-        order = hardest_first(samples, self._losses)
+        order = hardest_first(samples, self.evaluations.losses)
         seen: dict[Sample, Evaluation] = {}
         start = 0
         while start < len(order) and not (not whole and criterion.offenders(seen)):
@@ -226,7 +224,7 @@ class Search:
             seen |= self._evaluated(precision, chunk, apart)
             start += len(chunk)
         if not whole:
-            self._losses |= {sample: found.loss for sample, found in seen.items()}
+            self.evaluations.losses |= {sample: found.loss for sample, found in seen.items()}
         trial = self._verdict(units, asked_by, seen)
         self._record(trial, time.perf_counter() - started, asked)
         return trial
@@ -255,6 +253,7 @@ class Search:
 
     def _record(self, trial: Trial, seconds: float, asked: optuna.trial.Trial | None) -> None:
         self._trials[trial.fp32] = trial
+        self._consider(trial)
         excess = min(trial.loss - self.limit, 1e6)
         excess = excess if trial.met else max(excess, 1e-12)
         precision = self.problem.precision(trial.fp32)
@@ -265,6 +264,13 @@ class Search:
             self.ending.give_up(str(reason))
         if self.watch is not None:
             self.watch(trial, self)
+
+    def _consider(self, trial: Trial) -> None:
+        """Take a set as the best, if it is."""
+        if trial.met and trial.fp32 not in self._refused:
+            known = [trial] if self._best is None else [self._best, trial]
+            rank = self.problem.rank
+            self._best = min(known, key=lambda t: (*rank(t.fp32), t.loss, sorted(t.fp32)))
 
     def probe(self, fp16: Iterable[int], sample: Sample) -> Evaluation:
         """What one sample gives when only these units are FP16; no trial.
@@ -342,8 +348,10 @@ class Search:
         self.required |= required
         if refused is not None:
             self._refused.add(refused)
+        self._best = None
         for units, trial in self._trials.items():
             self._trials[units] = self._known_verdict(units, trial.asked_by)
+            self._consider(self._trials[units])
 
     def store(self) -> None:
         """Store what was evaluated since the last trial."""
