@@ -219,11 +219,11 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
         Planted(0).eval(),
         planted_samples(0),
         1e-3,
-        limits=mpsearch.Limits(timeout=10.0),
+        limits=mpsearch.Limits(timeout=4.0),
         execution=mpsearch.Execution(progress=False),
     )
     assert result.status == "interrupted" and result.error <= 1e-3
-    assert max(begun) <= 11.0
+    assert max(begun) <= 5.0
 
 
 # --- what a worse result replaces ------------------------------------------------------------

@@ -95,9 +95,10 @@ def trial(
         if wrong is None:
             wrong = _resumed(here, tmp, out, unbroken)
         evaluated = Path(f"{known}.evaluated")
-        asked = evaluated.read_text().split() if evaluated.exists() else []
+        asked = evaluated.read_text().splitlines() if evaluated.exists() else []
         twice = len(asked) - len(set(asked))
-        if wrong is None and twice:
+        # Of a set that was under way, a process that is killed stores nothing.
+        if wrong is None and twice and signals[0] != signal.SIGKILL:
             wrong = f"{twice} evaluations were made twice"
     return came, twice, wrong
 
