@@ -160,7 +160,12 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
 @shared.units
 @shared.storage
 @shared.resume
-@click.option("--verbose", "-v", is_flag=True, help="Show what each pass did, on stderr.")
+@click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    help="Show proposals, conflicts and bounds as they come, and what each pass did, on stderr.",
+)
 @click.pass_context
 def optimize(
     ctx: click.Context,
@@ -182,6 +187,8 @@ def optimize(
     options["resume"] = resume and options["storage"] is not None
     execution = shared.group(Execution, options)
 
+    if verbose:
+        logging.getLogger("mpsearch.search").setLevel(logging.INFO)
     bar = _loading(execution.progress)
     from ..ending import Ending
     from ..flows.isolation import neutral

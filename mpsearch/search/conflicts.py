@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from .proposing import propose
 from .search import Conflict, Search, Trial
 from .shrink import fewest, shrink
 
+#: Says at INFO what is proposed and learned.
+_LOG = logging.getLogger(__name__)
 #: Units of a conflict, at most: more than these break a sample by rounding that adds up.
 SMALL = 6
 #: The model of rounding explains an error up to so many times what it predicts.
@@ -78,6 +81,11 @@ def solve(search: Search) -> None:
             cut.holds = at
         else:
             trial = search.judge(units, "propose")
+            _LOG.info(
+                "proposed %d ops by %d conflicts and a cut of %.3g: %s",
+                *(trial.fp32_ops, len(search.conflicts), math.sqrt(at)),
+                "holds" if trial.met else f"fails on {trial.offenders[0]} ({trial.loss:.3g})",
+            )
             if not trial.met:
                 _learn(search, trial, cut)
             elif at == math.inf:
@@ -111,6 +119,8 @@ def _learn(search: Search, trial: Trial, cut: Cut) -> None:
             break
         search.conflicts.append(core)
         units |= core.units
+        names = ", ".join(problem.units[unit].name for unit in sorted(core.units))
+        _LOG.info("conflict on %s: %s; at least %s", sample, names, lower_bound(search))
     if predicted > 0 and math.isfinite(error):
         cut.ratios[sample] = max(ratio, error**2 / predicted)
     cut.failed(at, predicted, error / limit)
