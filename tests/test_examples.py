@@ -128,6 +128,7 @@ def test_rescale_alone_gives_the_same_package(name, tmp_path):
         module.samples(small=True),
         module.BUDGET,
         targets=getattr(module, "TARGETS", None),
+        heldout=0.0,
         conversion=mpsearch.Conversion(rescale="insert", rewrite=True),
         **task,
     )
