@@ -118,11 +118,12 @@ def shaped(package: str | Path, run: Run, samples: list[Sample]) -> list[Sample]
     return [batched(samples[i : i + step]) for i in range(0, len(samples), step)]
 
 
-def calibration(run: Run, samples: list[Sample]) -> int:
-    """How many of the samples are searched on; the others, at the end, are held out."""
+def calibration(run: Run, samples: list[Sample]) -> list[Sample]:
+    """The samples that are searched on; the others, spread among them, are held out."""
     count, share = len(samples), run.get("heldout", 0.3)
     held = min(count - 1, max(1, round(count * share))) if count > 1 and share else 0
-    return count - held
+    apart = {(place + 1) * count // held - 1 for place in range(held)}
+    return [sample for place, sample in enumerate(samples) if place not in apart]
 
 
 def outputs(package: str | Path, profile: str, samples: Sequence[Sample]) -> list[Outputs]:

@@ -456,8 +456,8 @@ def _package(stage: Stage, result: dict[str, Any], outcome: Outcome) -> None:
         return
     package = Path(OUT) / "model.mlpackage"
     samples = measures.shaped(package, run, stage.samples)
-    cut = measures.calibration(run, samples)
-    found = measures.error(package, run, stage.source.predict, samples[:cut])
+    samples = measures.calibration(run, samples)
+    found = measures.error(package, run, stage.source.predict, samples)
     limit = measures.limit(run, stage.budget)
     if found > limit:
         outcome.fail(f"{result['status']}: the package's loss is {found:.6g}, allowed {limit:.6g}")
@@ -467,7 +467,7 @@ def _package(stage: Stage, result: dict[str, Any], outcome: Outcome) -> None:
         outcome.fail(f"the result tells of {told:.6g}, the package gives {found:.6g}")
     if run.seed % 2 == 0 and run.get("metric") not in FUNCTIONS:
         model = _again(stage) if run.shell else stage.source.given
-        checked = mpsearch.check(OUT, model, samples[:cut])
+        checked = mpsearch.check(OUT, model, samples)
         if not checked.holds:
             outcome.fail(f"check does not hold: error {checked.error}, budget {checked.budget}")
 
@@ -542,8 +542,8 @@ def _applied_package(stage: Stage, outcome: Outcome) -> None:
     """What was applied gives what was found."""
     base = stage.run.searched
     samples = measures.shaped(Path(OUT) / "model.mlpackage", base, stage.samples)
-    cut = measures.calibration(base, samples)
-    found = measures.error("new.mlpackage", base, stage.source.predict, samples[:cut])
+    samples = measures.calibration(base, samples)
+    found = measures.error("new.mlpackage", base, stage.source.predict, samples)
     limit = measures.limit(base, stage.budget)
     if found > limit:
         outcome.fail(f"applied: the loss is {found:.6g}, allowed {limit:.6g}")
