@@ -292,7 +292,11 @@ def test_the_study_is_kept_where_it_is_asked_for(tmp_path):
     )
     (name,) = optuna.get_all_study_names(url)
     stored = optuna.load_study(study_name=name, storage=url)
-    assert len(stored.trials) == len(result.study.trials)
+    complete = [
+        sum(trial.state.name == "COMPLETE" for trial in study.trials)
+        for study in (stored, result.study)
+    ]
+    assert complete[0] == complete[1] >= 3
 
 
 def test_a_storage_that_cannot_be_opened_is_one_line():

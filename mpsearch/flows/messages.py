@@ -16,6 +16,7 @@ from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import rows
 from ..results.result import Absorption
+from ..search.criterion import Kind
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.prepare import Prepared
@@ -109,25 +110,25 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     """
     search, count = job.search, len(facts["kept"])
     problem, show = search.problem, job.prepared.metric.loss_of
-    least = search.known(())  # nothing in FP32 but what overflows
     needed = len(problem.required)
-    if not count or least is None or problem.always != problem.required:
+    if not count or search.ending.over or problem.always != problem.required:
         return ""
-    calibration = [s for s in search.samples if s.firm]
-    known = search.evaluations.known(problem.precision(()))
-    if any(sample not in known for sample in calibration):
-        return ""
-    loss = max(known[sample].loss for sample in calibration)
+    least = problem.precision(())  # nothing in FP32 but what overflows
+    found = dict(
+        zip(search.samples, search.evaluations.evaluate_all(least, search.samples), strict=True)
+    )
+    loss = max(e.loss for s, e in found.items() if s.kind is Kind.CALIBRATION)
     if needed and math.isfinite(loss) and needed < count:
         return _cures(job, needed, count, show(loss), facts["budget"])
     verdicts = {op.verdict for op in facts["kept"]}
     in_db = job.prepared.metric.larger_is_better
     useless = not in_db and loss >= _USELESS
+    most = max(evaluation.loss for evaluation in found.values())
     if needed or "" in verdicts or verdicts & _BROKEN or loss <= 0 or in_db or useless:
         return ""
     return (
         f"Nothing breaks in FP16, it only rounds: with no op in FP32 the error is "
-        f"{show(loss):.2g}, and a budget of {_above(show(loss)):g} needs none."
+        f"{show(loss):.2g}, and a budget of {_above(show(most)):g} needs none."
     )
 
 
