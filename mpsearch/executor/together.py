@@ -25,8 +25,8 @@ from ..program.graph import Function, Ref, Source
 from .loop import Schedule, Step
 from .runtime import EVERY, Runtime, tensor_bytes
 
-#: Samples run together, at most, and bytes of the largest result of them all: on a CPU what its
-#: cache holds, elsewhere what occupies the device.
+#: Samples run together, at most, and bytes of the largest input or result of them all: on a CPU
+#: what its cache holds, elsewhere what occupies the device.
 _MOST, _BYTES, _DEVICE_BYTES = 32, 2 << 20, 256 << 20
 
 Given = Mapping[int, Any]  # slot -> value
@@ -93,7 +93,7 @@ class Together:
     def _one(
         self, runtime: Runtime, sample: Given, fp32: Container[int], look: Look | None
     ) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
-        peak = 1
+        peak = max(tensor_bytes(tuple(sample.values())), 1)
 
         def measure(step: Step, env: Mapping[int, Any], results: tuple[Any, ...]) -> Any:
             nonlocal peak
