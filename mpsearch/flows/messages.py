@@ -126,6 +126,8 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     most = max(evaluation.loss for evaluation in found.values())
     if needed or "" in verdicts or verdicts & _BROKEN or loss <= 0 or in_db or useless:
         return ""
+    if not math.isfinite(most):
+        return ""
     return (
         f"Nothing breaks in FP16, it only rounds: with no op in FP32 the error is "
         f"{show(loss):.2g}, and a budget of {_above(show(most)):g} needs none."
