@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..evaluation.incremental import Incremental
 from ..files import first_line
 from ..program.precision import Precision
 from ..temporary import TemporaryFolder
-from .forked import run
+from .forked import Result, divided, run
 from .pickled import pickled, unpickled
 
 _LOCAL = "local:"
@@ -86,21 +87,14 @@ class Cluster:
         This process takes part, and does what the cluster loses.
         """
         held = self._held(evaluator)
-        count = self.workers + 1 if held is not None else 1
-        parts: list[list[int]] = [[] for _ in range(count)]
-        for sample in samples:
-            parts[sample % count].append(sample)
-        with quiet():
-            asked = [
-                (part, self._submit(held, precision, part, apart)) for part in parts[1:] if part
-            ]
-        found = dict(zip(parts[0], run(evaluator, precision, parts[0], apart), strict=True))
-        for part, future in asked:
-            made = self._result(future)
-            if made is None:
-                made = run(evaluator, precision, part, apart)
-            found |= dict(zip(part, made, strict=True))
-        return [found[sample] for sample in samples]
+
+        def begin(part: list[int]) -> Result:
+            with quiet():
+                future = self._submit(held, precision, part, apart)
+            return lambda: self._result(future)
+
+        here = partial(run, evaluator, precision, apart=apart)
+        return divided(samples, here, [begin] * (self.workers if held is not None else 0))
 
     def _held(self, evaluator: Evaluator) -> Any:
         """What workers evaluate with, on the cluster; None where the cluster is away."""

@@ -6,7 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +28,32 @@ def check_jobs(jobs: int, device: str) -> None:
     if jobs > 1 and (device != "cpu" or not hasattr(os, "fork")):
         where = f"device {device}" if device != "cpu" else "this system, which cannot fork"
         raise InputError(f"jobs is {jobs}, expected 1 for {where}; leave it out")
+
+
+#: The evaluations that were asked for; None where they were lost.
+Result = Callable[[], list[Evaluation] | None]
+#: Has another process evaluate some samples.
+Begin = Callable[[list[int]], Result]
+
+
+def divided(
+    samples: Sequence[int],
+    here: Callable[[list[int]], list[Evaluation]],
+    others: Sequence[Begin],
+) -> list[Evaluation]:
+    """The evaluations of samples, in order, by this process and others.
+
+    A sample goes to the same process each time. What another one loses is done ``here``.
+    """
+    parts: list[list[int]] = [[] for _ in range(len(others) + 1)]
+    for sample in samples:
+        parts[sample % len(parts)].append(sample)
+    asked = [(part, begin(part)) for begin, part in zip(others, parts[1:], strict=True) if part]
+    found = dict(zip(parts[0], here(parts[0]), strict=True))
+    for part, result in asked:
+        made = result()
+        found |= dict(zip(part, here(part) if made is None else made, strict=True))
+    return [found[sample] for sample in samples]
 
 
 class Forks:
@@ -53,19 +80,16 @@ class Forks:
         What a process that died was to do is done here.
         """
         self._renew(evaluator)
-        parts: list[list[int]] = [[] for _ in range(self._jobs)]
-        for sample in samples:
-            parts[sample % self._jobs].append(sample)
-        asked = [(fork, part) for fork, part in zip(self._forks, parts[1:], strict=True) if part]
-        for fork, part in asked:
-            fork.ask(precision, part, apart)
-        found = dict(zip(parts[0], run(evaluator, precision, parts[0], apart), strict=True))
-        for fork, part in asked:
-            made = fork.answer()
-            if made is None:
-                made = run(evaluator, precision, part, apart)
-            found |= dict(zip(part, made, strict=True))
-        return [found[sample] for sample in samples]
+
+        def beginning(fork: _Fork) -> Begin:
+            def begin(part: list[int]) -> Result:
+                fork.ask(precision, part, apart)
+                return fork.answer
+
+            return begin
+
+        here = partial(run, evaluator, precision, apart=apart)
+        return divided(samples, here, [beginning(fork) for fork in self._forks])
 
     def _renew(self, evaluator: Evaluator) -> None:
         """Fork anew where the evaluator has samples that the forks do not know."""
