@@ -103,14 +103,15 @@ class Validator:
         sequence = self._sequence(fp32)
         self._steps = steps = self._tested_down(sequence)
         passed = sequence[: sum(step.holds for step in steps)]
-        loose = next((units for units in reversed(passed) if not self._loose(units)), None)
-        if loose == fp32 and self._few(len(broken)):
+        holding = (units for units in reversed(passed) if not self._loose(units))
+        smallest = next(holding, None)
+        if smallest == fp32 and self._few(len(broken)):
             return Validation(losses, True, self._coverage, sequence=steps)
         self._tested = True
-        larger = [units for units in passed if units != fp32 and not self._loose(units)]
-        if larger:
-            self._passed.add(larger[-1])
-            return Validation(losses, False, safer=larger[-1], sequence=steps)
+        safer = next(holding, None) if smallest == fp32 else smallest
+        if safer is not None:
+            self._passed.add(safer)
+            return Validation(losses, False, safer=safer, sequence=steps)
         failed = (*broken, *self._loose(fp32))
         if not failed:  # the set holds, and a larger one does not: nothing is promised
             return Validation(losses, True, sequence=steps)
