@@ -119,8 +119,9 @@ def _learn(search: Search, trial: Trial, cut: Cut) -> None:
             break
         search.conflicts.append(core)
         units |= core.units
-        names = ", ".join(problem.units[unit].name for unit in sorted(core.units))
-        _LOG.info("conflict on %s: %s; at least %s", sample, names, lower_bound(search))
+        if _LOG.isEnabledFor(logging.INFO):  # the bound is an integer program
+            names = ", ".join(problem.units[unit].name for unit in sorted(core.units))
+            _LOG.info("conflict on %s: %s; at least %s", sample, names, lower_bound(search))
     if predicted > 0 and math.isfinite(error):
         cut.ratios[sample] = max(ratio, error**2 / predicted)
     cut.failed(at, predicted, error / limit)
@@ -173,11 +174,7 @@ def within_time(search: Search) -> None:
     Stop
         If trials or time are used up.
     """
-    order = search.ranking.order
     guess = propose(
         search.problem, (), search.ranking.model, max(search.limit, 0.0) ** 2, search.required
     )
-    if guess is not None:
-        repair(search, guess)
-    elif order:
-        repair(search, search.required)
+    repair(search, search.required if guess is None else guess)
