@@ -218,9 +218,7 @@ def build_job(
         samples = [sample for sample in samples if sample.firm]
     trials = request.limits.trials or DEFAULT_TRIALS
     search = Search(problem, evaluations, samples, trials=trials, watch=context.watch)
-    every = Precision.all_fp32(len(ops))
-    for sample, loss in zip(search.samples, losses, strict=False):
-        evaluations.take(every, sample, Evaluation(loss))
+    take_fp32_losses(search, losses)
     notes = [*prepared.notes, *hazard_notes(ops, pinned.faulty, wanted.hazards == "pin")]
     if against:
         names = ", ".join(ops[i].name for i in sorted(against)[:5])
@@ -266,6 +264,13 @@ def _study(context: Context, prepared: Prepared, changes: str) -> Study:
         changes,
         "executor" if device is None else " ".join(device.about.values()),
     )
+
+
+def take_fp32_losses(search: Search, losses: Sequence[float]) -> None:
+    """Remember what all-FP32 gave on the first samples (:func:`measured`)."""
+    every = Precision.all_fp32(len(search.problem.ops))
+    for sample, loss in zip(search.samples, losses, strict=False):
+        search.evaluations.take(every, sample, Evaluation(loss))
 
 
 def samples_of(prepared: Prepared, evaluator: Evaluator) -> list[Sample]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import options
 from ..ending import Ending, Stage, Stop
-from ..evaluation.evaluator import Evaluation, Evaluator
+from ..evaluation.evaluator import Evaluator
 from ..numerics.choosing import Numerics
 from ..options import Conversion, Execution, Limits
 from ..program.precision import Precision
@@ -25,7 +25,7 @@ from ..search.search import Search, Strategy
 from ..search.storage import check_storage
 from ..source.prepare import Prepared, check_device, prepare
 from .isolation import isolated
-from .job import measured, samples_of
+from .job import measured, samples_of, take_fp32_losses
 from .progress import Progress
 from .study import fields, study
 
@@ -126,9 +126,7 @@ def _search(
     search = Search(
         problem, evaluations, samples_of(prepared, evaluator), trials=trials, watch=bar.trial
     )
-    every = Precision.all_fp32(len(ops))
-    for sample, loss in zip(search.samples, losses, strict=False):
-        evaluations.take(every, sample, Evaluation(loss))
+    take_fp32_losses(search, losses)
     return search
 
 
