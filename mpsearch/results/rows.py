@@ -17,6 +17,7 @@ from ..program.precision import Precision
 from ..scaling.exponents import Plan
 from ..search.cost import Casts, Cost, cost
 from ..search.criterion import Sample
+from ..search.problem import Problem
 from ..search.risk import Range, Risk
 from ..search.rounding import RoundingModel
 from ..search.search import Conflict, Search, Trial
@@ -75,7 +76,8 @@ def kept_ops(
     kept = []
     for i in fp32:
         op = prepared.ops[i]
-        verdict, reason = _reason(i, range_, conflicts.get(i), problem.names)
+        where = places.get(range_.risks[i].sample) if i in refused else None
+        verdict, reason = _reason(i, range_, where, conflicts.get(i), problem)
         if i in at and losses[i] > search.limit:
             verdict = causes.get(i) or verdict
             reason = f"alone in FP16 it breaks {at[i]}"
@@ -100,18 +102,22 @@ def _remember(search: Search, losses: dict[int, float], at: dict[int, Sample]) -
 
 
 def _reason(
-    op: int, range_: Range, conflict: Conflict | None, names: Sequence[str]
+    op: int,
+    range_: Range,
+    sample: Sample | None,
+    conflict: Conflict | None,
+    problem: Problem,
 ) -> tuple[str, str]:
     """The verdict on an op, and why it is kept, as far as is known without running it."""
     if op in range_.refused:
         risk = range_.risks[op]
-        where = f"calibration {risk.sample}" if risk.seen else "other inputs"
+        where = str(sample or "a sample") if risk.seen else "other inputs"
         share = risk.headroom if risk.seen else risk.expected
         what = "it is {:.2g} times what rounds to 0" if risk.vanishes else "FP16 holds {:.2g} of it"
         return _rule(risk), f"on {where}, {what.format(share)}"
     if conflict is None:
         return "", ""
-    others = [names[unit].partition(":")[2] for unit in sorted(conflict.units)]
+    others = [problem.units[unit].name for unit in sorted(conflict.units)]
     listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     return CONFLICT, f"in FP16 {listed} together break {conflict.sample} ({conflict.loss:.2g})"
 
