@@ -90,7 +90,10 @@ class Cluster:
 
         def begin(part: list[int]) -> Result:
             with quiet():
-                future = self._submit(held, precision, part, apart)
+                try:
+                    future = self._submit(held, precision, part, apart)
+                except Exception:  # the scheduler went away since it was asked for its workers
+                    return lambda: None
             return lambda: self._result(future)
 
         here = partial(run, evaluator, precision, apart=apart)
