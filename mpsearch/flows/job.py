@@ -36,17 +36,24 @@ from .study import fields, study
 from .workers import cache_share
 
 DEFAULT_TRIALS = 300
-#: Perturbed samples are added until there are as many samples as forwards of so many floating-point
-#: operations pay for, within these numbers.
-_POOL_FLOPS, _LEAST_POOL, _MOST_POOL = 2e10, 16, 512
+#: Perturbed samples are added until there are so many samples, or as many as forwards of so many
+#: floating-point operations pay for.
+_POOL, _POOL_FLOPS = 64, 2e10
+#: So many samples are afforded whatever a forward pass costs.
+_LEAST = 16
 
 
-def pool_size(flops: float, budget: float = _POOL_FLOPS) -> int:
-    """How many samples forwards of ``budget`` floating-point operations pay for.
+def affordable(flops: float, budget: float) -> int:
+    """How many samples forwards of ``budget`` floating-point operations pay for, 16 at least.
 
     ``flops`` is the cost of one forward pass.
     """
-    return int(min(max(budget / max(flops, 1.0), _LEAST_POOL), _MOST_POOL))
+    return max(int(budget / max(flops, 1.0)), _LEAST)
+
+
+def pool_size(flops: float) -> int:
+    """How many samples a search begins with, perturbed ones included."""
+    return min(affordable(flops, _POOL_FLOPS), _POOL)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from pathlib import Path
 from ..ending import Stage, Stop
 from ..errors import MpsearchError
 from ..results.result import PACKAGE, Result
-from ..search.conflicts import repair
+from ..search.conflicts import repair, solve
 from ..search.criterion import Kind
-from ..search.problem import UnitSet
 from ..search.proof import prove
 from ..search.refining import prune
 from ..search.registry import run
@@ -84,7 +83,7 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
         proven = False
         if found.failed:
             notes += validator.promote(found.failed)
-            finished &= _repaired(job, best.fp32)
+            finished &= _searched_on(job)
         elif found.safer is None:
             taken = search.judge_all_units()
         else:
@@ -97,15 +96,16 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
 
 
 def _searched(job: Job, start: Collection[str]) -> bool:
-    """Run the strategy; False where the run was cut short."""
+    """Run the strategy, or begin with a set; False where the run was cut short."""
     search = job.search
-    if start:
-        ops = search.problem.ops
-        units = enumerate(search.problem.units)
-        fp32 = frozenset(i for i, u in units if any(ops[j].name in start for j in u.ops))
-        return _repaired(job, fp32)
     search.ending.stage = Stage.SEARCH
     try:
+        if start:
+            ops = search.problem.ops
+            units = enumerate(search.problem.units)
+            fp32 = frozenset(i for i, u in units if any(ops[j].name in start for j in u.ops))
+            prune(search, repair(search, fp32))
+            return not search.ending.over
         if search.judge((), "ends").met:
             return True
     except Stop:
@@ -113,13 +113,15 @@ def _searched(job: Job, start: Collection[str]) -> bool:
     return run(job.request.strategy_function, search)
 
 
-def _repaired(job: Job, fp32: UnitSet) -> bool:
-    """Find a set that holds near one that does not any more; False where the run was cut short."""
+def _searched_on(job: Job) -> bool:
+    """Find a set that holds after more was asked for; False where the run was cut short."""
     search = job.search
     search.ending.stage = Stage.SEARCH
     search.extend(max(search.remaining, 2 * len(search.problem.units)))
     with suppress(Stop):
-        prune(search, repair(search, fp32 | search.required), by="repair")
+        solve(search)
+        if search.best is not None:
+            prune(search, search.best.fp32)
     return not search.ending.over
 
 
@@ -137,7 +139,7 @@ def _tightened(job: Job, best: Trial, loss: float) -> bool:
     else:
         limit = least - (loss - budget if math.isfinite(loss) else 0.0) - (1 - margin) * abs(budget)
     search.restrict(limit=max(limit, job.fp32_loss), refused=best.fp32)
-    return _repaired(job, best.fp32)
+    return _searched_on(job)
 
 
 def _hardest_inputs(job: Job, best: Trial) -> list[int]:

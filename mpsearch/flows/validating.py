@@ -1,10 +1,10 @@
 """Does a set hold on inputs that the search never saw, and what can be promised of that?
 
-The samples are the held-out ones, and perturbed ones that no set was chosen by. They are tested
-along a sequence of nested sets, from the safest down. The sequence is laid before held-out samples
-are looked at, and testing ends with the first set that fails, so that what is promised of the
-smallest set that passes is true though several were tested (fixed-sequence testing: Angelopoulos et
-al., "Learn then Test", 2021).
+The samples are perturbed ones that no set was chosen by, and the held-out ones. Perturbed samples
+are drawn anew as often as a set fails on them. The held-out ones are tested along a sequence of
+nested sets, from the safest down. The sequence is laid before they are looked at, and testing ends
+with the first set that fails, so that what is promised of the smallest set that passes is true
+though several were tested (fixed-sequence testing: Angelopoulos et al., "Learn then Test", 2021).
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from ..evaluation.evaluator import Evaluation
 from ..package import verification
 from ..package.verification import ReadBack
 from ..results.result import SequenceStep
-from ..search.criterion import Kind, Sample, far_over, tolerated
+from ..search.criterion import Kind, Sample, far_over
 from ..search.problem import UnitSet
-from .job import Job, pool_size
+from .job import Job, affordable
 
 #: By what shares of its size a set is enlarged in the sequence of safer sets.
 _STEPS = (1.0, 0.7, 0.5, 0.35, 0.2, 0.1, 0.0)
-#: Forwards of perturbed samples for validation take so many floating-point operations at most.
+#: Forwards of fresh perturbed samples take so many floating-point operations at most.
 _FLOPS = 1e11
+#: The share of inputs that may be ruined, where something is known to ruin some.
+_RUINED = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Validator:
     job: Job
     heldout: list[Sample] = field(init=False)
     perturbed: list[Sample] = field(init=False)
+    _drawn: int = field(init=False)  # perturbed samples, those that are searched on included
     _tested: bool = False  # whether some set was tested on the held-out samples, and failed
     _passed: set[UnitSet] = field(default_factory=set)  # sets of a sequence that were found to hold
     _steps: tuple[SequenceStep, ...] = ()  # of the sequence that was tested last
@@ -75,6 +78,7 @@ class Validator:
     def __post_init__(self) -> None:
         prepared, evaluator = self.job.prepared, self.job.search.evaluations.evaluator
         self.heldout, self.perturbed = [], []
+        self._drawn = len(prepared.redrawn.samples)
         if not evaluator.by_sample:
             return
         data, references = prepared.heldout, prepared.heldout_references
@@ -88,34 +92,46 @@ class Validator:
         if not search.evaluations.evaluator.by_sample:
             return self._together(package, fp32)
         last = fp32 == search.problem.all_units or search.ending.over
-        hurried = self.job.context.ending.limited
-        if not last and not self.perturbed and self.job.request.perturbs and not hurried:
-            self._perturb()
         losses = self._package_losses(package)
         broken = [s for s, loss in zip(self.heldout, losses, strict=True) if loss > search.limit]
         if last:
             return self._last(fp32, losses, len(broken))
-        if ruined := self._ruined(fp32, broken):
-            return Validation(losses, False, failed=ruined)
+        if failed := self._failed_perturbed(fp32) or self._ruined(fp32, broken):
+            return Validation(losses, False, failed=failed)
         if fp32 in self._passed:
             few = self._few(len(broken))
             return Validation(losses, few, self._coverage if few else None, sequence=self._steps)
         sequence = self._sequence(fp32)
         self._steps = steps = self._tested_down(sequence)
         passed = sequence[: sum(step.holds for step in steps)]
-        holding = (units for units in reversed(passed) if not self._loose(units))
-        smallest = next(holding, None)
-        if smallest == fp32 and self._few(len(broken)):
+        if fp32 in passed and self._few(len(broken)):
             return Validation(losses, True, self._coverage, sequence=steps)
         self._tested = True
-        safer = next(holding, None) if smallest == fp32 else smallest
-        if safer is not None:
-            self._passed.add(safer)
-            return Validation(losses, False, safer=safer, sequence=steps)
-        failed = (*broken, *self._loose(fp32))
-        if not failed:  # the set holds, and a larger one does not: nothing is promised
+        larger = [units for units in passed if units != fp32]
+        if larger:
+            self._passed.add(larger[-1])
+            return Validation(losses, False, safer=larger[-1], sequence=steps)
+        if not broken:  # the set holds, and a larger one does not: nothing is promised
             return Validation(losses, True, sequence=steps)
-        return Validation(losses, False, failed=failed, sequence=steps)
+        return Validation(losses, False, failed=tuple(broken), sequence=steps)
+
+    def _failed_perturbed(self, fp32: UnitSet) -> tuple[Sample, ...]:
+        """Fresh perturbed samples to search on, where a set fails on them.
+
+        Those that it ruins; where they show that it breaks a larger share than it may, so many
+        that the share that breaks among those that are searched on stays that of inputs.
+        """
+        if not self.job.request.perturbs or self.job.context.ending.limited:
+            return ()
+        if not self.perturbed:
+            self._perturb()
+        criterion = self.job.search.criterion
+        found = self._evaluated(fp32, self.perturbed)
+        ruined = tuple(s for s, evaluation in found.items() if criterion.ruins(evaluation))
+        broken = sum(map(criterion.breaks, found.values())) - len(ruined)
+        confidence, tolerance = self.job.request.constraints.confidence, self.job.request.tolerance
+        many = coverage.lower_bound(len(found) - broken, len(found), confidence) > tolerance
+        return tuple(self.perturbed[: self._enough]) if many else ruined
 
     def _perturb(self) -> None:
         """Draw perturbed samples: as many as show the coverage where none breaks the budget.
@@ -123,12 +139,13 @@ class Validator:
         More, where a conflict ruins a sample: something flips there, and may on few other inputs.
         """
         prepared, search, wanted = self.job.prepared, self.job.search, self.job.request.constraints
-        count = pool_size(prepared.flops, _FLOPS)
-        if not any(far_over(conflict.loss, search.limit) for conflict in search.conflicts):
-            count = min(count, coverage.needed(wanted.coverage, wanted.confidence))
-        for number, (sample, reference) in enumerate(prepared.further(count)):
+        flips = any(far_over(conflict.loss, search.limit) for conflict in search.conflicts)
+        count = coverage.needed(1 - _RUINED, wanted.confidence) if flips else self._enough
+        count = min(affordable(prepared.flops, _FLOPS), max(count, self._enough))
+        for sample, reference in prepared.further(count, self._drawn):
             place = search.evaluations.evaluator.add(sample, reference)
-            self.perturbed.append(Sample(place, Kind.VALIDATION, number))
+            self.perturbed.append(Sample(place, Kind.PERTURBED, self._drawn))
+            self._drawn += 1
 
     def _package_losses(self, package: ReadBack) -> tuple[float, ...]:
         prepared = self.job.prepared
@@ -156,31 +173,19 @@ class Validator:
         return Validation(losses, few, self._coverage if fresh else None, safer=safer)
 
     def _ruined(self, fp32: UnitSet, broken: Sequence[Sample]) -> tuple[Sample, ...]:
-        """Samples that fail by more than rounding: they are searched on."""
+        """The first held-out sample that fails by more than rounding: it is searched on."""
         criterion = self.job.search.criterion
         precision = self.job.search.problem.precision(fp32)
         for sample in broken:
             if criterion.ruins(self.job.search.evaluations.evaluate(precision, sample)):
                 return (sample,)  # those after it stay fresh
-        found = self._evaluated(fp32, self.perturbed)
-        return tuple(s for s, evaluation in found.items() if criterion.ruins(evaluation))
+        return ()
 
     def _evaluated(self, fp32: UnitSet, samples: Sequence[Sample]) -> dict[Sample, Evaluation]:
         search = self.job.search
         precision = search.problem.precision(fp32)
         made = search.evaluations.evaluate_all(precision, samples) if samples else []
         return dict(zip(samples, made, strict=True))
-
-    def _loose(self, fp32: UnitSet) -> tuple[Sample, ...]:
-        """Perturbed samples that a set breaks beyond what it may, the easiest first."""
-        found = self._evaluated(fp32, self.perturbed)
-        criterion = self.job.search.criterion
-        broken = sorted(
-            (s for s, evaluation in found.items() if criterion.breaks(evaluation)),
-            key=lambda s: (found[s].loss, s.index),
-        )
-        allowed = tolerated(len(self.perturbed), self.job.request.tolerance)
-        return tuple(broken[: max(len(broken) - allowed, 0)])
 
     def _tested_down(self, sequence: Sequence[UnitSet]) -> tuple[SequenceStep, ...]:
         """The sets of a sequence on the held-out samples, until one fails."""
@@ -250,6 +255,12 @@ class Validator:
     def _latest(self) -> UnitSet:
         best = self.job.search.best
         return frozenset() if best is None else best.fp32
+
+    @property
+    def _enough(self) -> int:
+        """How many samples show the coverage where none breaks the budget."""
+        wanted = self.job.request.constraints
+        return coverage.needed(wanted.coverage, wanted.confidence)
 
     @property
     def _coverage(self) -> float | None:

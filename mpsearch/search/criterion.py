@@ -16,14 +16,12 @@ _FAR, _FAR_DB = 10.0, 20.0
 class Kind(Enum):
     """Where a sample comes from.
 
-    Held-out samples, and perturbed ones for validation, are promoted to the search where a set
-    fails on them.
+    Held-out samples are promoted to the search where a set fails on them.
     """
 
     CALIBRATION = "calibration"
     PERTURBED = "perturbed"
     HELDOUT = "held-out"
-    VALIDATION = "perturbed, for validation"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     redrawn: Data = field(default_factory=lambda: Data([]))
     redrawn_references: list[Outputs] = field(default_factory=list)
-    further: Callable[[int], list[Bound]] = lambda count: []
+    further: Callable[[int, int], list[Bound]] = lambda count, start: []
     flops: float = 0.0
     plain: Precast | None = None
 
@@ -192,7 +192,7 @@ def prepare(
     if redraw is not None and measure.combine == "max":
         again = max(redraw(work) - cut, 0)
 
-    def further(count: int, start: int = again) -> list[Bound]:
+    def further(count: int, start: int) -> list[Bound]:
         more = islice(redrawn(chosen_by, start + count, seed), start, None)
         with quiet():
             return [_kept(bind(sample), data.spool) for sample in more]
