@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from .numerics.profiles import Profile
     from .options import Constraints, Conversion, Execution, Limits
     from .package.config import Config
+    from .result import Result
     from .results.analysis import Analysis
     from .results.check import CheckResult
     from .results.front import Front
-    from .results.result import Result
 
 __all__ = [
     "Analysis",
@@ -78,7 +78,7 @@ _HOMES = {
     "Front": "results.front",
     "Limits": "options",
     "Profile": "numerics.profiles",
-    "Result": "results.result",
+    "Result": "result",
     "analyze": "flows.analyze",
     "apply": "flows.apply",
     "check": "flows.check",

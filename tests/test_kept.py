@@ -21,7 +21,7 @@ from mpsearch import files
 from mpsearch.cli.commands import main
 from mpsearch.flows import outcome, running, searching
 from mpsearch.package import emission
-from mpsearch.results.result import Result
+from mpsearch.result import Result
 from tests.command import run
 from tests.models import batches, net
 from tests.planted import Planted

@@ -565,7 +565,7 @@ def verify(
     from ..device.coreml import CoreML
     from ..flows.verify import verify as verified
     from ..report import text
-    from ..results.result import PACKAGE
+    from ..result import PACKAGE
 
     with contextlib.closing(CoreML(compute_units, iphone)) as device:
         source = str(directory / PACKAGE) if model is None else model

@@ -15,7 +15,7 @@ from ..explain.parting import parting
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import rows
-from ..results.result import Absorption
+from ..results.data import Absorption
 from ..search.criterion import Kind
 from ..source.conversion import convert
 from ..source.modules import TorchModel

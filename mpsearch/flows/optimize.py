@@ -8,7 +8,8 @@ from typing import Any
 from ..ending import Ending
 from ..numerics.choosing import Numerics
 from ..options import Constraints, Conversion, Execution, Limits
-from ..results.result import Result, TrialRow
+from ..result import Result
+from ..results.data import TrialRow
 from ..search.search import Strategy
 from .isolation import isolated
 from .request import Request

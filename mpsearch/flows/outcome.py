@@ -16,9 +16,10 @@ from ..package import emission
 from ..package.config import Config, InputSpec, KeptOp, StoredWeights
 from ..package.matching import graph
 from ..program.precision import Precision
+from ..result import PACKAGE, Files, Result
 from ..results import rows
+from ..results.data import OpRow
 from ..results.plain import number
-from ..results.result import PACKAGE, Files, OpRow, Result
 from ..search.conflicts import lower_bound
 from ..search.search import Trial
 from ..source.identity import versions

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .. import result
 from ..errors import InputError
 from ..files import listed, written
 from ..package import config
 from ..report import html
-from ..results import result
 from ..usercode import reason
 
 

@@ -8,8 +8,9 @@ from contextlib import closing
 from typing import Any
 
 from ..ending import Ending, Stage, Stop
+from ..result import Result
 from ..results import rows
-from ..results.result import Result, TrialRow
+from ..results.data import TrialRow
 from ..scaling.exponents import BEYOND
 from ..search.search import Search, Trial
 from ..source.prepare import prepare

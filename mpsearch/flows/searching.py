@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..ending import Stage, Stop
 from ..errors import MpsearchError
-from ..results.result import PACKAGE, Result
+from ..result import PACKAGE, Result
 from ..search.conflicts import repair, solve
 from ..search.criterion import Kind
 from ..search.proof import prove

@@ -17,7 +17,7 @@ from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluation
 from ..package import verification
 from ..package.verification import ReadBack
-from ..results.result import SequenceStep
+from ..results.data import SequenceStep
 from ..search.criterion import Kind, Sample, far_over
 from ..search.problem import UnitSet
 from .job import Job, affordable

@@ -16,9 +16,9 @@ from ..numerics.choosing import Numerics, chosen
 from ..package import config as configs
 from ..package import emission
 from ..program.packages import open_package
+from ..result import PACKAGE
 from ..results import rows
 from ..results.plain import number
-from ..results.result import PACKAGE
 from ..results.verified import OpOnDevice, OutputSeen, Verified
 from ..source.prepare import Prepared, as_data, prepare
 from .isolation import isolated

@@ -6,16 +6,14 @@ import contextlib
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from ..evaluation import coverage
 from ..files import printable
+from ..results.check import CheckResult
 from .text import value
-
-if TYPE_CHECKING:
-    from ..results.check import CheckResult
 
 #: Rows of ops that a summary lists.
 _ROWS = 20

@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
 from ..explain.diagnosis import VERDICTS
 from ..files import check_writable as _check
 from ..files import read_json, written
+from ..results.analysis import Analysis, OpAnalysis
 from .text import value
-
-if TYPE_CHECKING:
-    from ..results.analysis import Analysis, OpAnalysis
 
 #: From harmless to lost.
 _RAMP = ("#c8e6c9", "#fff59d", "#ffcc80", "#ef9a9a", "#e57373")

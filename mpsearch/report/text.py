@@ -8,20 +8,18 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..evaluation import coverage
 from ..explain.remedies import Remedy
 from ..files import printable
+from ..package.config import KeptOp
+from ..results.analysis import Analysis
+from ..results.check import CheckResult
+from ..results.data import ResultData, TrialRow
+from ..results.front import Front
+from ..results.verified import OpOnDevice, Verified
 from .html import share, size
-
-if TYPE_CHECKING:
-    from ..package.config import KeptOp
-    from ..results.analysis import Analysis
-    from ..results.check import CheckResult
-    from ..results.front import Front
-    from ..results.result import Result, TrialRow
-    from ..results.verified import OpOnDevice, Verified
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
@@ -49,7 +47,7 @@ def value(error: float | None) -> str:
     return "-" if error is None else f"{error:.3g}"
 
 
-def summary(result: Result, written: Path | None, paint: Paint, width: int = WIDTH) -> str:
+def summary(result: ResultData, written: Path | None, paint: Paint, width: int = WIDTH) -> str:
     """What ``mpsearch optimize`` prints."""
     mood = "good" if result.met else "bad"
     head = [paint(line, mood) for line in _wrap(result.explanation, width)]
@@ -110,20 +108,20 @@ def summary(result: Result, written: Path | None, paint: Paint, width: int = WID
     return "\n".join(lines)
 
 
-def _alone(result: Result, op: KeptOp) -> float:
+def _alone(result: ResultData, op: KeptOp) -> float:
     """What sorts the ops that do most harm alone to the front; their order where that is open."""
     if "alone" in result.not_measured:
         return 0.0
     return -math.inf if op.sensitivity is None else -op.sensitivity
 
 
-def _bound(result: Result) -> str:
+def _bound(result: ResultData) -> str:
     if result.proven:
         return " (proven least)"
     return f" (at least {result.lower_bound})" if result.lower_bound else ""
 
 
-def _promised(result: Result) -> str:
+def _promised(result: ResultData) -> str:
     if result.coverage is None or result.confidence is None:
         return ""
     return (
@@ -132,7 +130,7 @@ def _promised(result: Result) -> str:
     )
 
 
-def _stored(result: Result) -> str:
+def _stored(result: ResultData) -> str:
     stored = result.weights
     if stored is None:
         return ""

@@ -22,8 +22,8 @@ from ..search.risk import Range, Risk
 from ..search.rounding import RoundingModel
 from ..search.search import Conflict, Search, Trial
 from ..source.prepare import Prepared
+from .data import Absorption, Headroom, OpRow, Rescaling, TrialRow
 from .plain import number
-from .result import Absorption, Headroom, OpRow, Rescaling, TrialRow
 
 #: An op is run alone in FP16 where this share of the budget is predicted at least, or it is part of
 #: a conflict. The model is of first order, and right to a factor of three.

@@ -11,8 +11,8 @@ from ..flows.check import check
 from ..flows.optimize import optimize
 from ..options import Execution
 from ..package.config import Config
+from ..result import Result
 from ..results.check import CheckResult
-from ..results.result import Result
 
 
 class Watch:
