@@ -5,7 +5,7 @@
     with the cut alone, the head of the ranking. Where a set fails, a conflict is learned or the cut
     lowered (:mod:`mpsearch.search.conflicts`).
 ``prune``
-    No single unit of the set can be cast, if the trials last.
+    Units are cast one by one, the least harmful first, until none can be.
 ``refine``
     An Optuna sampler that learns from the outputs of everything tried so far exchanges units
     (:class:`mpsearch.search.sampler.ResponseSampler`).
@@ -46,7 +46,6 @@ class GreedyOptuna:
         if search.best.price == lower_bound(search):
             return
         exchange(search, self.misses, self.units)
-        prune(search, search.best.fp32)
 
 
 search = GreedyOptuna()

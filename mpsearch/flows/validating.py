@@ -185,6 +185,7 @@ class Validator:
         search = self.job.search
         precision = search.problem.precision(fp32)
         made = search.evaluations.evaluate_all(precision, samples) if samples else []
+        search.evaluations.losses |= {s: e.loss for s, e in zip(samples, made, strict=True)}
         return dict(zip(samples, made, strict=True))
 
     def _tested_down(self, sequence: Sequence[UnitSet]) -> tuple[SequenceStep, ...]:

@@ -21,6 +21,8 @@ EXPLAINED = 3.0
 #: By what a cut is lowered further each time that lowering it has not been enough; by what factor
 #: at most it is lowered at once; and from what factor on two cuts are the same.
 _LOWER, _MOST, _CLOSE = 0.8, 256.0, 1.02
+#: How much of what a set leaves below the limit the next cut uses up.
+_USED = 0.9
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Cut:
     ----------
     holds, fails
         Cuts at which the proposal held and failed.
+    growth
+        By what factor the squared error may grow of the set that held.
     guess
         Where to look as long as none held.
     failures
@@ -40,6 +44,7 @@ class Cut:
     """
 
     holds: float = 0.0
+    growth: float = math.inf
     fails: float = math.inf
     guess: float = math.inf
     failures: int = 0
@@ -48,12 +53,20 @@ class Cut:
     @property
     def next(self) -> float:
         """The cut to propose by."""
-        return math.sqrt(self.holds * self.fails) if self.holds > 0 else self.guess
+        if self.holds == 0:
+            return self.guess
+        used = self.holds * self.growth * _USED
+        between = self.holds * _CLOSE < used < self.fails
+        return used if between else math.sqrt(self.holds * self.fails)
 
     @property
     def known(self) -> bool:
         """Whether there is nothing between what holds and what fails."""
         return self.fails <= self.holds * _CLOSE
+
+    def held(self, at: float, growth: float) -> None:
+        """The proposal at a cut held; its squared error may grow by the factor ``growth``."""
+        self.holds, self.growth = at, growth
 
     def failed(self, at: float, predicted: float, factor: float) -> None:
         """The proposal at a cut, of this prediction, broke the limit by a factor."""
@@ -78,7 +91,7 @@ def solve(search: Search) -> None:
         if best is not None and problem.rank(units) >= problem.rank(best.fp32):
             if at == math.inf:
                 return
-            cut.holds = at
+            cut.held(at, 1.0)
         else:
             trial = search.judge(units, "propose")
             _LOG.info(
@@ -91,12 +104,18 @@ def solve(search: Search) -> None:
             elif at == math.inf:
                 return  # nothing cheaper has a unit of every conflict
             else:
-                cut.holds = at
+                cut.held(at, _growth(trial.loss, search.limit))
         found = [conflict.units for conflict in search.conflicts]
         model = None if cut.next == math.inf else search.ranking.model
         units = propose(problem, found, model, cut.next, search.required)
     if search.best is None:
         repair(search, search.required)
+
+
+def _growth(loss: float, limit: float) -> float:
+    """By what factor a squared error may grow."""
+    error, most = amplitude(loss, limit), amplitude(limit, limit)
+    return (most / error) ** 2 if error > 0 else math.inf
 
 
 def _learn(search: Search, trial: Trial, cut: Cut) -> None:
