@@ -551,3 +551,17 @@ def test_public_names_are_there_when_asked_for():
         assert getattr(mpsearch, name).__name__ == name
     with pytest.raises(AttributeError):
         mpsearch.nothing  # noqa: B018
+
+
+def test_coremltools_loads_no_frontends_in_a_command_and_others_may():
+    """It would import scikit-learn and transformers only to know that they are installed."""
+    pytest.importorskip("sklearn")
+    code = (
+        "import sys\n"
+        "from mpsearch.cli.process import skip_frontends\n"
+        "skip_frontends()\n"
+        "import coremltools\n"
+        "assert not {'sklearn', 'transformers'} & set(sys.modules)\n"
+        "import sklearn"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

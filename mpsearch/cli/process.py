@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 INTERRUPTED = 130
@@ -26,12 +27,31 @@ _cleanups: list[Callable[[], None]] = []
 #: What libraries read when they are loaded and fail at where it makes no sense to them: numpy's
 #: f2py and matplotlib. Neither matters to what a command writes.
 _UNREAD = ("MPLBACKEND", "SOURCE_DATE_EPOCH")
+#: What coremltools looks for at import.
+_FRONTENDS = frozenset(["libsvm", "sklearn", "tensorflow", "transformers", "xgboost"])
 
 
 def clean_environment() -> None:
     """Take out variables that can only make libraries fail to load."""
     for name in _UNREAD:
         os.environ.pop(name, None)
+
+
+def skip_frontends() -> None:
+    """Have coremltools do without the libraries whose models mpsearch does not take.
+
+    It imports each that is installed, only to know that it is: that takes longer than torch does.
+    """
+    sys.meta_path.insert(0, _Frontends())
+
+
+class _Frontends(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Raise where coremltools looks for one of them."""
+        asking = sys.modules.get("coremltools._deps")
+        looking = getattr(getattr(asking, "__spec__", None), "_initializing", False)
+        if looking and fullname in _FRONTENDS:
+            raise ModuleNotFoundError(f"{fullname} is left out", name=fullname)
 
 
 def open_streams() -> None:
