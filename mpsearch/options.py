@@ -89,6 +89,14 @@ def seed(value: Any) -> int:
     return count(value, "seed", 0, 2**32 - 1)
 
 
+def unknown_metric(name: str) -> str:
+    """What is said of a metric that has no such name."""
+    return (
+        f"metric {name!r} is not known; choose from {', '.join(METRICS)}, or give "
+        "package.module:callable"
+    )
+
+
 def budget(value: Any, larger_is_better: bool) -> float:
     """A budget: above 0, but for measures in dB, which may be negative.
 
@@ -175,6 +183,8 @@ COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 BACKENDS = ("executor", "coreml")
 #: Error measures (:mod:`mpsearch.evaluation.metrics`).
 METRICS = ("rel_l2", "max_abs", "mean_abs", "cosine", "psnr", "snr", "kl", "top1")
+#: Those in dB, of which more is better.
+IN_DB = ("psnr", "snr")
 #: Deployment targets, the oldest first.
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")
 #: Dtypes of float inputs and outputs.

@@ -7,7 +7,10 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,9 @@ from ..errors import InputError
 from ..files import check_writable, foreign, printable
 from ..options import Constraints, Conversion, Execution, Limits
 from ..temporary import own_temporary_folder
+from . import early
 from . import options as shared
+from .early import Budget
 from .ending import CHECK_FAILED, EXIT, OK, Group, shortened
 from .process import cleaned
 
@@ -71,27 +76,44 @@ def _load(model: str, options: dict[str, Any], seed: int) -> tuple[Any, Any]:
     random_, shape = options.pop("random_"), options.pop("shape")
     limits = shared.load_limits(options)
 
-    from ..source import data
+    from ..source import data, drawing
+    from ..source.declared import declared_inputs
     from ..source.loading import load_model
-    from ..source.prepare import declared_inputs
 
-    if (inputs is None) == (random_ is None):
-        raise InputError("give calibration data with --inputs, or --random N to do without")
-    if random_ is not None:
-        random_ = choices.count(random_, "--random")
-        if targets is not None:
-            raise InputError("--targets goes with --inputs; random samples have none")
     loaded = load_model(model, weights, allow_pickle, limits)
-    names, required, shapes = declared_inputs(loaded, shape)
+    names, required, shapes = declared_inputs(loaded, shape, model)
     if inputs is not None:
         return loaded, data.read(inputs, names, required, targets, shapes, limits)
-    assert random_ is not None
-    return loaded, data.drawn(shapes, names, required, random_, seed)
+    count = drawing.COUNT if random_ is None else random_
+
+    def missing(unknown: Sequence[str]) -> InputError:
+        return _shapes_missing(loaded, unknown)
+
+    return loaded, drawing.drawn(shapes, names, required, count, seed, missing)
+
+
+def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
+    """Says which inputs have no shape, and what to type."""
+    from ..source.guessing import guessed
+
+    found = guessed(model, names)
+    texts = {
+        name: ",".join(map(str, shape)) + (":int" if str(dtype) == "torch.int64" else "")
+        for name, (shape, dtype) in found.items()
+    }
+    typed = [f"--shape {name}={texts.get(name, '1,3,224,224')}" for name in names]
+    ran = "it runs with these" if found else "for instance, and 1,8:int for integers"
+    plural = "s" if len(names) > 1 else ""
+    return InputError(
+        f"the model does not say the shape{plural} of {', '.join(map(repr, names))}; give data "
+        f"with --inputs, or your sizes ({ran}): "
+        + " ".join([shlex.join(["mpsearch", *sys.argv[1:]]), *typed])
+    )
 
 
 @main.command(epilog=_MODEL)
 @click.argument("model")
-@click.option("--budget", type=float, required=True, help="Largest error allowed.")
+@click.option("--budget", type=Budget(), required=True, help="Largest error allowed.")
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Directory to write.")
 @shared.source
 @shared.heldout
@@ -180,6 +202,7 @@ def optimize(
     **options: Any,
 ) -> None:
     """Search MODEL and write the mixed-precision package."""
+    early.check(model, options, budget, metric)
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target, foreign)
     conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
@@ -277,7 +300,7 @@ def _stem(model: str) -> str:
 @main.command(epilog=_MODEL)
 @click.argument("model")
 @shared.source
-@click.option("--budget", type=float, help="What counts as harm (default 2**-9).")
+@click.option("--budget", type=Budget(), help="What counts as harm (default 2**-9).")
 @shared.numerics
 @shared.conversion
 @click.option("--top", type=int, default=20, show_default=True, help="Rows to list.")
@@ -301,6 +324,7 @@ def analyze(
     **options: Any,
 ) -> None:
     """Say which ops FP16 breaks in MODEL, and why."""
+    early.check(model, options, budget, metric)
     top = choices.count(top, "--top", 0)
     conversion, execution = shared.group(Conversion, options), shared.group(Execution, options)
 
@@ -366,6 +390,7 @@ def pareto(
     **options: Any,
 ) -> None:
     """Show what error each number of FP32 ops can buy."""
+    early.check(model, options, None, metric)
     points = choices.count(points, "points", 2, 1000)
     conversion, limits = shared.group(Conversion, options), shared.group(Limits, options)
     execution = shared.group(Execution, options)
@@ -422,8 +447,8 @@ def apply(
     from ..package import config as configs
     from ..package import emission
     from ..source import data
+    from ..source.declared import declared_inputs
     from ..source.loading import load_model
-    from ..source.prepare import declared_inputs
 
     if out.suffix != ".mlpackage":
         raise InputError(f"--out {out} is no .mlpackage; give a path that ends in .mlpackage")
@@ -445,7 +470,7 @@ def apply(
 @click.argument("config")
 @click.argument("model")
 @shared.source
-@click.option("--budget", type=float, help="Instead of the config's.")
+@click.option("--budget", type=Budget(), help="Instead of the config's.")
 @click.option("--numerics", help="Instead of the config's, which names files no more.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")
@@ -468,6 +493,7 @@ def check(
     **options: Any,
 ) -> None:
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
+    early.check(model, options, budget, metric)
     bar = _loading(None)
     from ..files import written
     from ..flows import check as checking

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import InfeasibleError, MpsearchError, VerificationError
 from ..files import printable
+from .early import CALLED
 from .process import INTERRUPTED
 
-OK, CHECK_FAILED, BAD_INPUT, INFEASIBLE = 0, 1, 2, 3
+OK, CHECK_FAILED, BAD_INPUT, INFEASIBLE, DEFECT = 0, 1, 2, 3, 4
 #: Exit codes by the status of a result.
 EXIT = {
     "met": OK,
@@ -24,6 +26,8 @@ EXIT = {
 }
 
 
+#: How the names of model files end.
+_MODELS = (".pt", ".pth", ".pt2", ".ts", ".mlpackage", ".mlmodel")
 #: Characters of a line: names come from files, and may be of any length.
 _LONGEST = 900
 
@@ -34,6 +38,15 @@ class Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         sys.exit(self._code(*args, **kwargs))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was named; optimize where a model stands in its place."""
+        first = args[0]
+        model = ":" in first or Path(first).suffix in _MODELS or Path(first).exists()
+        named = self.get_command(ctx, first) is not None
+        return super().resolve_command(ctx, ["optimize", *args] if model and not named else args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -52,12 +65,16 @@ class Group(click.Group):
             # click ends so where stdout is closed, as by head, while it prints help.
             piped = type(sys.stdout).__name__.endswith("PacifyFlushWrapper")
             return OK if piped else int(error.code or OK)
+        except click.NoSuchOption as error:
+            called = CALLED.get(error.option_name)
+            said = f"There is no option {error.option_name}; it is called {called} here."
+            return _fail("error", said if called else error.format_message(), BAD_INPUT)
         except click.ClickException as error:
             return _fail("error", error.format_message(), BAD_INPUT)
         except InfeasibleError as error:
             return _fail("error", str(error), INFEASIBLE)
         except VerificationError as error:
-            return _fail("defect", str(error), BAD_INPUT)
+            return _fail("defect", str(error), DEFECT)
         except MpsearchError as error:
             return _fail("error", str(error), BAD_INPUT)
         except OSError as error:
@@ -68,7 +85,7 @@ class Group(click.Group):
             if os.environ.get("MPSEARCH_TRACEBACK"):
                 raise
             said = f"{type(error).__name__}: {error}; MPSEARCH_TRACEBACK=1 shows where. Report it"
-            return _fail("defect", said, BAD_INPUT)
+            return _fail("defect", said, DEFECT)
 
 
 def _piped() -> int:

@@ -178,6 +178,7 @@ _NAMED: dict[str, Metric] = {
 
 NAMES = options.METRICS
 assert set(NAMES) == set(_NAMED)
+assert set(options.IN_DB) == {name for name in NAMES if _NAMED[name].larger_is_better}
 
 
 def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:
@@ -204,10 +205,7 @@ def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:
         if metric in _NAMED:
             return _NAMED[metric]
         if ":" not in metric:
-            raise InputError(
-                f"metric {metric!r} is not known; choose from {', '.join(NAMES)}, or give "
-                "package.module:callable"
-            )
+            raise InputError(options.unknown_metric(metric))
         function, name = import_callable(metric, "metric"), metric
     else:
         function, name = metric, getattr(metric, "__name__", "custom")

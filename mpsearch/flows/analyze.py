@@ -22,6 +22,7 @@ from ..results.analysis import Analysis, OpAnalysis, ranked
 from ..search.cost import Casts
 from ..search.rounding_hooks import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
+from . import messages
 from .isolation import isolated
 from .progress import Progress
 
@@ -79,17 +80,14 @@ def analyze(
         harm = {i: op.verdict for i, op in enumerate(ops) if op.verdict != "fine"}
         largest = {i: op.range.largest for i, op in enumerate(ops) if op.range is not None}
         rescue = remedies(prepared.lowered, prepared.ops, harm, largest)
-    notes = prepared.notes
-    if prepared.calibration.noise:
-        notes = (*notes, "The data is random: real inputs may have other ranges.")
     return Analysis(
         metric=prepared.metric.name,
         error_fp32=loss_of(floor),
         error_fp16=loss_of(fp16),
         is_precision=is_precision,
-        explanation=_explain(ops, loss_of(floor), is_precision, place),
+        explanation=messages.opening(prepared) + _explain(ops, loss_of(floor), is_precision, place),
         parts_at=None if place is None else place.name,
-        notes=notes,
+        notes=prepared.notes,
         remedies=tuple(rescue),
         ops=tuple(ops),
     )

@@ -52,6 +52,8 @@ def promise(job: Job, tested: Validation) -> str:
     wanted, count = job.request.constraints, len(tested.losses)
     if not job.search.evaluations.evaluator.by_sample:
         return ""
+    if job.prepared.calibration.noise:
+        return "Nothing is promised of real inputs."
     if not tested.losses:
         return "No sample is left that the search has not seen, so nothing is promised of others."
     broken = sum(loss > job.search.problem.limit for loss in tested.losses)
@@ -74,6 +76,13 @@ def promise(job: Job, tested: Validation) -> str:
 def ops_rewritten(count: int) -> str:
     """How many ops are rewritten, in words."""
     return f"{count} op{'' if count == 1 else 's'} rewritten"
+
+
+def opening(prepared: Prepared) -> str:
+    """What comes first, where nobody gave data."""
+    if not prepared.calibration.noise:
+        return ""
+    return "No data given: drawn at random. Ranges on real data differ; see --inputs. "
 
 
 def explain(facts: dict[str, Any]) -> str:
@@ -152,8 +161,6 @@ def _above(error: float) -> float:
 
 def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
     prepared, more = job.prepared, []
-    if prepared.calibration.noise:
-        more.append("The data is random: a budget met on noise says little about real inputs.")
     if not prepared.heldout.samples:
         more.append("No held-out data: the error on other inputs is not known.")
     if prepared.torch_model is not None and prepared.torch_model.half:

@@ -42,7 +42,7 @@ def optimize(
         :func:`mpsearch.source.loading.load_model` takes it.
     data
         Calibration data: one sample (a tensor, a tuple, a dict), a list of samples, a DataLoader,
-        or :class:`mpsearch.source.data.Data`.
+        the path of a file of samples, or :class:`mpsearch.source.data.Data`.
     budget
         The largest error allowed (the smallest value, in dB, for ``psnr`` and ``snr``; the
         largest drop for a task metric).

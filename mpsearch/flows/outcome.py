@@ -116,7 +116,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         messages.what_breaks(job, facts),
         messages.promise(job, found.validation),
     )
-    facts["explanation"] = " ".join(filter(None, said))
+    facts["explanation"] = messages.opening(job.prepared) + " ".join(filter(None, said))
     job.search.store()
     return _built(job, facts, found.directory, written.stored_names)
 
@@ -140,7 +140,7 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
         "not_measured": (*missing, *_unmeasured_baselines(job)),
         "notes": (*messages.notes(job, job.notes), said),
     }
-    facts["explanation"] = messages.explain(facts)
+    facts["explanation"] = messages.opening(job.prepared) + messages.explain(facts)
     return _built(job, facts, None, ())
 
 
@@ -155,7 +155,7 @@ def infeasible(job: Job, held: float | None = None, package: float | None = None
         "status": "infeasible",
         "error": facts["error_fp32"],
         "heldout_error": None if held is None else loss_of(held),
-        "explanation": messages.why_infeasible(job, held, package),
+        "explanation": messages.opening(job.prepared) + messages.why_infeasible(job, held, package),
         "not_measured": _unmeasured_baselines(job),
         "notes": messages.notes(job, job.notes),
         "kept": (),

@@ -265,8 +265,8 @@ class Validator:
 
     @property
     def _coverage(self) -> float | None:
-        wanted = self.job.request.constraints
-        count = len(self.heldout)
+        wanted, noise = self.job.request.constraints, self.job.prepared.heldout.noise
+        count = 0 if noise else len(self.heldout)
         return coverage.promised(count, wanted.coverage, wanted.confidence) if count else None
 
     def _few(self, broken: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from ..usercode import guarded, import_callable
 #: ``targets`` where every item of the inputs is (sample, target).
 PAIRS = "pairs"
 #: More samples than these are taken for data without an end.
-_MOST_SAMPLES = 1 << 16
+MOST_SAMPLES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -183,7 +182,7 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
         )
     data = Data([])
     held = isinstance(items, Sequence)  # in the caller's own memory
-    left = _bytes_for_samples()
+    left = bytes_for_samples()
     for item in _items(items):
         if targets is PAIRS or targets == PAIRS:
             if not (isinstance(item, (tuple, list)) and len(item) == 2):
@@ -198,10 +197,10 @@ def collect(inputs: Any, names: Sequence[str] | None, targets: Any = None) -> Da
             sample = {name: data.spool.keep(value) for name, value in sample.items()}
         data.samples.append(sample)
         left -= sum(v.nbytes for v in sample.values() if isinstance(v, Tensor))
-        if left < 0 or len(data.samples) > _MOST_SAMPLES:
+        if left < 0 or len(data.samples) > MOST_SAMPLES:
             raise InputError(
                 f"the data does not end: {len(data.samples):,} samples so far; give at most "
-                f"{_MOST_SAMPLES:,}, and no more than half of what {tempfile.gettempdir()} has free"
+                f"{MOST_SAMPLES:,}, and no more than half of what {tempfile.gettempdir()} has free"
             )
     if not data.samples:
         raise InputError("the data holds no samples; give at least one")
@@ -236,7 +235,7 @@ def _items(items: Iterable[Any]) -> Iterator[Any]:
             yield item
 
 
-def _bytes_for_samples() -> int:
+def bytes_for_samples() -> int:
     """Bytes that samples may take: half of what the temporary folder has free, and the memory."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
     return (free + int(psutil.virtual_memory().total)) // 2
@@ -421,58 +420,14 @@ def _rows(
         )
     if not count:
         raise InputError(f"{path} holds no samples; give at least one")
-    if count > _MOST_SAMPLES:
-        raise InputError(f"{path} holds {count:,} samples; give at most {_MOST_SAMPLES:,}")
+    if count > MOST_SAMPLES:
+        raise InputError(f"{path} holds {count:,} samples; give at most {MOST_SAMPLES:,}")
     bare = {k for k, v in arrays.items() if k in shapes and len(shapes[k][0]) == v.dim() - 1}
     order = [k for k in names or arrays if k in arrays]
     return [
         {k: _argument(k, arrays[k][i] if k in bare else arrays[k][i : i + 1], i) for k in order}
         for i in range(count)
     ]
-
-
-def drawn(
-    shapes: Shapes, names: Sequence[str] | None, required: int, count: int, seed: int
-) -> Data:
-    """Random samples: standard normal floats, zeros and ones for integers.
-
-    Raises
-    ------
-    InputError
-        If ``count`` is below 1 or the samples take more than may be kept, or the shape of a
-        required input is not known.
-    """
-    unknown = [k for k in (names or [])[:required] if k not in shapes]
-    if unknown:
-        raise InputError(
-            f"--random needs the shape of input {unknown[0]!r}, which the model does not say; "
-            f"give --shape {unknown[0]}=1,3,224,224"
-        )
-    strange = [k for k in shapes if names is not None and k not in names]
-    if strange:
-        raise InputError(
-            f"--shape {strange[0]}: the model has no such input; it takes {', '.join(names or [])}"
-        )
-    if count < 1:
-        raise InputError(f"--random {count}: give the number of samples, 1 or more")
-    total = count * sum(math.prod(s) * d.itemsize for s, d in shapes.values())
-    if total > _bytes_for_samples() or count > _MOST_SAMPLES:
-        raise InputError(
-            f"--random {count}: such samples take {total:,} bytes; give at most {_MOST_SAMPLES:,}, "
-            f"and no more than half of what {tempfile.gettempdir()} has free"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    data = Data([], noise=True)
-    for _ in range(count):
-        sample: dict[str, Any] = {}
-        for name, (shape, dtype) in shapes.items():
-            if dtype.is_floating_point:
-                value = torch.randn(shape, generator=generator).to(dtype)
-            else:
-                value = torch.randint(0, 2, shape, generator=generator).to(dtype)
-            sample[name] = data.spool.keep(value)
-        data.samples.append(sample)
-    return data
 
 
 #: By how much redrawn inputs are moved, in turn, relative to each value, or to how much the values

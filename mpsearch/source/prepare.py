@@ -27,13 +27,14 @@ from ..program.candidates import CandidateOp
 from ..program.flops import looped
 from ..program.graph import Function
 from ..program.lowering import lower_candidates
-from ..program.names import known_name
 from ..spool import Spool
 from .conversion import convert
-from .data import Data, argument_names, collect, is_picture, redrawn, required_arguments
+from .data import Data, argument_names, collect, is_picture, read, redrawn
+from .declared import declared_inputs
+from .drawing import within_tables
 from .items import items
 from .loading import load_model
-from .mlpackage import check_functions, check_shapes, from_package, pixels
+from .mlpackage import check_shapes, from_package, pixels
 from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
 from .torch_ops import PARTLY
@@ -171,7 +172,7 @@ def prepare(
     metrics.resolve(metric, False)  # an unknown name fails before the work
     source = str(model) if isinstance(model, (str, Path)) else type(model).__name__
     model = open_source(model)
-    precast, data, torch_model, io, notes = _converted(model, inputs, targets, conversion)
+    precast, data, torch_model, io, notes = _converted(model, inputs, targets, conversion, seed)
     (function_name,) = precast.program.functions
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
@@ -224,14 +225,19 @@ def prepare(
 
 
 def _converted(
-    model: Any, inputs: Any, targets: Any, conversion: Conversion
+    model: Any, inputs: Any, targets: Any, conversion: Conversion, seed: int
 ) -> tuple[Precast, Data, TorchModel | None, str, list[str]]:
     """The program before the cast, its data, the PyTorch model, the dtype of inputs, and notes."""
+    if isinstance(inputs, (str, Path)):
+        names, required, shapes = declared_inputs(model)
+        targets_file = None if targets is None else str(targets)
+        inputs = read(str(inputs), names, required, targets_file, shapes)
     if isinstance(model, ct.models.MLModel):
         precast = from_package(model)
         (function,) = precast.program.functions.values()
         data = pixels(model, as_data(inputs, list(function.inputs), targets))
         check_shapes(model, data)
+        data = within_tables(data, function, seed)
         return precast, data, None, "fp32", []
     notes: list[str] = []
     data = as_data(inputs, argument_names(model), targets)
@@ -249,6 +255,8 @@ def _converted(
     io = conversion.io_dtype or ("fp16" if half else "fp32")
     precast = convert(torch_model, data.samples, conversion.target, io)
     notes += [*_added(precast.added), *_renamed(precast.renamed)]
+    (function,) = precast.program.functions.values()
+    data = within_tables(data, function, seed)
     return precast, data, torch_model, io, notes
 
 
@@ -342,59 +350,6 @@ def open_source(model: Any) -> Any:
             "ExportedProgram, an MLModel or a path"
         )
     return model
-
-
-Declared = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-
-def declared_inputs(
-    model: Any, given: Sequence[str] = ()
-) -> tuple[list[str] | None, int, Declared]:
-    """A model's argument names, how many are required, and the shapes it declares.
-
-    ``given`` adds shapes as ``name=1,3,224,224``, integers as ``name=1,8:int``.
-
-    Raises
-    ------
-    InputError
-        If a given shape has another form.
-    """
-    shapes: Declared = {}
-    if isinstance(model, ct.models.MLModel):
-        spec = model.get_spec()
-        check_functions(function.name for function in spec.description.functions)
-        described = spec.description.input
-        names: list[str] | None = [feature.name for feature in described]
-        required = len(described)
-        for feature in described:
-            array = feature.type.multiArrayType
-            if array.shape:
-                integer = array.dataType == array.INT32
-                dtype = torch.int32 if integer else torch.float32
-                shapes[feature.name] = (tuple(int(n) for n in array.shape), dtype)
-    else:
-        names, required = argument_names(model), required_arguments(model)
-        if isinstance(model, torch.export.ExportedProgram) and model.example_inputs:
-            flat = [*model.example_inputs[0], *model.example_inputs[1].values()]
-            tensors = [v for v in flat if isinstance(v, torch.Tensor)]
-            for name, value in zip(names or [], tensors, strict=False):
-                shapes[name] = (tuple(value.shape), value.dtype)
-    for text in given:
-        name, _, sizes = text.partition("=")
-        sizes, _, kind = sizes.partition(":")
-        try:
-            shape = tuple(int(n) for n in sizes.split(","))
-            if not name or kind not in ("", "int") or not all(0 < n < 1 << 31 for n in shape):
-                raise ValueError
-        except ValueError as error:
-            raise InputError(
-                f"--shape {text!r}: expected NAME=1,3,224,224, or NAME=1,8:int, of sizes above 0"
-            ) from error
-        shapes[known_name(name, names or [])] = (
-            shape,
-            torch.int64 if kind == "int" else torch.float32,
-        )
-    return names, required, shapes
 
 
 def check_device(device: str) -> None:

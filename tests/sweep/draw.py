@@ -406,7 +406,7 @@ WRONG: dict[str, Wrong] = {
         {"budget": -1.0}, "budget is -1, expected a number above 0", when=lambda r: not _in_db(r)
     ),
     "budget nan": Wrong({"budget": math.nan}, "expected a finite number"),
-    "budget text": Wrong({"budget": "small"}, "budget is 'small'", "is not a valid float"),
+    "budget text": Wrong({"budget": "small"}, "budget is 'small'", "'small' is no number"),
     "input": Wrong(
         {"input": "unknown"},
         "is not known; the model takes",
@@ -424,7 +424,7 @@ WRONG: dict[str, Wrong] = {
         _MEASURES,
         when=lambda run: run.form in ("list", "tuples", "npz") and not run.get("random"),
     ),
-    "no data": Wrong({"input": "none"}, None, "give calibration data with --inputs", _MEASURES),
+    "two data": Wrong({"input": "both"}, None, "--random draws it; give one of them", _MEASURES),
     "no random": Wrong({"random": 0}, None, "--random is 0, expected a whole number", _MEASURES),
     "no model": Wrong({"input": "model"}, "does not exist; give", "", COMMANDS),
     "weights": Wrong(

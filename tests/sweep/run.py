@@ -217,8 +217,8 @@ def _data(stage: Stage) -> list[str]:
     found = [] if metric is None else ["--metric", metric]
     if metric in ("worst", "agreement"):
         found[1] = f"{models.__name__}:{metric}"
-    if wrong == "none":
-        return found
+    if wrong == "both":
+        return [*found, "--inputs", "samples.npz", "--random", "3"]
     if (count := run.get("random")) is not None:
         shapes = ARCHITECTURES[run.architecture].inputs.items()
         kinds = {name: ":int" if "int" in k or k == "mask" else "" for name, (_, k) in shapes}

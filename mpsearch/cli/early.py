@@ -1,0 +1,86 @@
+"""What is wrong with what was typed, said before torch and coremltools are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import options as choices
+from ..errors import InputError
+from ..files import regular
+
+#: What others call an option, and what it is called here.
+CALLED = {
+    "--calibration-data": "--inputs",
+    "--data": "--inputs",
+    "--device-target": "--target",
+    "--error": "--budget",
+    "--log-level": "mpsearch --log-level LEVEL before the command",
+    "--minimum-deployment-target": "--target",
+    "--minimum_deployment_target": "--target",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--quantize": "--weight-dtype",
+    "--samples": "--inputs or --random",
+    "--threshold": "--budget",
+    "--tolerance": "--budget",
+    "--tol": "--budget",
+}
+_MODEL = "a model file, an .mlpackage or package.module:factory"
+_DATA = "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
+_PINS = ("type", "layer", "op")
+
+
+class Budget(click.ParamType):
+    """A number, or a percentage: 0.1% is 0.001."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        text = str(value).strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value!r} is no number; give one such as 1e-3 or 0.1%")
+
+
+def check(
+    model: str,
+    options: Mapping[str, Any],
+    budget: float | None = None,
+    metric: str | None = None,
+) -> None:
+    """Check what can be checked without the model.
+
+    ``options`` are the others that were typed, by their Python names.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, a name is not known, or a value is out of bounds.
+    """
+    if metric is not None and ":" not in metric and metric not in choices.METRICS:
+        raise InputError(choices.unknown_metric(metric))
+    if budget is not None:
+        choices.budget(budget, metric is not None and (":" in metric or metric in choices.IN_DB))
+    for pin in (*options.get("keep_fp32", ()), *options.get("keep_fp16", ())):
+        kind, _, glob = pin.partition(":")
+        if kind not in _PINS or not glob:
+            raise InputError(
+                f"pin {pin!r}: expected 'type:softmax', 'layer:encoder.3.*' or 'op:name*'"
+            )
+    if ":" not in model and not Path(model).is_dir():
+        regular(model, _MODEL)
+    inputs, random = options["inputs"], options["random_"]
+    if random is not None:
+        choices.count(random, "--random")
+    if inputs is not None and random is not None:
+        raise InputError("--inputs gives the data, --random draws it; give one of them")
+    if inputs is None and options["targets"] is not None:
+        raise InputError("--targets goes with --inputs; random samples have none")
+    if inputs is not None and ":" not in inputs:
+        regular(inputs, _DATA)
