@@ -360,7 +360,7 @@ BAD = {
     "unknown numerics": ([NET, "--inputs", "good.npz", "--numerics", "bf16"], "bf16"),
     "unknown target": ([NET, "--inputs", "good.npz", "--target", "iOS14"], "iOS14"),
     "unknown device": ([NET, "--inputs", "good.npz", "--device", "tpu"], "tpu"),
-    "no data at all": ([NET], "--random"),
+    "no data at all": ([NET], "--shape"),
     "random without shape": ([NET, "--random", "2"], "--shape"),
     "heldout": ([NET, "--inputs", "good.npz", "--heldout", "1"], "heldout"),
     "trials": ([NET, "--inputs", "good.npz", "--trials", "0"], "trials"),

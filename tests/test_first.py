@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import click
 import coremltools as ct
 import numpy as np
 import pytest
@@ -253,3 +254,42 @@ def test_an_internal_fault_has_an_exit_code_of_its_own(monkeypatch):
     with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as ended:
         main(["optimize", "m.pt", "--budget", "1"])
     assert ended.value.code == 4 and err.getvalue().startswith("defect: ValueError: never")
+
+
+def test_help_fits_a_screen_and_all_of_it_names_every_option(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = run("optimize", "--help").stdout
+    assert len(said.splitlines()) <= 40
+    assert "--budget" in said and "--cache-bytes" not in said and "--help-all" in said
+    assert "mpsearch optimize model.pt --budget 1e-3" in said
+    for name, command in main.commands.items():
+        whole = run(name, "--help-all" if len(command.params) > 9 else "--help").stdout
+        options = [
+            p for p in command.params if isinstance(p, click.Option) and p.name != "help_all"
+        ]
+        assert all(any(option in whole for option in p.opts) for p in options)
+        assert all(p.help for p in options), name
+        assert "Other:" not in whole or set(_others(whole)) <= {"-h,", "--help-all"}, name
+
+
+def _others(said: str) -> list[str]:
+    lines = said.partition("Other:\n")[2].splitlines()
+    return [line.split()[0] for line in lines if line.startswith("  -")]
+
+
+def test_an_op_selector_for_another_model_raises(tmp_path):
+    """Its ops would be FP16 otherwise, without a word."""
+    run(
+        "optimize", "tests.test_first:factory", "--budget", "1e-2", "--keep-fp32", "type:conv",
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    made = {"__name__": "op_selector"}
+    exec((tmp_path / "out" / "op_selector.py").read_text(), made)
+    made["convert"](made["trace"](factory(), (torch.rand(1, 3, 16, 16),)))
+
+    class Other(nn.Module):
+        def forward(self, image):
+            return image.exp()
+
+    with pytest.raises(ValueError, match="1 of 1 FP32 ops are not in the model"):
+        made["convert"](made["trace"](Other(), (torch.rand(1, 3, 16, 16),)))

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from ..flows.progress import Progress
     from ..results.unfinished import Unfinished
 
+_EXAMPLES = """\
+mpsearch optimize model.pt --budget 1e-3
+mpsearch optimize model.pt --inputs samples.npz --metric max_abs --budget 1e-2
+mpsearch optimize package.module:factory --weights model.safetensors \\
+    --inputs package.module:samples --budget 1e-3 --rescale fold"""
 _MODEL = "MODEL is a TorchScript file, a .pt2, a pickled module (with --allow-pickle), an FP32 \
 .mlpackage, or package.module:factory."
 
@@ -111,10 +116,17 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
     )
 
 
-@main.command(epilog=_MODEL)
+@main.command(epilog=_MODEL, examples=_EXAMPLES)
 @click.argument("model")
-@click.option("--budget", type=Budget(), required=True, help="Largest error allowed.")
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Directory to write.")
+@click.option(
+    "--budget", type=Budget(), required=True, help="Largest error allowed, such as 1e-3 or 0.1%."
+)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Directory to write (default: MODEL-mixed).",
+)
 @shared.source
 @shared.heldout
 @shared.strategy
@@ -123,58 +135,73 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
 @click.option(
     "--weight-dtype",
     type=click.Choice(choices.WEIGHT_DTYPES),
-    help="How weights are stored where the budget allows (default: as their ops are typed).",
+    help="Dtype that weights are stored in, as far as the budget allows.",
 )
 @click.option(
     "--rescale",
     type=click.Choice(choices.RESCALED),
     default="off",
     show_default=True,
-    help="Scale tensors by powers of two instead of FP32: in constants, or also by inserted ops.",
+    help="Scale tensors by powers of two: in constants (fold), or also by inserted ops.",
 )
 @click.option(
     "--rewrite",
     is_flag=True,
-    help="Spell softplus, logsumexp, softmax, exp, log, masks and keys so that FP16 holds them.",
+    help="Rewrite softplus, logsumexp, softmax, exp, log, masks and keys for FP16.",
 )
 @click.option(
-    "--keep-fp32", multiple=True, metavar="PIN", help="type:softmax, layer:enc.3.*, op:x*"
+    "--keep-fp32",
+    multiple=True,
+    metavar="PIN",
+    help="Ops to keep FP32: type:softmax, layer:enc.3.*, op:x*.",
 )
-@click.option("--keep-fp16", multiple=True, metavar="PIN", help="The same, to stay FP16.")
-@click.option("--by", type=click.Choice(choices.GRANULARITIES), default="op", show_default=True)
-@click.option("--minimize", type=click.Choice(choices.MINIMIZED), default="ops", show_default=True)
+@click.option("--keep-fp16", multiple=True, metavar="PIN", help="Ops to leave FP16.")
+@click.option(
+    "--by",
+    type=click.Choice(choices.GRANULARITIES),
+    default="op",
+    show_default=True,
+    help="Decide op by op, or layer by layer.",
+)
+@click.option(
+    "--minimize",
+    type=click.Choice(choices.MINIMIZED),
+    default="ops",
+    show_default=True,
+    help="What to keep small.",
+)
 @click.option(
     "--objective",
     type=click.Choice(choices.OBJECTIVES),
     default="unseen",
     show_default=True,
-    help="Hold on inputs nobody has seen, or on the samples alone.",
+    help="Hold on inputs like the samples, or on the samples alone.",
 )
 @click.option(
     "--coverage",
     type=float,
     default=0.95,
     show_default=True,
-    help="Share of inputs on which the budget is to hold.",
+    help="Share of inputs on which the budget must hold.",
 )
 @click.option(
-    "--confidence", type=float, default=0.95, show_default=True, help="How sure that is to be."
+    "--confidence", type=float, default=0.95, show_default=True, help="Confidence of that."
 )
 @click.option(
     "--tolerate-overflow",
     is_flag=True,
-    help="Leave ops in FP16 that overflow, where the error stays within the budget.",
+    help="Leave ops in FP16 that overflow, if the budget is met.",
 )
 @click.option(
     "--hazards",
     type=click.Choice(choices.HAZARD_ACTIONS),
     default="pin",
     show_default=True,
-    help="What to do about known runtime faults.",
+    help="What to do about ops that fail at run time in FP16.",
 )
-@click.option("--trials", type=int, help="Evaluations allowed (default 300).")
-@click.option("--timeout", type=float, help="Seconds allowed.")
-@click.option("--prove", is_flag=True, help="Try all smaller sets as well, where they are few.")
+@click.option("--trials", type=int, help="Sets that may be tried (default 300).")
+@click.option("--timeout", type=float, help="Seconds that the search may take.")
+@click.option("--prove", is_flag=True, help="Try all smaller sets as well, if they are few.")
 @shared.execution
 @shared.jobs
 @shared.cluster
@@ -186,7 +213,7 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
     "--verbose",
     "-v",
     is_flag=True,
-    help="Show proposals, conflicts and bounds as they come, and what each pass did, on stderr.",
+    help="Show proposals, conflicts and bounds as they come.",
 )
 @click.pass_context
 def optimize(
@@ -304,7 +331,13 @@ def _stem(model: str) -> str:
 @shared.numerics
 @shared.conversion
 @click.option("--top", type=int, default=20, show_default=True, help="Rows to list.")
-@click.option("--by", type=click.Choice(choices.GRANULARITIES), default="op", show_default=True)
+@click.option(
+    "--by",
+    type=click.Choice(choices.GRANULARITIES),
+    default="op",
+    show_default=True,
+    help="List ops, or layers.",
+)
 @click.option(
     "--model-explorer",
     "graph",
@@ -377,8 +410,8 @@ def _check(metric: str | None, budget: float | None, device: str) -> None:
 @shared.strategy
 @shared.numerics
 @shared.conversion
-@click.option("--trials", type=int, help="Evaluations allowed (default 600).")
-@click.option("--timeout", type=float, help="Seconds allowed.")
+@click.option("--trials", type=int, help="Sets that may be tried (default 600).")
+@click.option("--timeout", type=float, help="Seconds that the search may take.")
 @shared.execution
 @shared.storage
 @shared.resume
@@ -531,7 +564,13 @@ def check(
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True, help="The .npz to write."
 )
-@click.option("--numerics", type=click.Choice(choices.PROFILES), default="ieee", show_default=True)
+@click.option(
+    "--numerics",
+    type=click.Choice(choices.PROFILES),
+    default="ieee",
+    show_default=True,
+    help="How FP16 computes.",
+)
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--function", "function_name", help="Which function of a multi-function package.")
 @shared.json

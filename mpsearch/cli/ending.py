@@ -13,6 +13,7 @@ import click
 from ..errors import InfeasibleError, MpsearchError, VerificationError
 from ..files import printable
 from .early import CALLED
+from .help import Command
 from .process import INTERRUPTED
 
 OK, CHECK_FAILED, BAD_INPUT, INFEASIBLE, DEFECT = 0, 1, 2, 3, 4
@@ -34,6 +35,8 @@ _LONGEST = 900
 
 class Group(click.Group):
     """Ends every error in one line and its exit code, and leaves nothing temporary behind."""
+
+    command_class = Command
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False

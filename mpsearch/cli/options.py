@@ -56,14 +56,14 @@ numerics = click.option(
     type=_Numerics("numerics", lambda: choices.PROFILES),
     default="ieee",
     show_default=True,
-    help="Or a .json of mpsearch probe; or several, with commas.",
+    help="How FP16 computes; several with commas, or a file of mpsearch probe.",
 )
 units = click.option(
     "--compute-units",
     type=click.Choice(choices.COMPUTE_UNITS),
     default="CPU_AND_NE",
     show_default=True,
-    help="What may compute.",
+    help="Which units of a Mac or an iPhone may compute.",
 )
 iphone = click.option(
     "--iphone",
@@ -75,9 +75,14 @@ strategy = click.option(
     type=_Strategy("strategy", choices.strategy_names),
     default="greedy-optuna",
     show_default=True,
+    help="How to search.",
 )
 heldout = click.option(
-    "--heldout", type=float, default=0.3, show_default=True, help="Share kept aside."
+    "--heldout",
+    type=float,
+    default=0.3,
+    show_default=True,
+    help="Share of the samples that the search does not see.",
 )
 
 
@@ -94,92 +99,107 @@ def options(*options: Any) -> Callable[[Any], Any]:
 
 #: How files are opened.
 opening = options(
-    click.option("--weights", help="State dict for package.module:factory."),
-    click.option("--allow-pickle", is_flag=True, help="Load pickles, which can run code."),
+    click.option("--weights", help="State dict to load into the module of a factory."),
+    click.option("--allow-pickle", is_flag=True, help="Load pickles. They can run any code."),
     click.option(
         "--load-seconds",
         type=float,
         default=5.0,
         show_default=True,
-        help="Processor time that opening a file may take, beyond what its size explains.",
+        help="Processor time for opening a file, in seconds, beyond what its size explains.",
     ),
     click.option(
         "--load-gib",
         type=float,
         default=1.0,
         show_default=True,
-        help="Memory that opening a file may take, likewise.",
+        help="Memory for opening a file, in GiB, beyond what its size explains.",
     ),
 )
 #: What the model and the data are.
 source = options(
     opening,
-    click.option("--inputs", help=".npz, .pt, .safetensors or package.module:callable."),
+    click.option("--inputs", help="Samples: .npz, .pt, .safetensors or package.module:callable."),
     click.option(
         "--targets",
-        help="What a task metric compares with (same formats), or pairs: the callable of "
-        "--inputs gives (sample, target).",
+        help="What a task metric compares with: a file, or pairs where --inputs gives (sample, "
+        "target).",
     ),
-    click.option("--random", "random_", type=int, help="Draw N random samples instead."),
+    click.option(
+        "--random",
+        "random_",
+        type=int,
+        help="Draw so many inputs at random (default without --inputs: 16).",
+    ),
     click.option(
         "--shape",
         multiple=True,
         metavar="NAME=1,3,224,224",
-        help="Shape of an input for --random, where the model does not say.",
+        help="Shape of an input to draw; integers as NAME=1,8:int.",
     ),
     click.option(
         "--metric",
         type=_Named("metric", lambda: choices.METRICS),
-        help="Or package.module:callable (default rel_l2).",
+        help="How errors are measured, or package.module:callable (default rel_l2).",
     ),
     json,
 )
 conversion = options(
     click.option(
-        "--target", type=click.Choice(choices.TARGETS), default="iOS17", show_default=True
+        "--target",
+        type=click.Choice(choices.TARGETS),
+        default="iOS17",
+        show_default=True,
+        help="Minimum deployment target.",
     ),
     click.option(
         "--io-dtype",
         type=click.Choice(choices.IO_DTYPES),
-        help="Of float inputs and outputs (default: as the model has).",
+        help="Dtype of float inputs and outputs (default: as the model has).",
     ),
     click.option(
         "--batches",
         type=click.Choice(choices.BATCHES),
         default="apart",
         show_default=True,
-        help="Whether a batch is so many samples, or one.",
+        help="Whether rows of a batch are samples of their own.",
     ),
-    click.option("--state", "states", multiple=True, help="A buffer that is a state (iOS18)."),
+    click.option(
+        "--state", "states", multiple=True, help="Name of a buffer that is a state (from iOS18 on)."
+    ),
 )
 execution = options(
-    click.option("--device", default="cpu", show_default=True, help="A torch device."),
-    click.option("--cache-bytes", type=int, help="Bytes of results to remember."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--device", default="cpu", show_default=True, help="Torch device that computes."),
+    click.option("--cache-bytes", type=int, help="Limit for remembered results, in bytes."),
     click.option(
-        "--progress/--no-progress", default=None, help="Show a bar (default: on a terminal)."
+        "--seed", type=int, default=0, show_default=True, help="Seed of all that is random."
+    ),
+    click.option(
+        "--progress/--no-progress",
+        default=None,
+        help="Show a progress bar (default: on a terminal).",
     ),
 )
 jobs = click.option(
-    "--jobs", type=int, default=1, show_default=True, help="Processes that evaluate."
+    "--jobs", type=int, default=1, show_default=True, help="Processes that evaluate sets."
 )
 cluster = click.option(
     "--cluster",
     metavar="WHERE",
-    help="Evaluate on a Dask cluster as well: tcp://host:8786, or local:4.",
+    help="Dask cluster that helps: tcp://host:8786, or local:4.",
 )
 backend = click.option(
     "--backend",
     type=click.Choice(choices.BACKENDS),
     default="executor",
     show_default=True,
-    help="What evaluates; coreml on a Mac.",
+    help="What runs sets: the executor, or Core ML on a Mac.",
 )
-resume = click.option("--resume", is_flag=True, help="Go on with what a run before has evaluated.")
+resume = click.option("--resume", is_flag=True, help="Go on from what an earlier run evaluated.")
 storage = click.option(
     "--storage",
     metavar="URL",
-    help="Keep every evaluation there: sqlite:///study.db, postgresql://..., journal:study.log.",
+    help="Where to store evaluations: sqlite:///study.db, postgresql://..., journal:study.log.",
 )
 
 
