@@ -23,12 +23,12 @@ def test_the_schemas_are_up_to_date():
     assert kept == made
 
 
-def test_the_strategy_in_the_readme_works():
+def test_the_strategy_on_its_page_works():
     """It is said to be one function of a mpsearch.search.search.Search: run it as one."""
     import mpsearch
     from tests.planted import Planted, budget, samples
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "strategies.md").read_text()
     start = text.index("def search(search):")
     scope: dict = {}
     exec(text[start : text.index("```", start)], scope)
