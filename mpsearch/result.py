@@ -45,7 +45,7 @@ class Files:
 
 
 class Result(ResultData, frozen=True, kw_only=True, dict=True):
-    """The outcome of a search; its data are those of :class:`mpsearch.results.data.ResultData`."""
+    __doc__ = ResultData.__doc__
 
     @property
     def op_selector(self) -> emission.Selector:
