@@ -119,9 +119,10 @@ class Validator:
         """Fresh perturbed samples to search on, where a set fails on them.
 
         Those that it ruins; where they show that it breaks a larger share than it may, so many
-        that the share that breaks among those that are searched on stays that of inputs.
+        that the share that breaks among those that are searched on stays that of inputs. The empty
+        set was not chosen by any sample: those that it was judged on are as good as fresh ones.
         """
-        if not self.job.request.perturbs or self.job.context.ending.limited:
+        if not fp32 or not self.job.request.perturbs or self.job.context.ending.limited:
             return ()
         if not self.perturbed:
             self._perturb()
