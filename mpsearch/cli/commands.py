@@ -526,7 +526,7 @@ def check(
     **options: Any,
 ) -> None:
     """Measure whether CONFIG still holds for MODEL; exit 1 where it does not."""
-    early.check(model, options, budget, metric)
+    early.check(model, {**options, "config": config}, budget, metric)
     bar = _loading(None)
     from ..files import written
     from ..flows import check as checking

@@ -29,6 +29,8 @@ CALLED = {
     "--tolerance": "--budget",
     "--tol": "--budget",
 }
+#: How the names of model files end.
+MODELS = (".pt", ".pth", ".pt2", ".ts", ".mlpackage", ".mlmodel")
 _MODEL = "a model file, an .mlpackage or package.module:factory"
 _DATA = "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
 _PINS = ("type", "layer", "op")
@@ -73,6 +75,11 @@ def check(
             raise InputError(
                 f"pin {pin!r}: expected 'type:softmax', 'layer:encoder.3.*' or 'op:name*'"
             )
+    config = options.get("config")
+    if config is not None and Path(config).is_file() and Path(config).suffix in MODELS:
+        raise InputError(
+            f"{config} is a model; give the folder that optimize wrote first, then the model"
+        )
     if ":" not in model and not Path(model).is_dir():
         regular(model, _MODEL)
     inputs, random = options["inputs"], options["random_"]

@@ -12,7 +12,7 @@ import click
 
 from ..errors import InfeasibleError, MpsearchError, VerificationError
 from ..files import printable
-from .early import CALLED
+from .early import CALLED, MODELS
 from .help import Command
 from .process import INTERRUPTED
 
@@ -27,8 +27,6 @@ EXIT = {
 }
 
 
-#: How the names of model files end.
-_MODELS = (".pt", ".pth", ".pt2", ".ts", ".mlpackage", ".mlmodel")
 #: Characters of a line: names come from files, and may be of any length.
 _LONGEST = 900
 
@@ -47,7 +45,7 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that was named; optimize where a model stands in its place."""
         first = args[0]
-        model = ":" in first or Path(first).suffix in _MODELS or Path(first).exists()
+        model = ":" in first or Path(first).suffix in MODELS or Path(first).exists()
         named = self.get_command(ctx, first) is not None
         return super().resolve_command(ctx, ["optimize", *args] if model and not named else args)
 

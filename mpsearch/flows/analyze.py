@@ -142,6 +142,8 @@ def _explain(
         return "No op alone does harm in FP16."
     kinds = Counter(op.verdict for op in culprits)
     said = ", ".join(f"{n} by {kind}" for kind, n in kinds.most_common())
+    if len(kinds) == 1:
+        said = f"by {culprits[0].verdict}"
     first = culprits[0]
     where = f" in {first.layer}" if first.layer else ""
     where += f", {first.line}" if first.line else ""

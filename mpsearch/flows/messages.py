@@ -37,9 +37,10 @@ def absorbed_note(found: Sequence[Absorption]) -> list[str]:
     if not found:
         return []
     by = sorted({name for row in found for name in row.absorbed_by})
+    one, single = len(found) == 1, len(by) == 1
     return [
-        f"Left in FP16 although they overflow: {_some([row.name for row in found])}; for every "
-        f"input, {_some(by)} give{'s' if len(by) == 1 else ''} the same for infinity."
+        f"{_some([row.name for row in found])} overflow{'s' if one else ''} and may stay FP16: "
+        f"{_some(by)} give{'s' if single else ''} the same for infinity, whatever the input."
     ]
 
 
@@ -82,7 +83,7 @@ def opening(prepared: Prepared) -> str:
     """What comes first, where nobody gave data."""
     if not prepared.calibration.noise:
         return ""
-    return "No data given: drawn at random. Ranges on real data differ; see --inputs. "
+    return "No data given: drawn at random. Ranges on real data differ; see --inputs.\n"
 
 
 def explain(facts: dict[str, Any]) -> str:

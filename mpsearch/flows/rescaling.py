@@ -81,7 +81,8 @@ def _changed(job: Job, bar: Progress, rewrites: Sequence[Rewrite], plan: Plan) -
 def hint(job: Job, kept: int) -> str:
     """What rewritten ops, or scaling, may give where they are off; empty where nothing.
 
-    Of both, what keeps fewer ops in FP32; of equals the rewrite, which inserts nothing. Only ops
+    What keeps the fewest ops in FP32; of equals what changes least: the rewrite, then what inserts
+    nothing. Only ops
     that leave FP16's range are counted, on the calibration samples: a search may keep more.
     """
     request = job.request
@@ -91,15 +92,20 @@ def hint(job: Job, kept: int) -> str:
     if not request.conversion.rewrite:
         rewrites = rewritten(job.prepared, job.sizes)
         if rewrites and (needed := _needed(job, rewrites, UNSCALED)) < best:
-            best, words = needed, f"--rewrite may keep {needed or 'none'} of {kept} ops in FP32: "
-            words += ops_rewritten(len(rewrites))
-    if not best:
-        return words
-    plan = planned(job.prepared, job.range, job.sizes, True, _HINT_SECONDS)
-    if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
-        mode = "insert" if plan.inserted else "fold"
-        words = f"--rescale {mode} may keep {needed or 'none'} of {kept} ops in FP32: {plan.words}"
+            best = needed
+            words = _tried("--rewrite", needed, kept, ops_rewritten(len(rewrites)))
+    for mode in ("fold", "insert"):
+        if not best:
+            break
+        plan = planned(job.prepared, job.range, job.sizes, mode == "insert", _HINT_SECONDS)
+        if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
+            best, words = needed, _tried(f"--rescale {mode}", needed, kept, plan.words)
     return words
+
+
+def _tried(option: str, needed: int, kept: int, changes: str) -> str:
+    verb = "needs" if needed == 1 else "need"
+    return f"{option}: by ranges {needed or 'none'} of {kept} ops {verb} FP32 then ({changes})"
 
 
 def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan) -> int:

@@ -90,7 +90,9 @@ def notebook(result: Mapping[str, Any], met: bool) -> str:
     values = ["-" if key in missing else result[key] for key in errors.values()]
     kept = result["kept"]
     found = Markup("<div><p><b>{}</b> {}</p>{}").format(
-        "✓" if met else "✗", printable(result["explanation"]), table([values], list(errors))
+        "✓" if met else "✗",
+        printable(result["explanation"].replace("\n", " ")),
+        table([values], list(errors)),
     )
     if kept:
         rows = [

@@ -36,6 +36,10 @@ def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(printable(text), width)
 
 
+def _paragraphs(text: str, width: int) -> list[str]:
+    return list(itertools.chain.from_iterable(_wrap(part, width) for part in text.split("\n")))
+
+
 def _hang(lines: Sequence[str], width: int) -> list[str]:
     """Lines of labels and values, what is too long on lines of its own beneath its value."""
     wrapped = (textwrap.wrap(line, width, subsequent_indent=" " * 9) for line in lines)
@@ -50,7 +54,7 @@ def value(error: float | None) -> str:
 def summary(result: ResultData, written: Path | None, paint: Paint, width: int = WIDTH) -> str:
     """What ``mpsearch optimize`` prints."""
     mood = "good" if result.met else "bad"
-    head = [paint(line, mood) for line in _wrap(result.explanation, width)]
+    head = [paint(line, mood) for line in _paragraphs(result.explanation, width)]
     lines = [
         "  error  all FP16      " + value(result.error_fp16),
         f"         all FP32      {value(result.error_fp32)}",
@@ -67,7 +71,8 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
             f"         {share(package.fp32_flops)} of the arithmetic leaves the Neural Engine",
             f"         {size(result.package_bytes)} on disk" + _stored(result),
         ]
-    lines.append(f"  data   {printable(result.understood)}")
+    held = f"; {result.heldout_samples} of them held out" if result.heldout_samples else ""
+    lines.append(f"  data   {printable(result.understood)}{held}")
     lines.append(
         f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "
         f"{result.forward_equivalents:.1f} forwards"
@@ -96,11 +101,11 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
             lines.append(f"  and {len(result.kept) - len(shown)} more, in report.html")
         lines += _wrap("  (op: one operation of the converted model)", width)
     if result.rescale_hint:
-        lines += ["", *_wrap(f"or: {result.rescale_hint}", width)]
+        lines += ["", *_wrap(f"or try {result.rescale_hint}", width)]
     places = Counter((remedy.title, remedy.kind) for remedy in result.remedies)
     for (title, kind), count in places.items():
         where = f"{kind}, {count} places" if count > 1 else kind
-        lines += ["", *_wrap(f"or: {title} ({where}; see report.html)", width)]
+        lines += ["", *_wrap(f"or in PyTorch: {title} ({where}; see report.html)", width)]
     for note in result.notes:
         lines += ["", *_wrap(f"note: {note}", width)]
     if written is not None:
@@ -160,7 +165,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint, width: int = WIDT
     """What ``mpsearch analyze`` prints."""
     healthy = found.is_precision and not found.culprits
     mood = "good" if healthy else "bad"
-    lines = [paint(line, mood) for line in _wrap(found.explanation, width)]
+    lines = [paint(line, mood) for line in _paragraphs(found.explanation, width)]
     lines += [
         f"\n  error  all FP16  {value(found.error_fp16)}",
         f"         all FP32  {value(found.error_fp32)}   ({printable(found.metric)})",
@@ -205,7 +210,7 @@ _OPS = (16, 14, 18, 12, 7, 8)
 def _remedy(remedy: Remedy, paint: Paint, width: int) -> list[str]:
     places = ", ".join((remedy.layers or remedy.lines)[:3]) or "the model"
     more = len(remedy.layers or remedy.lines) - 3
-    places += f" and {more} more" if more > 0 else ""
+    places += f" and {more} more layers" if more > 0 else ""
     head = f"instead of FP32, for {_count(len(remedy.ops), 'op')} in {places}: {remedy.title}"
     code = [f"    {line}".rstrip() for line in printable(remedy.code).splitlines()]
     return [*_wrap(head, width), "", *[paint(line, "quiet") for line in code]]

@@ -46,9 +46,9 @@ def _likely(model: torch.nn.Module) -> Iterator[Spec]:
     if len(first) == 3:
         yield (1, first[1], 1000), torch.float32
     if len(first) == 2:
-        yield (1, 8), torch.int64
-        yield (1, 8), torch.float32
         yield (1, first[1]), torch.float32
         yield (1, 8, first[1]), torch.float32
+        yield (1, 8), torch.float32
+        yield (1, 8), torch.int64
     yield (1, 3, 224, 224), torch.float32
     yield (1, 1000), torch.float32

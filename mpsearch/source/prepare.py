@@ -39,6 +39,9 @@ from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
 from .torch_ops import PARTLY
 
+with quiet():
+    from coremltools.converters.mil.mil import types
+
 Bound = tuple[dict[str, Any], Outputs]  # a sample under the program's input names, its references
 Bind = Callable[[dict[str, Any]], Bound]
 
@@ -177,6 +180,7 @@ def prepare(
     lowered, ops = lower_candidates(
         precast.program, function_name, precast.layer_of, precast.line_of
     )
+    notes += _never_cast(precast, ops)
     bind = _binder(precast, lowered, torch_model)
     with quiet():
         bound = [_kept(bind(s), data.spool, s) for s in data.samples]
@@ -288,6 +292,28 @@ def _added(names: Sequence[str]) -> list[str]:
     return [
         f"coremltools {ct.__version__} does not convert {listed}: mpsearch did, by MIL ops that "
         "compute the same; op_selector.py carries it along."
+    ]
+
+
+def _never_cast(precast: Precast, ops: Sequence[CandidateOp]) -> list[str]:
+    """That coremltools leaves some ops in FP32 whatever is chosen, as those with constants beyond
+    FP16 (``FP16ComputePrecision.is_valid_op``)."""
+    (function,) = precast.program.functions.values()
+    chosen = {op.name for op in ops}
+    found = [
+        op.name
+        for op in function.operations
+        if op.op_type not in ("const", "cast")
+        and not op.op_type.startswith("constexpr_")
+        and op.name not in chosen
+        and any(types.is_tensor(v.sym_type) and v.dtype == types.fp32 for v in op.outputs)
+    ]
+    if not found:
+        return []
+    more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+    return [
+        f"coremltools leaves {', '.join(found[:4])}{more} in FP32 whatever is chosen: it casts no "
+        "op with constants that FP16 cannot hold. They are not among the ops counted here."
     ]
 
 
