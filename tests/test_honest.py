@@ -143,7 +143,7 @@ def test_the_second_of_a_pair_is_an_input_unless_said_otherwise():
 def test_the_summary_says_what_the_data_was_taken_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = run("optimize", NET, "--inputs", DATA, "--budget", "1e-2").stdout
-    assert re.search(r"^  data +4 samples of x \(1, 4, 8\)$", out, re.M)
+    assert re.search(r"^  data +4 samples of x \(1, 4, 8\); 1 of them held out$", out, re.M)
 
 
 def test_apply_and_check_keep_the_states(tmp_path, monkeypatch):
