@@ -177,7 +177,7 @@ def selector_source(
             for op in function.operations
         ),
         keeping=_body(keeping, "def unclassified"),
-        conversions=map(_bare, torch_ops.sources(list(precast.added))),
+        conversions=[_bare(s) for s in torch_ops.sources(list(precast.added)) if precast.added],
     )
 
 
