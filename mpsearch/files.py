@@ -45,6 +45,11 @@ def printable(text: str) -> str:
 # --- reading ---------------------------------------------------------------------------------
 
 
+#: What is given for a model, and for samples.
+MODEL_FILE = "a model file, an .mlpackage or package.module:factory"
+SAMPLE_FILE = "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
+
+
 def regular(path: str | Path, give: str) -> Path:
     """``path``, which is a file that can be opened without waiting.
 

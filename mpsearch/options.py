@@ -89,6 +89,22 @@ def seed(value: Any) -> int:
     return count(value, "seed", 0, 2**32 - 1)
 
 
+def pin(pattern: str, option: str) -> tuple[str, str]:
+    """Of a pin its kind (``type``, ``layer`` or ``op``) and the pattern of names.
+
+    Raises
+    ------
+    InputError
+        If it has another form.
+    """
+    kind, _, glob = pattern.partition(":")
+    if kind not in ("type", "layer", "op") or not glob:
+        raise InputError(
+            f"{option} {pattern!r}: expected 'type:softmax', 'layer:encoder.3.*' or 'op:name*'"
+        )
+    return kind, glob
+
+
 def unknown_metric(name: str) -> str:
     """What is said of a metric that has no such name."""
     return (

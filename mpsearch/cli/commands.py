@@ -185,7 +185,11 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
     help="Share of inputs on which the budget must hold.",
 )
 @click.option(
-    "--confidence", type=float, default=0.95, show_default=True, help="Confidence of that."
+    "--confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Confidence with which that share is promised.",
 )
 @click.option(
     "--tolerate-overflow",
@@ -503,7 +507,7 @@ def apply(
 @click.argument("config")
 @click.argument("model")
 @shared.source
-@click.option("--budget", type=Budget(), help="Instead of the config's.")
+@click.option("--budget", type=Budget(), help="Largest error allowed, instead of the config's.")
 @click.option("--numerics", help="Instead of the config's, which names files no more.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")

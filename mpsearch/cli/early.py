@@ -10,7 +10,7 @@ import click
 
 from .. import options as choices
 from ..errors import InputError
-from ..files import regular
+from ..files import MODEL_FILE, SAMPLE_FILE, regular
 
 #: What others call an option, and what it is called here.
 CALLED = {
@@ -31,9 +31,6 @@ CALLED = {
 }
 #: How the names of model files end.
 MODELS = (".pt", ".pth", ".pt2", ".ts", ".mlpackage", ".mlmodel")
-_MODEL = "a model file, an .mlpackage or package.module:factory"
-_DATA = "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
-_PINS = ("type", "layer", "op")
 
 
 class Budget(click.ParamType):
@@ -69,19 +66,16 @@ def check(
         raise InputError(choices.unknown_metric(metric))
     if budget is not None:
         choices.budget(budget, metric is not None and (":" in metric or metric in choices.IN_DB))
-    for pin in (*options.get("keep_fp32", ()), *options.get("keep_fp16", ())):
-        kind, _, glob = pin.partition(":")
-        if kind not in _PINS or not glob:
-            raise InputError(
-                f"pin {pin!r}: expected 'type:softmax', 'layer:encoder.3.*' or 'op:name*'"
-            )
+    for name in ("keep_fp32", "keep_fp16"):
+        for pattern in options.get(name, ()):
+            choices.pin(pattern, f"--{name.replace('_', '-')}")
     config = options.get("config")
     if config is not None and Path(config).is_file() and Path(config).suffix in MODELS:
         raise InputError(
             f"{config} is a model; give the folder that optimize wrote first, then the model"
         )
     if ":" not in model and not Path(model).is_dir():
-        regular(model, _MODEL)
+        regular(model, MODEL_FILE)
     inputs, random = options["inputs"], options["random_"]
     if random is not None:
         choices.count(random, "--random")
@@ -90,4 +84,4 @@ def check(
     if inputs is None and options["targets"] is not None:
         raise InputError("--targets goes with --inputs; random samples have none")
     if inputs is not None and ":" not in inputs:
-        regular(inputs, _DATA)
+        regular(inputs, SAMPLE_FILE)

@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 from ..errors import InputError
+from ..options import pin
 from ..program.candidates import CandidateOp
 
 #: What is said where layers are asked for, and the model has lost them.
@@ -26,12 +27,8 @@ def resolve(patterns: Iterable[str], ops: Sequence[CandidateOp], option: str) ->
     """
     found: set[int] = set()
     for pattern in patterns:
-        kind, _, glob = pattern.partition(":")
-        field = {"type": "type", "layer": "layer", "op": "name"}.get(kind)
-        if field is None or not glob:
-            raise InputError(
-                f"{option} {pattern!r}: expected 'type:softmax', 'layer:encoder.3.*' or 'op:name*'"
-            )
+        kind, glob = pin(pattern, option)
+        field = "name" if kind == "op" else kind
         hits = {op.index for op in ops if fnmatch.fnmatchcase(getattr(op, field), glob)}
         if kind == "layer":  # a layer without a wildcard means what is inside it as well
             hits |= {op.index for op in ops if op.layer.startswith(glob + ".")}

@@ -12,7 +12,7 @@ from torch import nn
 
 from .._ct import ct, quiet
 from ..errors import InputError
-from ..files import check_archive, first_line, is_archive, regular
+from ..files import MODEL_FILE, check_archive, first_line, is_archive, regular
 from ..isolated import LoadLimits, contained, tried
 from ..program.packages import open_package
 from ..usercode import guarded, import_callable
@@ -63,7 +63,7 @@ def load_model(
     file = Path(path)
     if file.suffix in (".mlpackage", ".mlmodel") or file.is_dir():
         return open_package(file, limits)
-    regular(file, "a model file, an .mlpackage or package.module:factory")
+    regular(file, MODEL_FILE)
     if not is_archive(file):
         return _pickled(file, allow_pickle, limits, legacy=True)
     check_archive(file)
