@@ -293,3 +293,33 @@ def test_an_op_selector_for_another_model_raises(tmp_path):
 
     with pytest.raises(ValueError, match="1 of 1 FP32 ops are not in the model"):
         made["convert"](made["trace"](Other(), (torch.rand(1, 3, 16, 16),)))
+
+
+def test_targets_beside_a_path_of_samples_may_be_values(tmp_path):
+    values = np.random.default_rng(0).standard_normal((6, 3, 16, 16)).astype("f4")
+    np.savez(tmp_path / "samples.npz", image=values)
+
+    def agreement(outputs, targets):
+        picked = [next(iter(one.values())).argmax() for one in outputs]
+        return float(np.mean([a == b for a, b in zip(picked, targets, strict=True)]))
+
+    targets = [0, 1, 2, 3, 0, 1]
+    found = mpsearch.optimize(
+        factory(), str(tmp_path / "samples.npz"), 0.5, agreement, targets=targets
+    )
+    assert found.met and "each with a target" in found.understood
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x)[0] + (x > 0) * -1e9
+
+
+def test_what_coremltools_never_casts_is_named_and_loops_are_not():
+    samples = [torch.randn(1, 4, 8) for _ in range(4)]
+    notes = " ".join(mpsearch.optimize(Masked().eval(), samples, 1e-2).notes)
+    assert "coremltools leaves" in notes and "while_loop" not in notes

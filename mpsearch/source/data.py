@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
-from ..files import check_archive, first_line, is_archive, regular
+from ..files import SAMPLE_FILE, check_archive, first_line, is_archive, regular
 from ..isolated import LoadLimits, contained, kept_state, tried
 from ..memory import check_held
 from ..program.names import by_known_names
@@ -309,7 +309,7 @@ def read(
     path: str,
     names: Sequence[str] | None,
     required: int,
-    targets: str | None = None,
+    targets: Any = None,
     shapes: Shapes | None = None,
     limits: LoadLimits = LoadLimits(),
 ) -> Data:
@@ -317,15 +317,16 @@ def read(
 
     A row keeps the first axis, with size 1, which is the batch axis that most models have; where
     the model declares an input of one axis less than the array (``shapes``), the row drops it.
-    ``targets`` is another such file, whose first array counts, or ``pairs`` where a callable gives
-    (sample, target).
+    ``targets`` is another such file, whose first array counts, one target for each sample, or
+    ``pairs`` where a callable gives (sample, target).
 
     Raises
     ------
     InputError
         If the file is missing, unreadable, empty, or its keys are not the model's inputs.
     """
-    paired = PAIRS if targets == PAIRS and not Path(PAIRS).exists() else None
+    file = str(targets) if isinstance(targets, (str, Path)) else None
+    paired = PAIRS if file == PAIRS and not Path(PAIRS).exists() else None
     if ":" in path and not Path(path).exists():
         made = import_callable(path, "inputs")
         with guarded(f"inputs {path!r}: the callable"):
@@ -341,16 +342,16 @@ def read(
         arrays = _read_arrays(path, spool, limits)
         arrays = arrays if names is None else by_known_names(arrays, names)
         data = Data(_rows(arrays, path, names, required, shapes or {}), spool=spool)
+    if file is not None and paired is None:
+        first = next(iter(_read_arrays(file, data.spool, limits).values()), torch.empty(0))
+        targets = first if first.dim() else first[None]
     if targets is not None and paired is None:
-        first = next(iter(_read_arrays(targets, data.spool, limits).values()), torch.empty(0))
-        data.targets = _targets(first if first.dim() else first[None], len(data.samples))
+        data.targets = _targets(targets, len(data.samples))
     return data
 
 
 def _read_arrays(path: str, spool: Spool, limits: LoadLimits) -> dict[str, Tensor]:
-    file = regular(
-        path, "a .npz, .pt or .safetensors file keyed by input name, or package.module:callable"
-    )
+    file = regular(path, SAMPLE_FILE)
     if file.suffix not in (".npz", ".safetensors", ".pt", ".pth"):
         raise InputError(f"{path} is of no known kind; expected .npz, .pt or .safetensors")
     if is_archive(file):

@@ -39,9 +39,6 @@ from .modules import TorchModel, unwrapped
 from .precast import Port, Precast, fingerprint
 from .torch_ops import PARTLY
 
-with quiet():
-    from coremltools.converters.mil.mil import types
-
 Bound = tuple[dict[str, Any], Outputs]  # a sample under the program's input names, its references
 Bind = Callable[[dict[str, Any]], Bound]
 
@@ -234,8 +231,7 @@ def _converted(
     """The program before the cast, its data, the PyTorch model, the dtype of inputs, and notes."""
     if isinstance(inputs, (str, Path)):
         names, required, shapes = declared_inputs(model)
-        targets_file = None if targets is None else str(targets)
-        inputs = read(str(inputs), names, required, targets_file, shapes)
+        inputs = read(str(inputs), names, required, targets, shapes)
     if isinstance(model, ct.models.MLModel):
         precast = from_package(model)
         (function,) = precast.program.functions.values()
@@ -296,18 +292,10 @@ def _added(names: Sequence[str]) -> list[str]:
 
 
 def _never_cast(precast: Precast, ops: Sequence[CandidateOp]) -> list[str]:
-    """That coremltools leaves some ops in FP32 whatever is chosen, as those with constants beyond
-    FP16 (``FP16ComputePrecision.is_valid_op``)."""
+    """That coremltools leaves ops with constants beyond FP16 in FP32, whatever is chosen."""
     (function,) = precast.program.functions.values()
-    chosen = {op.name for op in ops}
-    found = [
-        op.name
-        for op in function.operations
-        if op.op_type not in ("const", "cast")
-        and not op.op_type.startswith("constexpr_")
-        and op.name not in chosen
-        and any(types.is_tensor(v.sym_type) and v.dtype == types.fp32 for v in op.outputs)
-    ]
+    chosen, overflows = {op.name for op in ops}, ct.transform.FP16ComputePrecision.fp16_overflow
+    found = [op.name for op in function.operations if op.name not in chosen and overflows(op)]
     if not found:
         return []
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
