@@ -111,9 +111,13 @@ class Result(ResultData, frozen=True, kw_only=True, dict=True):
         found: Files | None = self.__dict__.get("_files")
         return found
 
+    @property
+    def _in_a_line(self) -> str:
+        return " ".join(self.explanation.split())
+
     def _package(self) -> Path:
         if self._files is None or self._files.directory is None:
-            raise InfeasibleError(f"there is no package: {self.explanation}")
+            raise InfeasibleError(f"there is no package: {self._in_a_line}")
         return self._files.directory.path / PACKAGE
 
     @property
@@ -156,7 +160,7 @@ class Result(ResultData, frozen=True, kw_only=True, dict=True):
         """
         source = self._files
         if source is None:
-            raise InfeasibleError(f"there is nothing to write: {self.explanation}")
+            raise InfeasibleError(f"there is nothing to write: {self._in_a_line}")
         target = self._place(Path(path))
         with files.written(target, files.foreign) as out:
             out.mkdir()

@@ -17,7 +17,8 @@ from .files import first_line
 def reason(error: BaseException) -> str:
     """What an error says in a line, with its type where the text alone says little."""
     text = str(error)
-    if "Original Traceback" in text:  # of a DataLoader's worker process: its last line is the error
+    # Of a DataLoader's worker process, or of TorchScript: the last line is the error.
+    if "Original Traceback" in text or "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]
     text = " ".join(text.split())
     text = (text[:300] + " ...") if len(text) > 300 else text

@@ -20,6 +20,7 @@ from torch import nn
 
 import mpsearch
 from mpsearch.cli.commands import main
+from mpsearch.package.verification import read_back
 from mpsearch.source.declared import declared_inputs
 from mpsearch.source.drawing import within_tables
 from mpsearch.source.loading import load_model
@@ -293,6 +294,35 @@ def test_an_op_selector_for_another_model_raises(tmp_path):
 
     with pytest.raises(ValueError, match="1 of 1 FP32 ops are not in the model"):
         made["convert"](made["trace"](Other(), (torch.rand(1, 3, 16, 16),)))
+
+
+def test_an_op_selector_finds_its_ops_under_other_names(tmp_path):
+    """A layer that was renamed has the same ops in the same places."""
+
+    class Named(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.add_module(f"{name}_first", nn.Linear(4, 4))
+            self.add_module(f"{name}_then", nn.Linear(4, 4))
+
+        def forward(self, x):
+            first, then = self.children()
+            return then(first(x).exp())
+
+    samples = [torch.randn(1, 4) for _ in range(4)]
+    found = mpsearch.optimize(
+        Named("old").eval(),
+        samples,
+        1.0,
+        constraints=mpsearch.Constraints(keep_fp32=["layer:old_then"]),
+    )
+    found.save(tmp_path / "out")
+    made = {"__name__": "op_selector"}
+    exec((tmp_path / "out" / "op_selector.py").read_text(), made)
+    package = made["convert"](made["trace"](Named("new").eval(), (samples[0],)))
+    package.save(str(tmp_path / "new.mlpackage"))
+    kept = read_back(tmp_path / "new.mlpackage").fp32_ops
+    assert [kind for kind, _ in kept] == ["linear"] and len(found.fp32_ops) == 1
 
 
 def test_targets_beside_a_path_of_samples_may_be_values(tmp_path):

@@ -15,13 +15,15 @@ import pytest
 from mpsearch.ending import Ending, Stop
 from mpsearch.evaluation.evaluator import Evaluation
 from mpsearch.search.conflicts import lower_bound, repair, solve
-from mpsearch.search.criterion import Criterion, Kind, Sample, tolerated
+from mpsearch.search.criterion import Criterion, tolerated
 from mpsearch.search.evaluations import Evaluations
+from mpsearch.search.joining import confirm
 from mpsearch.search.problem import Problem
 from mpsearch.search.proof import prove
 from mpsearch.search.proposing import propose
 from mpsearch.search.refining import exchange, prune
 from mpsearch.search.rounding import RoundingModel
+from mpsearch.search.samples import Kind, Sample
 from mpsearch.search.search import Search
 from mpsearch.search.shrink import fewest, shrink
 from mpsearch.search.study import Study
@@ -326,6 +328,58 @@ def test_a_sample_that_is_promoted_is_learned_from():
     assert search.best is None  # nothing is known to hold
     prune(search, repair(search, frozenset({3})))
     assert search.best.fp32 == {3, 6}
+
+
+def from_one(loss, effects, **options):
+    """A search that judges sets on one sample, and on those that what it finds fails on."""
+    search = searching(loss, effects, **options)
+    search.judge((), "ends")
+    search.set_aside()
+    assert len(search.samples.judged) == 1
+    solve(search)
+    prune(search, search.best.fp32)
+    confirm(search)
+    return search
+
+
+def test_a_set_for_all_samples_is_found_from_few():
+    """Each of three samples breaks by an op of its own; the other 37 ask for nothing."""
+    cores = [{2}, {5}, {9}]
+    search = from_one(breaking(*cores, samples=[3, 17, 30]), [1e-3] * 12, samples=40)
+    assert search.best.fp32 == {2, 5, 9}
+    assert {s.index for s in search.samples.judged} >= {3, 17, 30}
+    assert len(search.samples.judged) < 10
+    whole = search.evaluations.known(search.problem.precision(search.best.fp32))
+    assert len(whole) == 40 and max(found.loss for found in whole.values()) <= LIMIT
+
+
+def test_few_samples_give_as_few_ops_as_all_for_less_work():
+    draw = random.Random(5)
+    for _ in range(20):
+        effects = [draw.random() ** 2 for _ in range(10)]
+        scale = [1 + 0.5 * draw.random() for _ in range(30)]
+
+        def loss(fp16, sample, effects=effects, scale=scale):
+            return additive(effects)(fp16, sample) * scale[sample]
+
+        whole = searching(loss, effects, samples=30)
+        solve(whole)
+        prune(whole, whole.best.fp32)
+        few = from_one(loss, effects, samples=30)
+        assert len(few.best.fp32) <= len(whole.best.fp32)
+        most, least = (len(s.evaluations.evaluator.calls) for s in (whole, few))
+        assert least <= most + 30  # the empty set is run on all
+
+
+def test_of_samples_set_aside_a_share_of_the_perturbed_may_break():
+    effects = [0.5] * 6
+
+    def loss(fp16, sample):
+        return additive(effects)(fp16, sample) * (2.0 if sample > 37 else 0.9)
+
+    strict = from_one(loss, effects, samples=2, perturbed=38)
+    loose = from_one(loss, effects, samples=2, perturbed=38, tolerance=0.2)
+    assert len(loose.best.fp32) == 4 and len(strict.best.fp32) == 6
 
 
 def test_of_many_perturbed_samples_a_share_may_break():

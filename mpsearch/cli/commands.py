@@ -20,6 +20,7 @@ import msgspec
 from .. import options as choices
 from ..errors import InputError
 from ..files import check_writable, foreign, printable
+from ..hints import shell
 from ..options import Constraints, Conversion, Execution, Limits
 from ..temporary import own_temporary_folder
 from . import early
@@ -62,6 +63,7 @@ def main(ctx: click.Context, log_level: str) -> None:
     logger.setLevel(log_level.upper())
     ctx.call_on_close(lambda: logger.removeHandler(handler))
     ctx.with_resource(own_temporary_folder())
+    ctx.with_resource(shell())
 
 
 def _loading(show: bool | None) -> Progress:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..hints import option
 from ..program.candidates import CandidateOp
 
 
@@ -55,11 +56,15 @@ def notes(ops: Sequence[CandidateOp], indices: Iterable[int], pinned: bool) -> l
         names = [ops[i].name for i in sorted(indices) if ops[i].type == hazard.op_type]
         if not names:
             continue
-        done = "stay FP32 for it (--hazards off leaves them to the search)"
+        done = f"stay FP32 for it ({option('hazards', 'off')} leaves them to the search)"
         out.append(
             f"Runtime fault ({hazard.source}): {hazard.op_type} in FP16 {hazard.what}, seen on "
             f"{hazard.where}; {', '.join(names)} "
-            + (done if pinned else "may be affected (--hazards pin keeps such ops FP32)")
+            + (
+                done
+                if pinned
+                else f"may be affected ({option('hazards', 'pin')} keeps such ops FP32)"
+            )
             + "."
         )
     return out

@@ -15,6 +15,7 @@ from ..evaluation.metrics import Outputs
 from ..evaluation.reach import Reach
 from ..explain.hazards import affected
 from ..explain.hazards import notes as hazard_notes
+from ..hints import argument, option
 from ..options import Constraints
 from ..program.candidates import CandidateOp
 from ..program.precision import Precision
@@ -23,10 +24,10 @@ from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..search import pins
 from ..search.cost import Casts
-from ..search.criterion import Kind, Sample
 from ..search.evaluations import Evaluations, Workers
 from ..search.problem import Problem, units
 from ..search.risk import Range
+from ..search.samples import Kind, Sample
 from ..search.search import Search, Trial
 from ..search.study import Study
 from ..source.prepare import Prepared
@@ -250,9 +251,9 @@ class _Pinned:
 
 def _pinned(wanted: Constraints, ops: Sequence[CandidateOp]) -> _Pinned:
     if wanted.by == "layer" and not any(op.layer for op in ops):
-        raise InputError(f"--by layer: {pins.NO_LAYERS}")
-    fp32 = pins.resolve(wanted.keep_fp32, ops, "--keep-fp32")
-    fp16 = pins.resolve(wanted.keep_fp16, ops, "--keep-fp16")
+        raise InputError(f"{option('by', 'layer')}: {pins.NO_LAYERS}")
+    fp32 = pins.resolve(wanted.keep_fp32, ops, argument("keep-fp32", "keep_fp32"))
+    fp16 = pins.resolve(wanted.keep_fp16, ops, argument("keep-fp16", "keep_fp16"))
     if fp32 & fp16:
         raise InputError(f"op {ops[min(fp32 & fp16)].name!r} is pinned to FP32 and to FP16")
     faulty = set(affected(ops)) - fp16 - fp32 if wanted.hazards != "off" else set()

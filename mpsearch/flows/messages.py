@@ -12,11 +12,12 @@ from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..explain.parting import parting
+from ..hints import argument, option
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import rows
 from ..results.data import Absorption
-from ..search.criterion import Kind
+from ..search.samples import Kind
 from ..source.conversion import convert
 from ..source.modules import TorchModel
 from ..source.prepare import Prepared
@@ -28,7 +29,8 @@ def overflow_note(names: Sequence[str]) -> str:
     return (
         "Left in FP16 although they overflow on the calibration data, within the budget: "
         f"{_some(names)}. "
-        "They may do harm on other inputs; without --tolerate-overflow they would be FP32."
+        f"They may do harm on other inputs; without {option('tolerate_overflow')} they would be "
+        "FP32."
     )
 
 
@@ -83,7 +85,8 @@ def opening(prepared: Prepared) -> str:
     """What comes first, where nobody gave data."""
     if not prepared.calibration.noise:
         return ""
-    return "No data given: drawn at random. Ranges on real data differ; see --inputs.\n"
+    where = argument("inputs", "data")
+    return f"No data given: drawn at random. Ranges on real data differ; see {where}.\n"
 
 
 def explain(facts: dict[str, Any]) -> str:
@@ -93,17 +96,40 @@ def explain(facts: dict[str, Any]) -> str:
         changes.insert(0, ops_rewritten(len(facts["rewrites"])))
     changed = "; ".join(changes)
     if not kept and status == "fp16_suffices" and changed:
-        return f"FP16 meets the budget: none of {total} ops need FP32, with {changed}."
+        return f"Ready: with {changed}, FP16 meets the budget; none of {total} ops needs FP32."
     if not kept and status == "fp16_suffices":
-        return f"FP16 meets the budget as it is: none of {total} ops need FP32."
+        return f"Ready: FP16 meets the budget as it is; none of {total} ops needs FP32."
     if status == "unwritten":
-        return f"{kept} of {total} ops stay FP32, as searched; there is no package: see the notes."
-    found = f"{kept} of {total} ops stay FP32; the package, read back and run, meets the budget."
-    if changed:
-        found += f" With {changed}."
+        return (
+            f"Not ready: {kept} of {total} ops stay FP32, but there is no package: see the notes."
+        )
+    found = f"{kept} of {total} ops stay{'s' if kept == 1 else ''} FP32"
+    found += f", with {changed}." if changed else "."
     if facts["proven"]:
-        found += " No cheaper set does: all were tried."
-    return f"Interrupted: the best set so far. {found}" if status == "interrupted" else found
+        found += " No cheaper set meets the budget: all were tried."
+    if status == "interrupted":
+        return f"Ready, but the search was interrupted: in the best set so far {found}"
+    return f"Ready: {found}"
+
+
+def measured(job: Job, facts: dict[str, Any]) -> str:
+    """The errors of the package beside the budget, and what has run it."""
+    metric, budget = job.prepared.metric, facts["budget"]
+    errors = sorted(facts["errors"], reverse=metric.larger_is_better)
+    worst, count = errors[-1], len(errors)
+    together = not job.search.evaluations.evaluator.by_sample
+    on = "" if together else f" on {count} sample{'' if count == 1 else 's'}"
+    said = f"Worst {metric.name} of the package{on}: {worst:.4g}"
+    if metric.larger_is_better:
+        side = "above" if worst >= budget else "below"
+        said += f", {abs(worst - budget):.2g} {side} the budget {budget:g}"
+    elif math.isfinite(worst) and budget:
+        said += f", {100 * worst / budget:.3g}% of the budget {budget:g}"
+    if count > 2:
+        at = errors[math.ceil(0.95 * count) - 1]
+        said += f" (median {errors[count // 2]:.3g}, 95th percentile {at:.3g})"
+    device = job.context.device
+    return f"{said}. {'No device has run it.' if device is None else 'The device has run it.'}"
 
 
 #: Verdicts on ops that FP16 breaks; by all others it only rounds.
@@ -124,9 +150,8 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     if not count or search.ending.over or problem.always != problem.required:
         return ""
     least = problem.precision(())  # nothing in FP32 but what overflows
-    found = dict(
-        zip(search.samples, search.evaluations.evaluate_all(least, search.samples), strict=True)
-    )
+    samples = list(search.samples)
+    found = dict(zip(samples, search.evaluations.evaluate_all(least, samples), strict=True))
     loss = max(e.loss for s, e in found.items() if s.kind is Kind.CALIBRATION)
     if needed and math.isfinite(loss) and needed < count:
         return _cures(job, needed, count, show(loss), facts["budget"])
@@ -168,6 +193,15 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
         more.append(
             "The model has half-precision parts; an FP32 copy was searched and is the reference."
         )
+    conversion = job.request.conversion
+    unused = [option("rewrite")] if conversion.rewrite and not job.rewrites else []
+    if conversion.rescale != "off" and not job.plan.scales:
+        unused.append(option("rescale", conversion.rescale))
+    if unused:
+        more.append(
+            f"{' and '.join(unused)} changed nothing: no op that FP16 breaks allows it, or that "
+            "would not save FP32 ops."
+        )
     if job.context.ending.reason:
         more.append(job.context.ending.reason)
     return (*notes, *more)
@@ -198,7 +232,7 @@ def why_infeasible(job: Job, held: float | None, package: float | None) -> str:
         if plain <= limit:
             return (
                 f"{where}; with FP32 inputs and outputs it is {show(plain):.3g}: the FP16 inputs "
-                "and outputs cost the accuracy. Use --io-dtype fp32."
+                f"and outputs cost the accuracy. Use {option('io_dtype', 'fp32')}."
             )
     place = parting(
         prepared, search.evaluations.evaluator.engine, rows.harmful(prepared.metric, limit)

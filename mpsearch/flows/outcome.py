@@ -87,6 +87,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
     facts |= {
         "status": status if found.finished else "interrupted",
         "error": metric.loss_of(written.loss),
+        "errors": tuple(map(metric.loss_of, (*written.losses, *found.validation.losses))),
         "heldout_error": metric.loss_of(found.validation.worst)
         if found.validation.losses
         else None,
@@ -113,10 +114,11 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
     )
     said = (
         messages.explain(facts),
+        messages.measured(job, facts),
         messages.what_breaks(job, facts),
         messages.promise(job, found.validation),
     )
-    facts["explanation"] = messages.opening(job.prepared) + " ".join(filter(None, said))
+    facts["explanation"] = messages.opening(job.prepared) + "\n".join(filter(None, said))
     job.search.store()
     return _built(job, facts, found.directory, written.stored_names)
 

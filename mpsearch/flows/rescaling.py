@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ..ending import Stop
+from ..hints import option
 from ..program.precision import Precision
 from ..scaling.exponents import UNSCALED, Plan
 from ..scaling.patterns import Rewrite
@@ -93,19 +94,19 @@ def hint(job: Job, kept: int) -> str:
         rewrites = rewritten(job.prepared, job.sizes)
         if rewrites and (needed := _needed(job, rewrites, UNSCALED)) < best:
             best = needed
-            words = _tried("--rewrite", needed, kept, ops_rewritten(len(rewrites)))
+            words = _tried(option("rewrite"), needed, kept, ops_rewritten(len(rewrites)))
     for mode in ("fold", "insert"):
         if not best:
             break
         plan = planned(job.prepared, job.range, job.sizes, mode == "insert", _HINT_SECONDS)
         if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
-            best, words = needed, _tried(f"--rescale {mode}", needed, kept, plan.words)
+            best, words = needed, _tried(option("rescale", mode), needed, kept, plan.words)
     return words
 
 
-def _tried(option: str, needed: int, kept: int, changes: str) -> str:
+def _tried(change: str, needed: int, kept: int, changes: str) -> str:
     verb = "needs" if needed == 1 else "need"
-    return f"{option}: by ranges {needed or 'none'} of {kept} ops {verb} FP32 then ({changes})"
+    return f"{change}: by ranges {needed or 'none'} of {kept} ops {verb} FP32 then ({changes})"
 
 
 def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan) -> int:

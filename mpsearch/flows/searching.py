@@ -10,11 +10,12 @@ from pathlib import Path
 from ..ending import Stage, Stop
 from ..errors import MpsearchError
 from ..result import PACKAGE, Result
-from ..search.conflicts import repair, solve
-from ..search.criterion import Kind
+from ..search.conflicts import repair
+from ..search.joining import confirm, search_on
 from ..search.proof import prove
 from ..search.refining import prune
 from ..search.registry import run
+from ..search.samples import Kind
 from ..search.search import Trial
 from ..temporary import TemporaryFolder
 from .job import Job
@@ -48,7 +49,7 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
     integers_fit = False  # whether that was looked at
     taken: Trial | None = None
     while True:
-        best = taken or search.best or search.judge_all_units()
+        best = taken or _best(job)
         taken, last = None, best.fp32 == search.problem.all_units
         ending.stage = Stage.WRITE
         bar.stage("writing the package and reading it back")
@@ -108,28 +109,37 @@ def _searched(job: Job, start: Collection[str]) -> bool:
             return not search.ending.over
         if search.judge((), "ends").met:
             return True
+        if not (search.ending.limited or job.request.limits.prove):
+            search.set_aside()
     except Stop:
         return not search.ending.over
-    return run(job.request.strategy_function, search)
+    finished = run(job.request.strategy_function, search)
+    with suppress(Stop):
+        confirm(search)
+    return finished and not search.ending.over
 
 
 def _searched_on(job: Job) -> bool:
-    """Find a set that holds after more was asked for; False where the run was cut short.
-
-    Sets that held before are judged first, the cheapest first: what is found then is cheaper.
-    """
+    """Find a set that holds after more was asked for; False where the run was cut short."""
     search = job.search
     search.ending.stage = Stage.SEARCH
-    search.extend(max(search.remaining, 2 * len(search.problem.units)))
     with suppress(Stop):
-        known = sorted(search.trials, key=lambda trial: search.problem.rank(trial.fp32))
-        for trial in known:
-            if not trial.offenders and search.judge(trial.fp32, "repair").met:
-                break
-        solve(search)
-        if search.best is not None:
-            prune(search, search.best.fp32)
+        search_on(search)
+        confirm(search)
     return not search.ending.over
+
+
+def _best(job: Job) -> Trial:
+    """The best set; where the time is used up, the best that no given sample breaks."""
+    search = job.search
+    search.ending.stage = Stage.WRITE
+    if not search.ending.over:
+        return search.best or search.judge_all_units()
+    held = [trial for trial in search.trials if trial.met]
+    for trial in sorted(held, key=lambda trial: search.problem.rank(trial.fp32)):
+        if not search.failing_aside(trial.fp32):
+            return trial
+    return search.judge_all_units()
 
 
 def _tightened(job: Job, best: Trial, loss: float) -> bool:

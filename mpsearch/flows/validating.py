@@ -18,8 +18,9 @@ from ..evaluation.evaluator import Evaluation
 from ..package import verification
 from ..package.verification import ReadBack
 from ..results.data import SequenceStep
-from ..search.criterion import Kind, Sample, far_over
+from ..search.criterion import far_over
 from ..search.problem import UnitSet
+from ..search.samples import Kind, Sample
 from .job import Job, affordable
 
 #: By what shares of its size a set is enlarged in the sequence of safer sets.

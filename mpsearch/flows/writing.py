@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..device.coreml import CoreML
 from ..errors import InputError, VerificationError
+from ..hints import option
 from ..package import emission, verification, weights
 from ..program.graph import walk
 from ..program.packages import open_package
 from ..program.precision import Precision
-from ..source.data import Data
 from ..source.prepare import Prepared
 from .converted import predicted
 
@@ -28,8 +28,8 @@ class Written:
 
     Attributes
     ----------
-    loss
-        Its loss on the calibration data.
+    losses
+        Its loss on each calibration sample that it was run on, or on all together.
     stored
         What came of storing weights otherwise; None where that was not asked for.
     stored_names
@@ -37,9 +37,14 @@ class Written:
     """
 
     package: verification.ReadBack
-    loss: float
+    losses: tuple[float, ...]
     stored: weights.Stored | None = None
     stored_names: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        """The largest of its losses."""
+        return max(self.losses)
 
 
 def write(
@@ -69,7 +74,7 @@ def write(
         raise VerificationError(f"the written package is not what was searched: {wrong}")
     if device is not None:
         package = replace(package, predict=_on(device, path, prepared))
-    return Written(package, _loss(prepared, package, searched))
+    return Written(package, _losses(prepared, package, searched))
 
 
 #: The pass that casts integers to 16 bits for some ops from iOS17 on, by the type that it chose
@@ -92,11 +97,11 @@ def check_integers(
         return
     chosen = emission.selector([prepared.ops[i].name for i in precision])
     emission.convert(prepared.precast, chosen, without=(_INT16,)).save(str(path))
-    if _loss(prepared, verification.read_back(path), searched) <= limit:
+    if max(_losses(prepared, verification.read_back(path), searched)) <= limit:
         raise InputError(
             f"the package differs from what was searched: coremltools' pass {_INT16} casts "
-            "integers to 16 bits that need more, so that -4 may become 65532; choose --target "
-            'iOS16 (in Python target="iOS16"), which has no such casts'
+            "integers to 16 bits that need more, so that -4 may become 65532; choose "
+            f"{option('target', 'iOS16')}, which has no such casts"
         )
 
 
@@ -107,13 +112,16 @@ def _on(
     return lambda sample: predicted(loaded, sample, prepared.lowered.outputs)
 
 
-def _loss(prepared: Prepared, package: verification.ReadBack, searched: Sequence[int]) -> float:
-    data, references = prepared.calibration, prepared.references
-    if prepared.metric.combine == "max":
-        known = range(len(data.samples))
-        run = list(dict.fromkeys([*(s for s in searched if s in known), *known]))[:_MOST_RUN]
-        data, references = Data([data.samples[s] for s in run]), [references[s] for s in run]
-    return verification.loss(package, data, references, prepared.metric, prepared.profiles)
+def _losses(
+    prepared: Prepared, package: verification.ReadBack, searched: Sequence[int]
+) -> tuple[float, ...]:
+    data, references, metric = prepared.calibration, prepared.references, prepared.metric
+    if metric.combine != "max":
+        return (verification.loss(package, data, references, metric, prepared.profiles),)
+    known = range(len(data.samples))
+    run = list(dict.fromkeys([*(s for s in searched if s in known), *known]))[:_MOST_RUN]
+    samples, wanted = [data.samples[s] for s in run], [references[s] for s in run]
+    return tuple(verification.losses(package, samples, wanted, metric, prepared.profiles))
 
 
 def store(
@@ -140,7 +148,7 @@ def store(
     def holds(chosen: set[str]) -> bool:
         function_ = weights.with_weights(function, forms, chosen)
         package = replace(plain.package, function=function_, predict=None)
-        return _loss(prepared, package, searched) <= limit
+        return max(_losses(prepared, package, searched)) <= limit
 
     chosen = weights.largest_set(list(forms), holds)
     written = plain

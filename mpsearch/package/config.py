@@ -10,6 +10,7 @@ import msgspec
 
 from ..errors import InputError
 from ..files import read_json
+from ..hints import argument
 from ..options import METRICS, Constraints, Conversion, Execution, Limits
 from ..scaling.exponents import Scale
 from ..scaling.patterns import Rewrite
@@ -34,7 +35,8 @@ class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verdict
         Why it is FP32: how FP16 breaks it by itself (:data:`mpsearch.explain.diagnosis.VERDICTS`),
         ``overflows``, ``may overflow`` or ``may vanish`` by its range, ``conflict`` where it breaks
-        a sample together with a few others, ``rounding`` for what it adds to all, ``pinned``.
+        a sample together with a few others, ``rounding`` for what it adds to all, ``pinned``,
+        ``layer`` where another op of its layer is the reason.
     reason
         The same as a phrase, with the sample and the ops it is shared with.
     """
@@ -173,7 +175,8 @@ def metric(config: Config, given: Any = None) -> Any:
     if given is None and (config.custom_metric or config.metric not in METRICS):
         raise InputError(
             f"the config was made with the metric {config.metric!r}, a function, which a config "
-            "does not bring along; give it: metric= in Python, --metric package.module:callable"
+            f"does not bring along; give it: "
+            + argument("metric package.module:callable", "metric=")
         )
     return config.metric if given is None else given
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from .._ct import ct, quiet
 from ..errors import InputError
 from ..program import described as keeping
 from ..program.described import described
-from ..program.lowering import copy_program
+from ..program.lowering import all_ops, copy_program
 from ..program.packages import open_package, owned
 from ..scaling import mil, stable
 from ..scaling.exponents import Scale
@@ -150,6 +151,9 @@ def selector_source(
         "exported": ("exported", f"exported.run_decompositions({_table(precast)})"),
         "torchscript": ("traced", "traced"),
     }[kind]
+    (function,) = precast.program.functions.values()
+    every = [op for op in all_ops(function) if op.op_type != "const"]
+    places = {op.name: place for place, op in enumerate(every)}
     return _template("op_selector.py.j2").render(
         kind=kind,
         target=precast.target,
@@ -157,6 +161,8 @@ def selector_source(
         imports="\n".join(imports),
         facts={key: str(value) for key, value in facts.items()},
         fp32_ops=fp32_ops,
+        places=tuple(places[name] for name in fp32_ops),
+        types=hashlib.sha256(" ".join(op.op_type for op in every).encode()).hexdigest(),
         passes=["rescale::fit_fp16"] * scaled + passes_from_cast(),
         scaled=scaled,
         given=given,
@@ -171,11 +177,7 @@ def selector_source(
         half=precast.half,
         frozen=precast.frozen,
         added={name: torch_ops.CONVERSIONS[name].__name__ for name in precast.added},
-        compressed=any(
-            op.op_type.startswith("constexpr_")
-            for function in precast.program.functions.values()
-            for op in function.operations
-        ),
+        compressed=any(op.op_type.startswith("constexpr_") for op in every),
         keeping=_body(keeping, "def unclassified"),
         conversions=[_bare(s) for s in torch_ops.sources(list(precast.added)) if precast.added],
     )

@@ -74,8 +74,8 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
     held = f"; {result.heldout_samples} of them held out" if result.heldout_samples else ""
     lines.append(f"  data   {printable(result.understood)}{held}")
     lines.append(
-        f"  search {result.evaluations} evaluations, {result.seconds:.1f} s, "
-        f"{result.forward_equivalents:.1f} forwards"
+        f"  search {_count(result.evaluations, 'set')} tried, for "
+        f"{result.forward_equivalents:.1f} forwards of all samples; {result.seconds:.1f} s in all"
     )
     lines = [*head, "", *_hang(lines, width)]
     if result.kept:

@@ -154,6 +154,10 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
     error
         The error of the written package, read back and run on the calibration data; of the
         all-FP32 program where nothing was written.
+    errors
+        The errors of the written package on each sample that it was run on: of the calibration
+        data, 32 samples at most, then of the held-out data. Of all samples of each together for
+        metrics that have no others.
     error_fp16, error_fp32
         The errors of all-FP16 and all-FP32 (the floor) on the calibration data; None for all-FP16
         where there was no time to measure it.
@@ -222,7 +226,7 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
     understood
         What the data was taken for: how many samples, of which inputs.
     explanation
-        One sentence for people.
+        What is to be said first, for people.
     trials
         Every set that the search evaluated, in order.
     """
@@ -250,6 +254,7 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
     islands: tuple[tuple[str, ...], ...]
     ops: tuple[OpRow, ...]
     front: tuple[tuple[int, float | None], ...]
+    errors: tuple[float, ...] = ()
     heldout_error: float | None = None
     heldout_samples: int = 0
     heldout_broken: int = 0

@@ -16,10 +16,10 @@ from ..program.candidates import CandidateOp
 from ..program.precision import Precision
 from ..scaling.exponents import Plan
 from ..search.cost import Casts, Cost, cost
-from ..search.criterion import Sample
 from ..search.problem import Problem
 from ..search.risk import Range, Risk
 from ..search.rounding import RoundingModel
+from ..search.samples import Sample, hardest_first
 from ..search.search import Conflict, Search, Trial
 from ..source.prepare import Prepared
 from .data import Absorption, Headroom, OpRow, Rescaling, TrialRow
@@ -35,9 +35,10 @@ _NEAR = 4.0
 #: The verdicts on ops that break nothing alone: they break a sample together with a few others, or
 #: are kept for what they add to the rounding of all.
 CONFLICT, ROUNDING = "conflict", "rounding"
-#: The verdict on ops that the user keeps in FP32.
-PINNED = "pinned"
-_HARMLESS = ("", CONFLICT, ROUNDING, PINNED)
+#: The verdicts on ops that the user keeps in FP32, and on those of a layer that is decided as a
+#: whole, and has another op that FP16 cannot hold.
+PINNED, LAYER = "pinned", "layer"
+_HARMLESS = ("", CONFLICT, ROUNDING, PINNED, LAYER)
 
 
 def harmful(metric: Metric, limit: float) -> float:
@@ -63,7 +64,8 @@ def kept_ops(
     doubtful = [i for i in fp32 if losses[i] >= little or i in conflicts or i in refused]
     doubtful.sort(key=lambda i: (i not in refused, -losses[i]))
     places = {s.index: s for s in search.samples if s.firm}
-    hardest, at = search.hardest, {}
+    hardest = hardest_first(places.values(), search.evaluations.losses)[0]
+    at = {}
     for i in doubtful[:_MOST_ALONE]:
         at[i] = places.get(range_.risks[i].sample, hardest) if i in refused else hardest
         at[i] = conflicts[i].sample if i in conflicts else at[i]
@@ -78,6 +80,8 @@ def kept_ops(
         op = prepared.ops[i]
         where = places.get(range_.risks[i].sample) if i in refused else None
         verdict, reason = _reason(i, range_, where, conflicts.get(i), problem)
+        if i in problem.required - refused:
+            verdict, reason = LAYER, "its layer is decided as a whole, and has an op that overflows"
         if i in at and losses[i] > search.limit:
             verdict = causes.get(i) or verdict
             reason = f"alone in FP16 it breaks {at[i]}"

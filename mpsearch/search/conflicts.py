@@ -6,9 +6,10 @@ import logging
 import math
 from dataclasses import dataclass, field
 
-from .criterion import Sample, amplitude
+from .criterion import amplitude
 from .problem import UnitSet
 from .proposing import propose
+from .samples import Sample
 from .search import Conflict, Search, Trial
 from .shrink import fewest, shrink
 

@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from ..evaluation.evaluator import Evaluation
+from .samples import Sample
 
 #: A sample is far over the budget from so many times it on, or so many decibels above it.
 _FAR, _FAR_DB = 10.0, 20.0
-
-
-class Kind(Enum):
-    """Where a sample comes from.
-
-    Held-out samples are promoted to the search where a set fails on them.
-    """
-
-    CALIBRATION = "calibration"
-    PERTURBED = "perturbed"
-    HELDOUT = "held-out"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A sample that sets are judged on.
-
-    Attributes
-    ----------
-    index
-        Its place in the evaluator.
-    kind
-        Where it comes from.
-    number
-        Its place among all samples that were given; of a perturbed one, among those of its kind.
-    """
-
-    index: int
-    kind: Kind
-    number: int
-
-    @property
-    def firm(self) -> bool:
-        """Whether every set must hold on it; of the others a share may break the budget."""
-        return self.kind is not Kind.PERTURBED
-
-    def __str__(self) -> str:
-        return f"{self.kind.value} {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +79,3 @@ def tolerated(samples: int, tolerance: float) -> int:
     too few to tell.
     """
     return max(math.floor(tolerance * (samples + 1)) - 1, 0)
-
-
-def hardest_first(samples: Sequence[Sample], losses: Mapping[Sample, float]) -> list[Sample]:
-    """Samples in the order of their last losses, so that a set that fails is refused early."""
-    return sorted(samples, key=lambda s: (-losses.get(s, -math.inf), s.index))

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from ..evaluation.evaluator import Evaluation, Evaluator
 from ..program.precision import Precision
-from .criterion import Sample
+from .samples import Sample
 from .study import Study
 
 #: Bytes of sketched errors that are remembered.

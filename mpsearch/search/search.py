@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +13,11 @@ import optuna
 from ..ending import Ending, Stop
 from ..evaluation.evaluator import Evaluation
 from ..program.precision import Precision
-from .criterion import Criterion, Sample, hardest_first, tolerated
+from .criterion import Criterion, tolerated
 from .evaluations import Evaluations
 from .problem import Problem, UnitSet
 from .ranking import Ranking
+from .samples import Sample, Samples, hardest_first
 from .study import FP32_OR_FP16, Row, Unstored
 
 #: So many samples, the hardest, are run one by one, so that what sets have in common is run once;
@@ -121,7 +122,7 @@ class Search:
     ) -> None:
         self.problem = problem
         self.evaluations = evaluations
-        self.samples = list(samples)
+        self.samples = Samples(list(samples))
         self.allowed = trials
         self.watch = watch
         self.limit = problem.limit
@@ -160,11 +161,6 @@ class Search:
     def best(self) -> Trial | None:
         """The cheapest set that holds; of equals, that with fewer ops, casts, and loss."""
         return self._best
-
-    @property
-    def hardest(self) -> Sample:
-        """The sample that is nearest to breaking a set, as far as is known."""
-        return hardest_first([s for s in self.samples if s.firm], self.evaluations.losses)[0]
 
     def known(self, fp32: Iterable[int]) -> Trial | None:
         """What came of a set that was judged."""
@@ -210,24 +206,34 @@ class Search:
 
     def _judged(self, units: UnitSet, asked_by: str, asked: optuna.trial.Trial | None) -> Trial:
         started = time.perf_counter()
-        precision, criterion = self.problem.precision(units), self.criterion
         whole = units == self.problem.all_units
-        samples = [s for s in self.samples if s.firm] if whole else self.samples
-        order = hardest_first(samples, self.evaluations.losses)
-        seen: dict[Sample, Evaluation] = {}
-        start = 0
-        while start < len(order) and not (not whole and criterion.offenders(seen)):
-            if whole and seen and self.ending.over:
-                break
-            apart = start < _APART
-            chunk = order[start : start + max(start, 1)]
-            seen |= self._evaluated(precision, chunk, apart)
-            start += len(chunk)
-        if not whole:
-            self.evaluations.losses |= {sample: found.loss for sample, found in seen.items()}
+        seen = self._seen(
+            units, [s for s in self.samples if s.firm] if whole else self.samples.judged
+        )
         trial = self._verdict(units, asked_by, seen)
         self._record(trial, time.perf_counter() - started, asked)
         return trial
+
+    def _seen(
+        self, units: UnitSet, samples: Iterable[Sample], before: Mapping[Sample, Evaluation] = {}
+    ) -> dict[Sample, Evaluation]:
+        """What samples give, the hardest first, until it is known that the set fails.
+
+        ``before`` is what others gave.
+        """
+        precision, whole = self.problem.precision(units), units == self.problem.all_units
+        order = hardest_first(samples, self.evaluations.losses)
+        seen: dict[Sample, Evaluation] = {}
+        start = 0
+        while start < len(order) and (whole or not self.criterion.offenders({**before, **seen})):
+            if whole and seen and self.ending.over:
+                break
+            chunk = order[start : start + max(start, 1)]
+            seen |= self._evaluated(precision, chunk, start < _APART)
+            start += len(chunk)
+        if not whole:
+            self.evaluations.losses |= {sample: found.loss for sample, found in seen.items()}
+        return seen
 
     def _evaluated(
         self, precision: Precision, samples: Sequence[Sample], apart: bool
@@ -247,7 +253,7 @@ class Search:
             offenders: tuple[Sample, ...] = ()
         else:
             offenders = tuple(self.criterion.offenders(seen))
-            complete = len(seen) == len(self.samples)
+            complete = len(seen) == len(self.samples.judged)
             met = complete and not offenders and self.required <= units
         return Trial(units, met, complete, worst, asked_by, price, len(precision), offenders)
 
@@ -271,6 +277,40 @@ class Search:
             known = [trial] if self._best is None else [self._best, trial]
             rank = self.problem.rank
             self._best = min(known, key=lambda t: (*rank(t.fp32), t.loss, sorted(t.fp32)))
+
+    def set_aside(self) -> None:
+        """Judge sets on one sample, the given one that the empty set is worst on.
+
+        All others are set aside: what a search ends with is judged on them
+        (:meth:`failing_aside`), and those that it fails on join. A set for all samples is so found
+        from few, as programs are from counterexamples (Solar-Lezama et al., "Combinatorial
+        Sketching for Finite Programs", 2006).
+
+        Raises
+        ------
+        Stop
+            If time is used up.
+        """
+        found = self._evaluated(self.problem.precision(()), list(self.samples), apart=False)
+        losses = {sample: evaluation.loss for sample, evaluation in found.items()}
+        self.evaluations.losses |= losses
+        self.samples.set_aside(losses)
+
+    def failing_aside(self, fp32: UnitSet) -> list[Sample]:
+        """The samples set aside on which a set fails, as far as it takes to know; empty if none.
+
+        Where the time is used up, only given ones are looked at.
+
+        Raises
+        ------
+        Stop
+            If time is used up while it searches.
+        """
+        known = self.evaluations.known(self.problem.precision(fp32))
+        judged = {s: known[s] for s in self.samples.judged if s in known}
+        aside = [s for s in self.samples.aside if s.firm or not self.ending.over]
+        seen = judged | self._seen(fp32, aside, judged)
+        return [s for s in self.criterion.offenders(seen) if s not in judged]
 
     def probe(self, fp16: Iterable[int], sample: Sample) -> Evaluation:
         """What one sample gives when only these units are FP16; no trial.
@@ -344,7 +384,7 @@ class Search:
             A set that is never the best.
         """
         self.limit = self.limit if limit is None else limit
-        self.samples += samples
+        self.samples.join(samples)
         self.required |= required
         if refused is not None:
             self._refused.add(refused)
@@ -366,8 +406,6 @@ class Search:
 
     def _known_verdict(self, units: UnitSet, asked_by: str) -> Trial:
         known = self.evaluations.known(self.problem.precision(units))
-        return self._verdict(units, asked_by, {s: known[s] for s in self.samples if s in known})
-
-    def extend(self, trials: int) -> None:
-        """Allow so many trials from now on, at least."""
-        self.allowed = max(self.allowed, len(self._trials) + trials)
+        return self._verdict(
+            units, asked_by, {s: known[s] for s in self.samples.judged if s in known}
+        )

@@ -16,13 +16,18 @@ from optuna.storages.journal import JournalFileBackend
 
 from ..errors import InputError
 from ..files import first_line
+from ..hints import option
 
 #: The attribute under which a study's facts stand in the storage.
 FACTS = "mpsearch"
 #: Seconds to wait for a database that another process writes to.
 _WAIT = 60.0
 _JOURNAL = "journal:"
-ANEW = "give what was given then, or leave --resume out to begin anew"
+
+
+def anew() -> str:
+    """What to do where a study is of something else."""
+    return f"give what was given then, or leave {option('resume')} out to begin anew"
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
@@ -134,7 +139,7 @@ def find(storage: optuna.storages.BaseStorage, facts: Mapping[str, str]) -> optu
     if other is not None:
         names = [*facts, *(name for name in other if name not in facts)]
         differ = [name for name in names if facts.get(name) != other.get(name)]
-        raise InputError(f"cannot resume: {_differences(differ, other, facts)}; {ANEW}")
+        raise InputError(f"cannot resume: {_differences(differ, other, facts)}; {anew()}")
     return None
 
 

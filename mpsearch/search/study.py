@@ -25,9 +25,10 @@ from ..ending import Stop
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluation
 from ..files import first_line
+from ..hints import option
 from ..program.precision import Precision
-from .criterion import Sample
-from .storage import ANEW, FACTS, create, find, open_storage, silence
+from .samples import Sample
+from .storage import FACTS, anew, create, find, open_storage, silence
 
 #: The constraint under which a trial's distance from the budget stands in the study.
 BUDGET = "budget"
@@ -156,7 +157,7 @@ class Study:
         except InputError:
             raise
         except Exception as error:  # whatever a damaged study makes of Optuna
-            raise InputError(f"cannot resume: {first_line(error)}; {ANEW}") from error
+            raise InputError(f"cannot resume: {first_line(error)}; {anew()}") from error
         if study is None:
             return create(storage, name, {**about, FACTS: dict(facts)})
         try:
@@ -166,7 +167,7 @@ class Study:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"cannot resume: the study {study.study_name!r} holds what mpsearch did not "
-                "write; leave --resume out to begin anew"
+                f"write; leave {option('resume')} out to begin anew"
             ) from error
         return study
 
@@ -277,7 +278,7 @@ class Study:
                     self._stored = None
                     raise Unstored(
                         f"The study could not be stored ({first_line(error)}); what was found "
-                        "until then was, and --resume goes on from there."
+                        f"until then was, and {option('resume')} goes on from there."
                     ) from error
             time.sleep(_AGAIN)
 

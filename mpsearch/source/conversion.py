@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._ct import ct, quiet
 from ..errors import InputError
+from ..hints import option
 from ..options import TARGETS
 from ..program.described import ORIGINS
 from ..program.lowering import all_ops
@@ -53,9 +54,11 @@ def convert(
         If coremltools cannot convert the model.
     """
     if io_dtype == "fp16" and target == "iOS15":
-        raise InputError("--io-dtype fp16 needs --target iOS16 or newer, got iOS15")
+        raise InputError(
+            f"{option('io_dtype', 'fp16')} needs {option('target', 'iOS16')} or newer, got iOS15"
+        )
     if model.states and target in TARGETS[: TARGETS.index("iOS18")]:
-        raise InputError(f"states need --target iOS18 or newer, got {target}")
+        raise InputError(f"states need {option('target', 'iOS18')} or newer, got {target}")
     first = samples[0]
     _check_numbers(first)
     values = model(first)

@@ -20,6 +20,7 @@ from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric, Outputs
 from ..executor.predict import Executor
 from ..files import first_line
+from ..hints import option
 from ..numerics.choosing import Numerics, chosen
 from ..numerics.profiles import Profile
 from ..options import Conversion
@@ -277,7 +278,7 @@ def _taken_apart(batches: Data, data: Data) -> list[str]:
         return []
     return [
         f"Batches were taken apart: {len(batches.samples)} made {len(data.samples)} samples, and "
-        "the package takes one at a time. To keep them whole: --batches whole."
+        f"the package takes one at a time. To keep them whole: {option('batches', 'whole')}."
     ]
 
 

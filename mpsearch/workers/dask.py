@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..evaluation.evaluator import Evaluation, Evaluator
 from ..evaluation.incremental import Incremental
 from ..files import first_line
+from ..hints import option
 from ..program.precision import Precision
 from ..temporary import TemporaryFolder
 from .forked import Result, divided, run
@@ -52,7 +53,8 @@ class Cluster:
             from distributed import Client, LocalCluster
         except ImportError as error:
             raise InputError(
-                f"--cluster {address} needs dask.distributed; run pip install mpsearch[cluster]"
+                f"{option('cluster', address)} needs dask.distributed; run "
+                "pip install mpsearch[cluster]"
             ) from error
         self._bytes = cache_bytes
         self._own: Any = None
