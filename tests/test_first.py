@@ -353,3 +353,44 @@ def test_what_coremltools_never_casts_is_named_and_loops_are_not():
     samples = [torch.randn(1, 4, 8) for _ in range(4)]
     notes = " ".join(mpsearch.optimize(Masked().eval(), samples, 1e-2).notes)
     assert "coremltools leaves" in notes and "while_loop" not in notes
+
+
+def test_options_are_named_as_who_asks_has_them(tmp_path):
+    samples = [torch.rand(1, 3, 16, 16) for _ in range(4)]
+    half = mpsearch.Conversion(target="iOS15", io_dtype="fp16")
+    with pytest.raises(mpsearch.InputError) as raised:
+        mpsearch.optimize(factory(), samples, 1e-2, conversion=half)
+    assert 'Conversion(io_dtype="fp16") needs Conversion(target="iOS16")' in str(raised.value)
+    said = run(
+        "optimize", "tests.test_first:factory", "--budget", "1e-2", "--target", "iOS15",
+        "--io-dtype", "fp16", "-o", tmp_path / "out", expect=2,
+    )  # fmt: skip
+    assert "--io-dtype fp16 needs --target iOS16" in said.stderr
+
+
+def test_a_change_that_changes_nothing_is_said(tmp_path):
+    samples = [torch.rand(1, 3, 16, 16) for _ in range(4)]
+    found = mpsearch.optimize(
+        factory(), samples, 1e-2, conversion=mpsearch.Conversion(rewrite=True)
+    )
+    assert any("Conversion(rewrite=True) changed nothing" in note for note in found.notes)
+
+
+def test_ops_kept_for_their_layer_say_so():
+    class Layer(nn.Module):
+        def forward(self, x):
+            return (x * 3e4).exp().log() + x.sin()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = Layer(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.head(self.inner(x))
+
+    samples = [torch.rand(1, 4) * 5e-4 + 2e-4 for _ in range(4)]
+    whole = mpsearch.Constraints(by="layer")
+    found = mpsearch.optimize(Model().eval(), samples, 0.1, constraints=whole)
+    reasons = {op.type: op.verdict for op in found.kept}
+    assert reasons["sin"] == "layer" and set(reasons.values()) != {"layer"}

@@ -206,7 +206,8 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
     ops
         Every candidate op, in execution order.
     front
-        FP32 ops and error of the trials that no other beats in both.
+        FP32 ops and error of the trials that no other beats in both, on the samples that sets were
+        judged on.
     remedies
         Changes to the PyTorch model that would cost less (:mod:`mpsearch.explain.remedies`).
     rescaling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -206,26 +206,12 @@ class Search:
 
     def _judged(self, units: UnitSet, asked_by: str, asked: optuna.trial.Trial | None) -> Trial:
         started = time.perf_counter()
-        whole = units == self.problem.all_units
-        seen = self._seen(
-            units, [s for s in self.samples if s.firm] if whole else self.samples.judged
-        )
-        trial = self._verdict(units, asked_by, seen)
-        self._record(trial, time.perf_counter() - started, asked)
-        return trial
-
-    def _seen(
-        self, units: UnitSet, samples: Iterable[Sample], before: Mapping[Sample, Evaluation] = {}
-    ) -> dict[Sample, Evaluation]:
-        """What samples give, the hardest first, until it is known that the set fails.
-
-        ``before`` is what others gave.
-        """
         precision, whole = self.problem.precision(units), units == self.problem.all_units
+        samples = [s for s in self.samples if s.firm] if whole else self.samples.judged
         order = hardest_first(samples, self.evaluations.losses)
         seen: dict[Sample, Evaluation] = {}
         start = 0
-        while start < len(order) and (whole or not self.criterion.offenders({**before, **seen})):
+        while start < len(order) and (whole or not self.criterion.offenders(seen)):
             if whole and seen and self.ending.over:
                 break
             chunk = order[start : start + max(start, 1)]
@@ -233,7 +219,9 @@ class Search:
             start += len(chunk)
         if not whole:
             self.evaluations.losses |= {sample: found.loss for sample, found in seen.items()}
-        return seen
+        trial = self._verdict(units, asked_by, seen)
+        self._record(trial, time.perf_counter() - started, asked)
+        return trial
 
     def _evaluated(
         self, precision: Precision, samples: Sequence[Sample], apart: bool
@@ -297,9 +285,7 @@ class Search:
         self.samples.set_aside(losses)
 
     def failing_aside(self, fp32: UnitSet) -> list[Sample]:
-        """The samples set aside on which a set fails, as far as it takes to know; empty if none.
-
-        Where the time is used up, only given ones are looked at.
+        """The samples set aside on which a set fails; where time is used up, of the given ones.
 
         Raises
         ------
@@ -309,8 +295,9 @@ class Search:
         known = self.evaluations.known(self.problem.precision(fp32))
         judged = {s: known[s] for s in self.samples.judged if s in known}
         aside = [s for s in self.samples.aside if s.firm or not self.ending.over]
-        seen = judged | self._seen(fp32, aside, judged)
-        return [s for s in self.criterion.offenders(seen) if s not in judged]
+        found = self._evaluated(self.problem.precision(fp32), aside, apart=False)
+        self.evaluations.losses |= {sample: each.loss for sample, each in found.items()}
+        return [s for s in self.criterion.offenders(judged | found) if s not in judged]
 
     def probe(self, fp16: Iterable[int], sample: Sample) -> Evaluation:
         """What one sample gives when only these units are FP16; no trial.
