@@ -1,4 +1,4 @@
-"""Holds the structure of the code: sizes of classes and functions, imports, words.
+"""Holds the structure of the code: sizes of classes and functions, imports, words, the map.
 
     python -m tests.structure
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ SMALL_CLASSES, ATTRIBUTES, METHODS = ("mpsearch/search", "mpsearch/evaluation"),
 LINES_OF_A_FUNCTION = 60
 #: The flow that is read first: lines, and names imported from the project.
 FLOW, LINES_OF_THE_FLOW, IMPORTS_OF_THE_FLOW = "mpsearch/flows/optimize.py", 150, 15
+#: The page that says where things are.
+MAP = "docs/development.md"
 #: Words that stood for something that has a name of its own.
 WORDS = re.compile(
     r"(^|_)(crew|hire|hired|ahead|expect|piece|answerer|room|pose|posed|floor|ends|mend|mended|"
@@ -110,6 +113,26 @@ def broken() -> Iterator[str]:
     ]
     if len(names) > IMPORTS_OF_THE_FLOW or len(flow.splitlines()) > LINES_OF_THE_FLOW:
         yield f"{FLOW}: {len(names)} imports of the project, {len(flow.splitlines())} lines"
+    if layers_drawn() != layers():
+        yield f"{MAP}: it draws other layers than the import contract in pyproject.toml has"
+
+
+def layers() -> list[set[str]]:
+    """The layers of the import contract that are packages, the highest first."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    rows = [{name.strip().removeprefix("mpsearch.") for name in row.split(":")} for row in contract]
+    packages = [{name for name in row if (ROOT / "mpsearch" / name).is_dir()} for row in rows]
+    return [row for row in packages if row]
+
+
+def layers_drawn() -> list[set[str]]:
+    """The layers as the map for contributors has them."""
+    drawn = (ROOT / MAP).read_text(encoding="utf-8").partition("## The layers")[2]
+    lines = drawn.split("```")[1].splitlines()[1:]
+    known = set().union(*layers())
+    rows = [{word for word in line.split("  ") if word.strip() in known} for line in lines]
+    return [{word.strip() for word in row} for row in rows if row]
 
 
 if __name__ == "__main__":

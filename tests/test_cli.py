@@ -516,7 +516,7 @@ UPSAMPLER = ["examples.conv_transpose:build", "--inputs", "examples.conv_transpo
 def test_activations_of_half_models_convert(tmp_path):
     """coremltools #2470, #2480, as docs/guides/half_activations.md tells it."""
     outcome = run("optimize", *HALF, "--budget", "5e-3", "-o", tmp_path / "o")
-    assert outcome.stdout.startswith("FP16 meets the budget as it is")
+    assert outcome.stdout.startswith("Ready: FP16 meets the budget as it is")
     kinds = {op["type"] for op in json.loads((tmp_path / "o" / "result.json").read_text())["ops"]}
     assert {"leaky_relu", "prelu", "elu"} <= kinds
 
@@ -528,7 +528,7 @@ def test_conv_transpose_is_pinned(tmp_path):
     result = json.loads((tmp_path / "o" / "result.json").read_text())
     assert result["pinned_by_hazard"] == result["fp32_ops"] and len(result["fp32_ops"]) == 2
     off = run("optimize", *UPSAMPLER, "--budget", "1e-2", "-o", tmp_path / "o", "--hazards", "off")
-    assert off.stdout.startswith("FP16 meets the budget as it is")
+    assert off.stdout.startswith("Ready: FP16 meets the budget as it is")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["optimize", "--help"], ["optimise"]])

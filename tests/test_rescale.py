@@ -210,7 +210,8 @@ def test_fresh_inputs_keep_the_margins(folded, tmp_path):
 def test_without_rescaling_the_result_says_what_it_would_give():
     found = search(NORM, "off")
     assert found.kept and found.rescaling is None
-    assert "--rescale fold: by ranges none of 18 ops need FP32 then" in found.rescale_hint
+    said = 'Conversion(rescale="fold"): by ranges none of 18 ops need FP32 then'
+    assert said in found.rescale_hint
 
 
 def test_a_model_that_fits_is_left_alone():

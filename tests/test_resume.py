@@ -148,7 +148,7 @@ def test_a_study_of_something_else_is_refused_with_what_differs(tmp_path):
         with pytest.raises(mpsearch.InputError) as refused:
             search(url, resume=True, **options)
         assert said in str(refused.value), str(refused.value)
-        assert "leave --resume out" in str(refused.value)
+        assert "leave Execution(resume=True) out" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_storage_that_stays_away_ends_the_search_with_the_best_so_far(tmp_path
         cut = search(url)
     assert cut.status == "interrupted" and cut.error <= budget(3)
     assert any("server closed the connection" in note for note in cut.notes)
-    assert any("--resume goes on" in note for note in cut.notes)
+    assert any("Execution(resume=True) goes on" in note for note in cut.notes)
     assert content(search(url, resume=True)) == unbroken
 
 

@@ -51,7 +51,9 @@ def kept_ops(
 ) -> tuple[KeptOp, ...]:
     """The FP32 ops, each with its error alone in FP16, and the reason why it is kept.
 
-    The error is measured where it may break the budget, and predicted where it does by far not.
+    The error is measured where it may break the budget, and predicted where it does by far not: on
+    the sample that the op overflows on, or a conflict is of, or else the hardest; where that does
+    not break, also on others that sets were judged on.
     What is measured is remembered as a conflict where it breaks the budget. ``pinned`` are names of
     ops that a rule keeps.
     """
@@ -69,10 +71,13 @@ def kept_ops(
     for i in doubtful[:_MOST_ALONE]:
         at[i] = places.get(range_.risks[i].sample, hardest) if i in refused else hardest
         at[i] = conflicts[i].sample if i in conflicts else at[i]
-    every = set(range(len(prepared.ops)))
-    for i, place in at.items():
-        alone = Precision.of(every - {i}, len(every))
-        losses[i] = search.evaluations.evaluate(alone, place).loss
+    losses |= _alone(search, at)
+    others = [s for s in search.samples.judged if s.firm]
+    near = [i for i in at if search.limit >= losses[i] and (losses[i] >= little or i in conflicts)]
+    more = [(i, s) for i in near for s in others if s != at[i]][: _MOST_ALONE - len(at)]
+    for i, sample in more:
+        if losses[i] <= search.limit and (found := _alone(search, {i: sample})[i]) > losses[i]:
+            losses[i], at[i] = found, sample
     _remember(search, {i: losses[i] for i in at}, at)
     causes = _causes(prepared, search, [i for i in at if losses[i] > search.limit], at)
     kept = []
@@ -93,6 +98,13 @@ def kept_ops(
         error = number(show(losses[i]))
         kept.append(KeptOp(op.name, op.type, op.layer, error, op.line, verdict, reason))
     return tuple(kept)
+
+
+def _alone(search: Search, at: dict[int, Sample]) -> dict[int, float]:
+    """The losses of ops that alone are FP16, each on a sample."""
+    count = len(search.problem.ops)
+    alone = {i: Precision.of(set(range(count)) - {i}, count) for i in at}
+    return {i: search.evaluations.evaluate(alone[i], sample).loss for i, sample in at.items()}
 
 
 def _remember(search: Search, losses: dict[int, float], at: dict[int, Sample]) -> None:
