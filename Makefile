@@ -10,12 +10,15 @@ demo: $(READY)
 	$(BIN)/mpsearch optimize examples.minilm:build --inputs examples.minilm:samples \
 		--metric max_abs --budget 1e-2 --out minilm-mixed
 
+# What a change needs: minutes. Every module is covered.
 test: $(READY)
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not (sweep or thorough)"
 
-# The tests, and a hundred runs with every option drawn at random; see tests/sweep/run.py.
+# What takes long as well, and a hundred runs with every option drawn at random (tests/sweep/run.py).
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m sweep tests/sweep
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "$(THOROUGH)"
+
+THOROUGH := thorough or sweep
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,21 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trials first: they fork, which takes the longer the more a process has in memory."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Trials first: they fork, which takes the longer the more a process has in memory.
+
+    With ``MPSEARCH_EVERY=N`` every Nth parameter is run of the tests that take long.
+    """
+    every, seen = int(os.environ.get("MPSEARCH_EVERY", "1")), Counter()
+    left_out = []
+    for item in items:
+        if item.get_closest_marker("thorough") and hasattr(item, "callspec"):
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % every:
+                left_out.append(item)
+            seen[name] += 1
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: "trials" not in item.path.parts)
     # Modules are there for good: looking for garbage in them takes an eighth of the tests' time.
     gc.freeze()

@@ -28,6 +28,7 @@ def _right(seed: int) -> bool:
     return any(op.verdict == case.cause and op.type in case.types for op in near)
 
 
+@pytest.mark.thorough
 def test_verdicts_on_a_hundred_models_with_a_planted_cause():
     wrong = [seed for seed in range(100) if not _right(seed)]
     kinds = collections.Counter(CAUSES[seed % len(CAUSES)] for seed in wrong)

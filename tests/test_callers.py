@@ -37,6 +37,7 @@ AROUND = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", AROUND)
 @pytest.mark.filterwarnings("ignore:Anomaly")
 def test_modes_around_a_call_change_nothing(name, plain):

@@ -50,6 +50,7 @@ def shell(script, **more):
 # --- streams and environment ------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-"])
 def test_closed_streams_lose_nothing(closed, here):
     """Files that are opened would take their numbers, and native code would print into them."""
@@ -58,11 +59,13 @@ def test_closed_streams_lose_nothing(closed, here):
     assert foreign(Path("out")) is None and Path("out/model.mlpackage").is_dir()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arguments", ["--help", "optimize --help", " ".join([*ARGV, "-o", "out"])])
 def test_a_reader_that_goes_away_is_no_failure(arguments, here):
     assert shell(f"mpsearch {arguments} | true; exit ${{PIPESTATUS[0]}}").returncode == 0
 
 
+@pytest.mark.thorough
 def test_variables_that_libraries_fail_at_are_left_out(here):
     done = shell(
         f"mpsearch {' '.join(ARGV)} --out out", MPLBACKEND="nonsense", SOURCE_DATE_EPOCH="abc"
@@ -82,6 +85,7 @@ def test_a_report_that_cannot_be_drawn_loses_nothing(here, monkeypatch, caplog):
 # --- signals ----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 2.0, 3.0])
 def test_ctrl_c_ends_a_command_that_loads(seconds, here):
     """By the processor time that it has used: the machine may be busy."""
@@ -108,6 +112,7 @@ def test_ctrl_c_ends_a_command_that_loads(seconds, here):
     assert not list(folder.iterdir()) and not list(here.iterdir())
 
 
+@pytest.mark.thorough
 def test_a_stopped_worker_is_done_without(here):
     """SIGSTOP, as a debugger or a batch system sends it."""
     process = subprocess.Popen(
@@ -128,6 +133,7 @@ def test_a_stopped_worker_is_done_without(here):
 # --- files ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["a?b#c", "100%{0}", "[x] 'y'", "?mode=memory"])
 def test_outputs_stand_where_they_were_asked_for(name, here):
     run(*ARGV, "--out", f"{name}/out")
@@ -142,6 +148,7 @@ def test_a_path_that_is_too_long_leaves_nothing(here):
     assert len(said.stderr) < 1000 and not list(here.iterdir())
 
 
+@pytest.mark.thorough
 def test_folders_of_others_are_left_alone(here, monkeypatch):
     """Whatever their names: only a marker that mpsearch wrote says that it made a folder."""
     folder = here.parent / "tmp"

@@ -196,6 +196,7 @@ def test_infeasible_exits_3_and_writes_nothing(here):
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_interrupt_writes_the_best_set(here):
     """Ctrl-C in a process of its own, as a user would press it."""
     script = (
@@ -224,6 +225,7 @@ def test_interrupt_writes_the_best_set(here):
     assert (here / "net-mixed" / "model.mlpackage").exists()
 
 
+@pytest.mark.thorough
 def test_stdout_holds_results_alone_and_stderr_nothing(here):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
@@ -238,6 +240,7 @@ def test_stdout_holds_results_alone_and_stderr_nothing(here):
     assert done.stderr == ""
 
 
+@pytest.mark.thorough
 def test_progress_says_what_is_done_and_the_best_so_far(here):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
@@ -257,6 +260,7 @@ def test_progress_says_what_is_done_and_the_best_so_far(here):
 # --- sources ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_every_kind_of_source(here):
     model, x = net().eval(), batches()
     torch.jit.save(torch.jit.trace(model, x[0]), "script.pt")
@@ -286,6 +290,7 @@ def test_every_kind_of_source(here):
     assert len(counts) == 1
 
 
+@pytest.mark.thorough
 def test_an_fp32_package_is_a_source(here):
     result = mpsearch.optimize(
         net(), batches(), 1e-2, constraints=mpsearch.Constraints(keep_fp32=["op:*"])
@@ -461,6 +466,7 @@ def _on_a_terminal(arguments: list[str], environment: dict[str, str]) -> str:
     return b"".join(parts).decode()
 
 
+@pytest.mark.thorough
 def test_color_only_on_a_terminal_and_never_with_no_color(tmp_path):
     arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", str(tmp_path / "o")]
     shown = _on_a_terminal(arguments, {"NO_COLOR": "", "PYTHONPATH": os.getcwd()})
@@ -553,6 +559,7 @@ def test_public_names_are_there_when_asked_for():
         mpsearch.nothing  # noqa: B018
 
 
+@pytest.mark.thorough
 def test_coremltools_loads_no_frontends_in_a_command_and_others_may():
     """It would import scikit-learn and transformers only to know that they are installed."""
     pytest.importorskip("sklearn")

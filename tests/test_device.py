@@ -100,6 +100,7 @@ def test_what_is_no_profile_is_refused_in_a_line(change, said, tmp_path):
     assert said in str(told.value) and "\n" not in str(told.value)
 
 
+@pytest.mark.thorough
 def test_a_search_takes_a_profile_from_a_file(tmp_path):
     """One in which products overflow at 1 keeps what ieee does not need to keep."""
     rules = {"linear": Rule(overflows=1.0)}
@@ -121,6 +122,7 @@ def test_a_search_takes_a_profile_from_a_file(tmp_path):
 # -- the probe ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_probe_recovers_what_was_planted():
     """python -m tests.trials.probes plants more."""
     seen = planted(1000)
@@ -205,6 +207,7 @@ def test_verify_compares_a_device_with_what_was_promised(tmp_path, monkeypatch):
     assert found["holds"] is None and found["error"] is None and found["samples"] == 3
 
 
+@pytest.mark.thorough
 def test_a_search_on_a_device_holds_there(tmp_path, monkeypatch):
     """A device with another kind of FP16: what the executor would not keep, the search keeps."""
     rules = Observation(name="narrow", ops={"linear": Rule(overflows=0.5)})

@@ -42,6 +42,7 @@ def _pages():
     return [str(p) for p in ours if "```python" in (ROOT / "docs" / p).read_text()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", _pages())
 def test_the_code_on_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks of a page, one after the other, as a reader would paste them."""

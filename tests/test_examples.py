@@ -45,6 +45,7 @@ def example(request, tmp_path_factory):
     return request.param, module, model, data, result, out
 
 
+@pytest.mark.thorough
 def test_budget_met_on_calibration_and_heldout(example):
     name, module, *_, result, _ = example
     assert result.met
@@ -62,6 +63,7 @@ def test_the_error_as_read_back_is_within_the_budget(example):
     assert result.error <= result.budget
 
 
+@pytest.mark.thorough
 def test_written_package_meets_the_budget(example):
     """Measured here, from the file, by the executor alone against PyTorch."""
     _, module, model, data, _, out = example
@@ -83,6 +85,7 @@ def test_written_package_meets_the_budget(example):
         assert (abs(difference).max() if metric == "max_abs" else error) <= module.BUDGET
 
 
+@pytest.mark.thorough
 def test_op_selector_alone_gives_the_same_fp32_ops(example, tmp_path):
     name, *_, out = example
     alone, ours = read_back(by_itself(name, out, tmp_path)), read_back(out / "model.mlpackage")
@@ -118,6 +121,7 @@ def by_itself(name, out, folder):
     return package
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sorted(OVERFLOWING))
 def test_rescale_alone_gives_the_same_package(name, tmp_path):
     """Op for op, constants to the bit; and no op stays FP32."""
@@ -144,6 +148,7 @@ def _named(ops):
     return [(kind, None if kind == "transpose" else name) for kind, name in ops]
 
 
+@pytest.mark.thorough
 def test_training_script(tmp_path):
     from examples import training
 

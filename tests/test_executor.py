@@ -351,6 +351,7 @@ RECURRENT = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "direction", "activation"), RECURRENT)
 @pytest.mark.parametrize("numerics", ["ieee", "ane", "strict", "wide"])
 def test_recurrent_ops_are_torch_layers(name, direction, activation, numerics):
@@ -430,6 +431,7 @@ def gru(steps, precision):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("precision", ["FLOAT32", "FLOAT16"])
 @pytest.mark.parametrize(
     ("steps", "numerics"),
@@ -465,6 +467,7 @@ def calls(run, x):
     return counted.calls
 
 
+@pytest.mark.thorough
 def test_a_loop_is_traced_where_it_is_long():
     run, x = runner(gru(258, "FLOAT16"), "ieee"), torch.zeros(1, 258, 6)
     ops = calls(runner(gru(258, "FLOAT16"), "ieee", traced_after=sys.maxsize), x)

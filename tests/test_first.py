@@ -124,6 +124,7 @@ FILES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", FILES)
 def test_a_model_and_a_budget_are_enough(kind, tmp_path):
     done = run("optimize", FILES[kind](tmp_path), "--budget", "1e-2", "-o", tmp_path / "out")

@@ -66,6 +66,7 @@ def test_many_inputs_and_outputs():
     np.testing.assert_allclose(got["hidden_1"], wanted.hidden[1].detach(), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.thorough
 def test_inputs_of_every_form_mean_the_same():
     x = batches()[:2]
     loader = torch.utils.data.DataLoader(torch.cat(x), batch_size=1)
@@ -164,6 +165,7 @@ def test_candidates_are_what_op_selector_sees(target):
     assert {op.name: op.type for op in prepared.ops} == ops
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("target", ["iOS15", "iOS18"])
 def test_fp16_forms_are_coremltools_own(target):
     """A random vector: the evaluator against the package that coremltools makes of it.

@@ -68,6 +68,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ABSORBING)
 def test_what_the_graph_absorbs_stays_in_fp16(name):
     model, data = Function(ABSORBING[name]), normal(6, 4, 8)
@@ -82,6 +83,7 @@ def test_what_the_graph_absorbs_stays_in_fp16(name):
         assert np.linalg.norm(got - wanted) <= 2e-3 * np.linalg.norm(wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_overflows_are_refused_whatever_the_error(name):
     """The product with 40,000 overflows, and is FP32 though the budget allows any error."""
@@ -209,6 +211,7 @@ def test_coverage_is_clopper_and_pearsons():
     assert coverage.promised(4, 0.95, 0.95) == pytest.approx(0.05 ** (1 / 4))
 
 
+@pytest.mark.thorough
 def test_the_promise_is_true_on_planted_models():
     """Each promise may fail with a chance of 5%; of 16, 4 or more do with one of 0.7%."""
     untrue = 0
@@ -293,6 +296,7 @@ def test_an_overflow_in_a_heldout_sample_costs_the_two_ops_that_overflow():
     )
 
 
+@pytest.mark.thorough
 def test_no_op_is_kept_that_the_samples_do_not_need():
     model, limit, data = families.drawn("encoder:101", seed=1, count=24)
     wanted = mpsearch.Constraints(objective="calibration")
@@ -396,6 +400,7 @@ def test_batches_stay_whole_where_that_is_asked_for(tmp_path, monkeypatch):
 # --- many samples are cheap --------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name", ["t5_residual", "mask_1e9", "rt_detr", "rmsnorm_outlier", "residual_vit"]
 )

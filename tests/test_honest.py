@@ -296,6 +296,7 @@ def test_seconds_are_those_of_the_whole_call():
 # --- options ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "budget", [math.nan, -1.0, 0.0, math.inf, None, "1e-3", Path("x"), True, 1j]
 )

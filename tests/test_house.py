@@ -54,6 +54,7 @@ def test_what_is_installed_is_all_there_is():
     assert listed == {file for file in other if file.suffix not in (".py", ".pyc")}
 
 
+@pytest.mark.thorough
 def test_a_search_does_not_load_torchs_compiler():
     """It takes seconds and 25 MB, and nothing here is compiled."""
     code = (

@@ -47,6 +47,7 @@ def one():
     return content(found)
 
 
+@pytest.mark.thorough
 def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_path):
     """And other processes take part, or they are worth nothing."""
     answer, answered = forked._Fork.answer, []
@@ -65,6 +66,7 @@ def test_results_do_not_depend_on_the_number_of_processes(one, monkeypatch, tmp_
     assert content(search(1, storage=url, resume=True)) == one
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_killed_costs_only_what_it_was_doing(one, monkeypatch):
     ask, killed = forked._Fork.ask, []
 
@@ -86,6 +88,7 @@ def test_several_processes_are_for_the_cpu():
         check_jobs(2, "cuda")
 
 
+@pytest.mark.thorough
 def test_the_command_line_takes_jobs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

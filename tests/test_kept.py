@@ -88,6 +88,7 @@ def at(monkeypatch, moment, numbers):
     monkeypatch.setattr(place, name, call)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_signal_at_any_moment_keeps_the_set(moment, number, here, monkeypatch):
@@ -103,6 +104,7 @@ def test_a_signal_at_any_moment_keeps_the_set(moment, number, here, monkeypatch)
     assert files.foreign(Path("out")) is None and Path("out/model.mlpackage").is_dir()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moment", ["bounding", "measuring alone", "exponents"])
 def test_a_second_signal_ends_the_extras(moment, here, monkeypatch):
     at(monkeypatch, moment, [signal.SIGINT, signal.SIGINT])
@@ -125,6 +127,7 @@ def test_a_signal_before_a_set_is_known_says_so(here, monkeypatch):
     assert not Path("out").exists()
 
 
+@pytest.mark.thorough
 def test_signals_that_are_ignored_stay_ignored(here):
     """As under nohup: SIGHUP is set to be ignored by who starts the program."""
     code = (
@@ -158,6 +161,7 @@ def test_handlers_are_put_back(here):
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("timeout", [1e-9, 0.05, 0.3])
 def test_the_answer_of_a_short_run_is_the_rankings_boundary_or_better(timeout):
     model, data = Planted(0).eval(), planted_samples(0)
@@ -229,6 +233,7 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
 # --- what a worse result replaces ------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_is_written_beside_a_complete_result(here, monkeypatch):
     run(*ARGV)
     before = contents("out")
@@ -242,6 +247,7 @@ def test_an_interrupted_run_is_written_beside_a_complete_result(here, monkeypatc
     assert contents("out") == before and status("out-interrupted") == "interrupted"
 
 
+@pytest.mark.thorough
 def test_a_complete_result_replaces_an_interrupted_one(here, monkeypatch):
     with monkeypatch.context() as patched:
         at(patched, "searching", [signal.SIGINT])
@@ -275,6 +281,7 @@ def test_a_folder_that_only_looks_like_a_result_is_not_replaced(here):
     assert contents("out") == before
 
 
+@pytest.mark.thorough
 def test_files_that_appear_while_the_search_runs_are_kept(here, monkeypatch):
     run(*ARGV)
     original = outcome._built
@@ -308,6 +315,7 @@ def test_model_explorer_replaces_only_what_it_wrote(here):
     }
 
 
+@pytest.mark.thorough
 def test_apply_replaces_only_packages_of_ours(here):
     run(*ARGV)
     apply = ["apply", "out", NET, "-o"]
@@ -342,6 +350,7 @@ def test_a_link_is_not_followed_to_what_it_names(here):
 # --- the exchange ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("atomic", [True, False])
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_a_rename_that_fails_leaves_one_result_whole(atomic, failing, here, monkeypatch):
@@ -376,6 +385,7 @@ def test_a_rename_that_fails_leaves_one_result_whole(atomic, failing, here, monk
     assert sorted(p.name for p in here.iterdir()) == ["out"]
 
 
+@pytest.mark.thorough
 def test_a_run_killed_between_two_renames_is_put_right_by_the_next(here, monkeypatch):
     """Where the system cannot exchange: the former result stands aside for a moment."""
     run(*ARGV)
@@ -410,6 +420,7 @@ def test_a_run_killed_between_two_renames_is_put_right_by_the_next(here, monkeyp
 # --- a full disk -----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_while_the_package_is_written_keeps_the_choice(here, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -425,6 +436,7 @@ def test_a_disk_that_fills_while_the_package_is_written_keeps_the_choice(here, m
     assert status("out") == "met"
 
 
+@pytest.mark.thorough
 def test_a_disk_that_fills_while_the_result_is_saved_shows_it_and_says_why(here, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -441,6 +453,7 @@ def test_a_disk_that_fills_while_the_result_is_saved_shows_it_and_says_why(here,
 # --- litter ----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeypatch):
     code = (
         "import time\n"
@@ -475,6 +488,7 @@ def test_what_killed_runs_left_is_swept_and_what_others_use_is_not(here, monkeyp
     assert sorted(p.name for p in here.iterdir()) == ["out"]
 
 
+@pytest.mark.thorough
 def test_a_result_that_is_held_outlives_the_runs_of_others(here, monkeypatch):
     """The package of a result that was not saved yet stands in a temporary folder."""
     held = mpsearch.optimize(net(), batches(), 1e-2, execution=mpsearch.Execution(progress=False))
@@ -483,6 +497,7 @@ def test_a_result_that_is_held_outlives_the_runs_of_others(here, monkeypatch):
     assert files.foreign(Path("held")) is None and Path("held/model.mlpackage").is_dir()
 
 
+@pytest.mark.thorough
 def test_nothing_is_left_in_the_folder_for_temporary_files(here, monkeypatch, tmp_path_factory):
     place = tmp_path_factory.mktemp("tmp")
     command = [sys.executable, "-c", "from mpsearch.cli import main; main()", *ARGV]

@@ -76,6 +76,7 @@ def test_layers_of_a_file_are_those_in_memory(how, lists, tmp_path):
     assert layers(str(path), x) == layers(lists, x)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_layers_of_architectures(name, tmp_path):
     pytest.importorskip("transformers")
@@ -95,6 +96,7 @@ def test_layers_of_architectures(name, tmp_path):
     assert {layer for _, layer in found} == {layer for _, layer in wanted}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["llama", "mobilenet_v2"])
 def test_layers_of_a_package_that_mpsearch_converted(name, tmp_path):
     pytest.importorskip("transformers")

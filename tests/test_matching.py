@@ -115,6 +115,7 @@ def config(tmp_path_factory):
     return result.save(tmp_path_factory.mktemp("before") / "out")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", [Renamed, Grown, lambda: Grown(renamed=True)])
 def test_ops_that_go_by_other_names_are_found_and_listed(model, config):
     checked = mpsearch.check(config, model().eval(), data())

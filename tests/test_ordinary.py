@@ -287,6 +287,7 @@ def test_what_a_loaders_worker_raises_is_said_without_its_traceback():
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_outputs_in_fp16_are_rounded_in_any_profile(tmp_path):
     torch.manual_seed(0)
     model, data = nn.Linear(64, 64).eval(), [torch.randn(1, 64) for _ in range(4)]
@@ -302,6 +303,7 @@ def test_outputs_in_fp16_are_rounded_in_any_profile(tmp_path):
     assert result.error == pytest.approx(max(errors), rel=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_factory_that_changes_the_directory_moves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()

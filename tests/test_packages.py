@@ -147,6 +147,7 @@ def by_op_selector(found, source, path, monkeypatch):
         return alone["convert"](str(path / "source.mlpackage"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_a_package_keeps_what_was_asked_for(name, tmp_path, monkeypatch):
     source = CONVERSIONS[name]()
@@ -175,6 +176,7 @@ ASKED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ASKED)
 def test_a_conversion_of_ones_own(name, tmp_path):
     """mpsearch.convert gives what ct.convert gives, and knows the layers beside."""

@@ -274,6 +274,7 @@ CASES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_a_rewrite_is_equal_in_fp32_and_holds_in_fp16(case):
     original, rewritten, data, numerics = CASES[case]
@@ -394,6 +395,7 @@ ZOO = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_the_examples_are_told_their_remedy(kind):
     for example, small, count in EXPECTED[kind]:
@@ -406,6 +408,7 @@ def test_the_examples_are_told_their_remedy(kind):
         compile(remedy.code, kind, "exec")  # what is shown is Python
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_cases_are_told_their_remedy(name):
     (case,) = zoo.cases([name]).values()
@@ -413,6 +416,7 @@ def test_zoo_cases_are_told_their_remedy(name):
     assert [remedy.kind for remedy in found.remedies] == [ZOO[name]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["qk_logits", "rt_detr", "vocoder", "mask_1e4", "resnet18"])
 def test_none_is_offered_where_none_would_do(name):
     """Logits that overflow scaled as well, drift, index flips, and a mask that FP16 holds."""

@@ -51,6 +51,7 @@ class _Cells(html.parser.HTMLParser):
             self._open = None
 
 
+@pytest.mark.thorough
 def test_no_number_differs_from_result_json(written):
     result = json.loads((written / "result.json").read_text())
     cells = _Cells()

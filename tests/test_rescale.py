@@ -93,6 +93,7 @@ def scaled_equals_plain(seed, ops, insert=True):
     return True
 
 
+@pytest.mark.thorough
 def test_random_programs_give_the_same_to_the_bit():
     assert sum(scaled_equals_plain(seed, 8) for seed in range(120)) > 90
 
@@ -163,6 +164,7 @@ SCALED = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SCALED)
 def test_cases_of_the_zoo_give_the_same_to_the_bit(name):
     (found,) = zoo.cases([name]).values()
@@ -186,6 +188,7 @@ def test_as_few_multiplications_as_brute_force_over_exponents(seed):
 # -- with the search ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_what_only_its_range_kept_in_fp32_is_fp16(folded):
     assert folded.met and not folded.kept
     assert folded.rescaling.inserted == 0 and folded.rescaling.folded > 0
@@ -199,6 +202,7 @@ def test_where_nothing_can_take_it_up_multiplications_are_inserted(inserted):
     assert fold.met and (fold.rescaling is None or fold.rescaling.inserted == 0)
 
 
+@pytest.mark.thorough
 def test_fresh_inputs_keep_the_margins(folded, tmp_path):
     model, _, _ = case(NORM)
     _, fresh = zoo.drawn(zoo.cases([NORM])[NORM], 7, 40)
@@ -207,6 +211,7 @@ def test_fresh_inputs_keep_the_margins(folded, tmp_path):
     assert checked.holds and checked.broken == 0 and checked.same_model
 
 
+@pytest.mark.thorough
 def test_without_rescaling_the_result_says_what_it_would_give():
     found = search(NORM, "off")
     assert found.kept and found.rescaling is None
@@ -214,6 +219,7 @@ def test_without_rescaling_the_result_says_what_it_would_give():
     assert said in found.rescale_hint
 
 
+@pytest.mark.thorough
 def test_a_model_that_fits_is_left_alone():
     found = search("resnet18", "insert")
     assert found.met and found.rescaling is None and found.rescale_hint == ""
@@ -234,6 +240,7 @@ class Two(torch.nn.Module):
         return torch.cat([n, 0.03 * v], -1)
 
 
+@pytest.mark.thorough
 def test_what_stays_in_fp32_for_its_digits_is_not_scaled():
     torch.manual_seed(0)
     model, draw = Two().eval(), torch.Generator().manual_seed(0)
@@ -255,6 +262,7 @@ def test_digits_are_not_cured_by_powers_of_two():
 # -- what is written ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("which", ["folded", "inserted"])
 def test_the_written_files_alone_give_the_same_package(which, request, tmp_path):
     result = request.getfixturevalue(which)
@@ -265,6 +273,7 @@ def test_the_written_files_alone_give_the_same_package(which, request, tmp_path)
     assert contents(package) == contents(out / "model.mlpackage")
 
 
+@pytest.mark.thorough
 def test_a_stored_config_scales_again(folded, tmp_path):
     folded.save(tmp_path / "out")
     model, samples, _ = case(NORM)
@@ -273,6 +282,7 @@ def test_a_stored_config_scales_again(folded, tmp_path):
     assert contents(tmp_path / "again.mlpackage") == contents(tmp_path / "out" / "model.mlpackage")
 
 
+@pytest.mark.thorough
 def test_weights_that_have_outgrown_their_exponents_are_told(folded, tmp_path):
     folded.save(tmp_path / "out")
     model, samples, _ = case(NORM)
@@ -355,6 +365,7 @@ def test_other_spellings_are_equal_in_fp32(name):
         assert torch.allclose(given, wanted, rtol=2e-6, atol=2e-6), (given - wanted).abs().max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["logsumexp", "softplus", "log_softmax"])
 def test_what_is_rewritten_needs_no_fp32(name):
     model, samples, budget = case(name)
@@ -374,6 +385,7 @@ def test_a_softmax_by_hand_becomes_one(axes):
     assert mpsearch.optimize(model, data, 1e-2).kept
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("value", [-1e9, torch.finfo(torch.float32).min])
 def test_rows_masked_from_end_to_end_stay_even(value):
     """Their scores vanish beside the mask in FP32, and must not show in FP16 either."""
@@ -392,6 +404,7 @@ def test_a_mask_that_leaves_some_order_of_scores_stays():
     assert found.met and found.rewrites == () and found.kept
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("value", "additions"), [(-1e4, 1), (-5e4, 2), (-1e5, 1)])
 def test_rows_masked_from_end_to_end_keep_their_scores(value, additions):
     """FP32 still holds them beside the mask; FP16 does where the mask is less its largest value."""
@@ -402,6 +415,7 @@ def test_rows_masked_from_end_to_end_keep_their_scores(value, additions):
     assert [r.kind for r in found.rewrites].count("row_mask") == additions
 
 
+@pytest.mark.thorough
 def test_a_mask_without_its_largest_values_is_written(tmp_path):
     model, samples = masked_zoo.build(-5e4, 2), zoo.masked.samples(16)
     assert mpsearch.optimize(model, samples, 1e-2).kept
@@ -411,6 +425,7 @@ def test_a_mask_without_its_largest_values_is_written(tmp_path):
     assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "more", [{"exponent": 3}, {"input": "y"}, {"channels": [[0, 8]]}, {"kind": "row_mask"}]
 )
@@ -531,6 +546,7 @@ def test_a_bias_that_is_small_stays():
     assert rewritten(prepared, lambda: sizes) == []
 
 
+@pytest.mark.thorough
 def test_keys_with_a_large_bias_need_no_fp32(tmp_path):
     model, data = attention(made="apart")
     with torch.no_grad():
@@ -549,6 +565,7 @@ def test_keys_with_a_large_bias_need_no_fp32(tmp_path):
         mpsearch.check(tmp_path / "out", other, data)
 
 
+@pytest.mark.thorough
 def test_powers_of_two_go_through_exponentials_and_logarithms(tmp_path):
     model, samples, budget = case("cumulative_logsumexp")
     rewriting = mpsearch.Conversion(rewrite=True, rescale="fold")
@@ -559,6 +576,7 @@ def test_powers_of_two_go_through_exponentials_and_logarithms(tmp_path):
     assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
 
 
+@pytest.mark.thorough
 def test_a_spelling_is_written_and_stored(tmp_path):
     model, samples, budget = case("log_softmax")
     rewriting = mpsearch.Conversion(rewrite=True)

@@ -91,6 +91,7 @@ class Killed(KeyboardInterrupt):
     pass
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_a_search_that_was_cut_short_goes_on_and_evaluates_nothing_again(
     after, url, evaluated, monkeypatch
@@ -111,6 +112,7 @@ def test_a_search_that_was_cut_short_goes_on_and_evaluates_nothing_again(
     assert stored(url) == len(complete)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", ["optuna", "bisect", "delta-debug"])
 def test_every_strategy_goes_on(strategy, tmp_path, monkeypatch):
     """Also samplers that learn from the whole study."""
@@ -151,6 +153,7 @@ def test_a_study_of_something_else_is_refused_with_what_differs(tmp_path):
         assert "leave Execution(resume=True) out" in str(refused.value)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "attribute",
     [
@@ -246,6 +249,7 @@ def result(folder="out"):
     return {key: value for key, value in found.items() if key not in COST}
 
 
+@pytest.mark.thorough
 def test_a_killed_run_is_gone_on_with(here):
     """Over a former result, which stays whole until the new one takes its place."""
     run(*ARGV)
@@ -359,6 +363,7 @@ def small(here):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.thorough
 def test_a_disk_too_small_for_the_study_keeps_the_best_so_far(here, small):
     folder, remount = small
     (folder / "filler").write_bytes(bytes(60 << 10))

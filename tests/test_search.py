@@ -18,6 +18,7 @@ def _prepared(seed: int):
     return prepare(Planted(seed).eval(), samples(seed))
 
 
+@pytest.mark.thorough
 def test_as_few_fp32_ops_as_brute_force():
     """On 40 random models of at most 16 candidate ops, all 40 counts are the optimum."""
     compared, equal, worse = 0, 0, []
@@ -37,6 +38,7 @@ def test_as_few_fp32_ops_as_brute_force():
     assert (compared, equal) == (40, 40), worse
 
 
+@pytest.mark.thorough
 def test_the_planted_models_are_not_trivial():
     """Otherwise the comparison with brute force would show nothing."""
     kept = [len(mpsearch.optimize(Planted(s), samples(s), budget(s)).fp32_ops) for s in range(8)]
@@ -70,6 +72,7 @@ def test_same_seed_same_result():
 STRATEGIES = ["bisect", "delta-debug", "exhaustive", "greedy", "greedy-optuna", "optuna"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_meets_the_budget(strategy):
     result = mpsearch.optimize(Planted(0), samples(0), budget(0), strategy=strategy)
@@ -228,6 +231,7 @@ def _planted(objective, prove=False):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["ops", "casts", "bytes", "flops"])
 def test_minimize_finds_the_cheapest_of_all_sets(objective):
     result = _planted(objective, prove=True)

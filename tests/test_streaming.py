@@ -70,6 +70,7 @@ def test_what_lies_in_a_file_gives_the_same_result(data, mapped, monkeypatch):
     assert told(mpsearch.optimize(Model().eval(), data(), 1e-3)) == told(there)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "pt"])
 def test_files_of_samples_are_read_the_same(kind, mapped, tmp_path, monkeypatch):
     file = tmp_path / f"data.{kind}"
@@ -142,6 +143,7 @@ print(max(peaks) - before)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_many_samples_take_no_more_memory_than_some(tmp_path):
     count = 100

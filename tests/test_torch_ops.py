@@ -100,6 +100,7 @@ USES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "place"), [(name, i) for name, uses in USES.items() for i in range(len(uses))]
 )
@@ -262,6 +263,7 @@ def test_scripted_parts_of_a_traced_model_are_converted():
     assert error < 1e-5 and prepared.precast.frozen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("around", [False, True], ids=["file", "traced"])
 def test_a_package_of_scripted_code_is_made_again_alone(around, tmp_path):
     samples = [(torch.randn(1, 3, 16), torch.rand(1)) for _ in range(4)]
@@ -334,6 +336,7 @@ class Tokens(nn.Module):
         return self.out(torch.softmax(scores, -1) @ x) + steps[..., None]
 
 
+@pytest.mark.thorough
 def test_a_package_with_them_is_plain_and_made_again_alone(tmp_path):
     draw = torch.Generator().manual_seed(0)
     samples = [torch.randint(0, 20, (1, 6), generator=draw) for _ in range(8)]

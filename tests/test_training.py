@@ -203,6 +203,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.thorough
 def test_two_processes(config, tmp_path):
     config.write(tmp_path / "precision.json")
     kept = {}

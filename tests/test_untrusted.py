@@ -322,6 +322,7 @@ def test_guards_are_dropped(exported, here):
     assert program._guards_code == [] and not marker.exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attack", [guards, expression, argument_keys])
 def test_the_attacks_are_attacks(attack, exported, here):
     """Without the check the file runs its code: what is refused above is not harmless."""
@@ -360,6 +361,7 @@ def _ten():
     yield "llama", t.LlamaForCausalLM(llama), (ids,)
 
 
+@pytest.mark.thorough
 def test_ordinary_exported_programs_of_ten_architectures_load_without_a_flag(tmp_path):
     loaded = []
     for name, model, given in _ten():
@@ -588,6 +590,7 @@ def _named(name, metric):
     return answer(request, net(), batches(), Ending(), name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", HOSTILE)
 def test_op_selector_is_python_whatever_names_are_in_it(name, here):
     def metric(reference, outputs):
@@ -678,6 +681,7 @@ def _unlisted(package):
     (package / INNER / "weights").chmod(0o311)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [_manifest_outside, _unlisted, _weights_linked, _folder_linked, _pipe, _spec_is_a_pipe],

@@ -61,6 +61,7 @@ def _error(path, model, data):
     return worst
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("storage", "target", "op_type"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,6 +12,7 @@ import mpsearch
 from benchmarks import zoo
 
 
+@pytest.mark.thorough
 def test_what_overflows_is_told_from_what_rounds():
     case = zoo.cases(["t5_residual"])["t5_residual"]
     model, samples = zoo.drawn(case, 0, 12)

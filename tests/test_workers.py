@@ -118,6 +118,7 @@ def test_a_machine_that_computes_otherwise_is_of_no_use():
 # -- a Dask cluster -------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_worker_of_a_dask_cluster_may_die(alone, taken, postgres, monkeypatch):
     """Three processes; one is killed in mid-search; the study is stored in PostgreSQL."""
     distributed = pytest.importorskip("distributed")
@@ -142,6 +143,7 @@ def test_a_worker_of_a_dask_cluster_may_die(alone, taken, postgres, monkeypatch)
     assert search(storage=postgres.url, resume=True) == alone
 
 
+@pytest.mark.thorough
 def test_a_cluster_that_goes_away_is_done_without(alone, taken, monkeypatch):
     distributed = pytest.importorskip("distributed")
     from mpsearch.workers.dask import Cluster
@@ -183,6 +185,7 @@ def test_what_cannot_be_a_cluster_is_said_in_a_line(tmp_path, monkeypatch):
 # -- a server that goes away ----------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_database_that_is_away_for_ten_seconds(alone, postgres, monkeypatch):
     """The search waits for it, and ends as an unbroken one; so does one that goes on from it."""
     calls = []
@@ -204,6 +207,7 @@ def test_a_database_that_is_away_for_ten_seconds(alone, postgres, monkeypatch):
     assert len(calls) == 2 * count
 
 
+@pytest.mark.thorough
 def test_a_database_that_stays_away_ends_the_search_with_what_was_found(postgres, monkeypatch):
     import mpsearch.search.study as study
 

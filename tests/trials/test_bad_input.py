@@ -10,6 +10,7 @@ import pytest
 from . import files, table
 from .harness import one_line, run, snapshot
 
+pytestmark = pytest.mark.thorough
 #: How many parts the table is run in.
 PARTS = 24
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from . import corrupt, kills
+
+pytestmark = pytest.mark.thorough
 
 
 def test_runs_ended_at_random_instants_lose_nothing_and_leave_nothing():
