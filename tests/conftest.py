@@ -47,6 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
+def same_handlers():
+    """Signals are handled as before after a test that ran the whole command in this process."""
+    yield
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     """Small models run faster on one thread, and tests run side by side."""
     before = torch.get_num_threads()

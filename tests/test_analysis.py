@@ -119,6 +119,7 @@ def test_the_command_prints_a_table_and_json(capsys):
     assert {op["verdict"] for op in found["ops"]} == {"underflow", "fine"}
 
 
+@pytest.mark.thorough
 def test_ops_know_the_line_of_python_that_they_come_from():
     """For traced and for exported models: the line says what the op does."""
     example = importlib.import_module("examples.stylegan2")

@@ -82,6 +82,7 @@ def test_run_predicts_for_every_row(written, here):
     assert np.load("y.npz")["output"].shape == (4, 1, 4, 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["state", "state_workaround"])
 def test_run_takes_what_optimize_takes(name, here):
     draw = np.random.default_rng(0)
@@ -478,6 +479,7 @@ def test_color_only_on_a_terminal_and_never_with_no_color(tmp_path):
     assert [line for line in lines if len(line) > 80] == []
 
 
+@pytest.mark.thorough
 def test_verbose_shows_the_passes_on_stderr(tmp_path):
     arguments = ["optimize", NET, "--inputs", DATA, "--budget", "1e-2", "-o", tmp_path / "o"]
     outcome = run(*arguments, "--verbose", "--tolerate-overflow")
@@ -527,6 +529,7 @@ def test_activations_of_half_models_convert(tmp_path):
     assert {"leaky_relu", "prelu", "elu"} <= kinds
 
 
+@pytest.mark.thorough
 def test_conv_transpose_is_pinned(tmp_path):
     """coremltools #2324, as docs/guides/conv_transpose.md tells it."""
     outcome = run("optimize", *UPSAMPLER, "--budget", "1e-2", "-o", tmp_path / "o")

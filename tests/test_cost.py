@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import networkx as nx
+import pytest
 
 import mpsearch
 from examples import stylegan2
@@ -43,6 +44,7 @@ def test_costs_of_the_ends():
     assert fp32.weight_bytes == 2 * fp16.weight_bytes > 0
 
 
+@pytest.mark.thorough
 def test_the_result_says_what_it_costs():
     result = mpsearch.optimize(stylegan2.build(small=True), stylegan2.samples(small=True), 1e-2)
     package = result.costs["package"]

@@ -50,6 +50,7 @@ def test_orders_are_what_their_names_say():
 # -- profiles in files ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_profile_without_rules_is_ieee_and_one_that_rounds_inside_is_strict():
     plain = Observed(Observation(name="plain"))
     inside = Observed(Observation(name="inside", otherwise=Rule(inside="fp16")))

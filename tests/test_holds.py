@@ -351,6 +351,7 @@ def test_calibration_alone_is_there_for_those_who_have_all_their_inputs():
 # --- samples are items -------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_batches_and_their_rows_are_the_same_samples():
     rows = torch.cat(batches())
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows), batch_size=3)
@@ -567,6 +568,7 @@ class Gated(torch.nn.Module):
         return self.recurrent(torch.sigmoid(y) * 2.0)[0]
 
 
+@pytest.mark.thorough
 def test_ops_before_a_loop_are_ranked_by_what_they_do():
     data = normal(8, 6, 8)
     counts = [

@@ -312,6 +312,7 @@ def test_a_budget_is_a_positive_number(budget, tmp_path):
             call()
 
 
+@pytest.mark.thorough
 def test_a_package_written_over_its_source_is_refused_or_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = mpsearch.optimize(

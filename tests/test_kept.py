@@ -154,6 +154,7 @@ def test_signals_that_are_ignored_stay_ignored(here):
     assert status("out") == "met"
 
 
+@pytest.mark.thorough
 def test_handlers_are_put_back(here):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     run(*ARGV)
@@ -179,6 +180,7 @@ def test_the_answer_of_a_short_run_is_the_rankings_boundary_or_better(timeout):
         assert len(short.fp32_ops) <= 3 * max(1, len(whole.fp32_ops))
 
 
+@pytest.mark.thorough
 def test_the_time_for_the_search_starts_when_conversion_is_done(monkeypatch):
     original = running.prepare
 

@@ -140,6 +140,7 @@ def test_apply_keeps_the_same_ops_under_their_new_names(config, caplog):
     assert any("matched by its place" in record.message for record in caplog.records)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", [Doubled, Other])
 def test_what_could_be_several_ops_or_is_none_is_refused(model, config):
     checked = mpsearch.check(config, model().eval(), data())

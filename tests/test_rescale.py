@@ -297,6 +297,7 @@ def test_weights_that_have_outgrown_their_exponents_are_told(folded, tmp_path):
     assert "outgrown: " in text.check(checked, lambda line, mood: line)
 
 
+@pytest.mark.thorough
 def test_a_config_whose_ops_are_others_is_refused(folded, tmp_path):
     folded.save(tmp_path / "out")
     file = tmp_path / "out" / "precision.json"
@@ -501,6 +502,7 @@ SEEN_BY_NOTHING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SEEN_BY_NOTHING)
 def test_a_bias_of_keys_is_left_out(name):
     prepared, found = key_biases(*attention(**SEEN_BY_NOTHING[name]))

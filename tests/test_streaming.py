@@ -63,6 +63,7 @@ def one_by_one():
     yield from (row[None] for row in rows())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("data", [loader, one_by_one])
 def test_what_lies_in_a_file_gives_the_same_result(data, mapped, monkeypatch):
     there = mpsearch.optimize(Model().eval(), data(), 1e-3)
@@ -167,6 +168,7 @@ main(["optimize", "tests.test_streaming:Model", "--inputs", "tests.test_streamin
 """
 
 
+@pytest.mark.thorough
 def test_a_folder_without_room_is_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     done = subprocess.run(

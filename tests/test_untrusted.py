@@ -773,6 +773,7 @@ def test_a_tower_of_powers_is_no_shape(exported, here):
         load_model("tower.pt2")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["view", "trigger"])
 def test_a_study_that_runs_without_an_end_is_refused(kind, here):
     run("optimize", NET, "--inputs", DATA, "--budget", "1e-2", "--out", "out")

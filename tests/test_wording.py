@@ -26,6 +26,7 @@ def test_what_overflows_is_told_from_what_rounds():
     assert len(mpsearch.optimize(model, samples, 1.3 * error).kept) == cures
 
 
+@pytest.mark.thorough
 def test_in_decibels_more_is_better():
     case = zoo.cases(["t5_residual"])["t5_residual"]
     model, samples = zoo.drawn(case, 0, 12)
