@@ -30,10 +30,13 @@ class GreedyOptuna:
         Exchanges in a row that may fail before refining ends; 0 leaves it out.
     units
         How many units of the set, and of the others, exchanges are made from.
+    few_samples
+        Whether sets may be judged on few samples, and what is found be confirmed on all.
     """
 
     misses: int = 32
     units: int = 24
+    few_samples: bool = True
 
     def __call__(self, search: Search) -> None:
         """Run the passes; see the module's docstring."""

@@ -32,8 +32,12 @@ def test_the_strategy_on_its_page_works():
     start = text.index("def search(search):")
     scope: dict = {}
     exec(text[start : text.index("```", start)], scope)
-    result = mpsearch.optimize(Planted(0), samples(0), budget(0), strategy=scope["search"])
+    left = mpsearch.Constraints(tolerate_overflow=True)
+    result = mpsearch.optimize(
+        Planted(0), samples(0), budget(0), strategy=scope["search"], constraints=left
+    )
     assert result.met and 0 < len(result.fp32_ops) < result.candidate_ops
+    assert any(trial.asked_by == "drop" for trial in result.trials)
 
 
 def _pages():

@@ -215,7 +215,7 @@ def test_fresh_inputs_keep_the_margins(folded, tmp_path):
 def test_without_rescaling_the_result_says_what_it_would_give():
     found = search(NORM, "off")
     assert found.kept and found.rescaling is None
-    said = 'Conversion(rescale="fold"): by ranges none of 18 ops need FP32 then'
+    said = 'Conversion(rescale="fold"): none of 18 ops leave FP16\'s range then'
     assert said in found.rescale_hint
 
 

@@ -11,8 +11,11 @@ import torch
 from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
+from ..evaluation.metrics import Metric
 from ..explain.parting import parting
 from ..hints import argument, option
+from ..options import IN_DB
+from ..package.config import KeptOp
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import rows
@@ -41,8 +44,9 @@ def absorbed_note(found: Sequence[Absorption]) -> list[str]:
     by = sorted({name for row in found for name in row.absorbed_by})
     one, single = len(found) == 1, len(by) == 1
     return [
-        f"{_some([row.name for row in found])} overflow{'s' if one else ''} and may stay FP16: "
-        f"{_some(by)} give{'s' if single else ''} the same for infinity, whatever the input."
+        f"{_some([row.name for row in found])} overflow{'s' if one else ''} in FP16 and may: "
+        f"{_some(by)}, which read{'s' if single else ''} the result, "
+        f"compute{'s' if single else ''} the same from infinity, for every input."
     ]
 
 
@@ -62,8 +66,8 @@ def promise(job: Job, tested: Validation) -> str:
     broken = sum(loss > job.search.problem.limit for loss in tested.losses)
     if tested.coverage is None:
         return (
-            f"{broken or 'None'} of {count} samples that the search never saw broke the budget; "
-            "another set did on them, so nothing is promised of other inputs."
+            f"{broken or 'None'} of {count} held-out samples broke the budget. Another set failed "
+            "on them before, so that they promise nothing of other inputs."
         )
     said = (
         f"{broken or 'None'} of {count} samples that the search never saw broke the budget: "
@@ -118,7 +122,9 @@ def measured(job: Job, facts: dict[str, Any]) -> str:
     errors = sorted(facts["errors"], reverse=metric.larger_is_better)
     worst, count = errors[-1], len(errors)
     together = not job.search.evaluations.evaluator.by_sample
-    on = "" if together else f" on {count} sample{'' if count == 1 else 's'}"
+    given = len(job.prepared.calibration.samples) + len(job.prepared.heldout.samples)
+    of = "" if count == given else f" of {given}"
+    on = "" if together else f" on {count}{of} sample{'' if given == 1 else 's'}"
     said = f"Worst {metric.name} of the package{on}: {worst:.4g}"
     if metric.larger_is_better:
         side = "above" if worst >= budget else "below"
@@ -127,13 +133,17 @@ def measured(job: Job, facts: dict[str, Any]) -> str:
         said += f", {100 * worst / budget:.3g}% of the budget {budget:g}"
     if count > 2:
         at = errors[math.ceil(0.95 * count) - 1]
-        said += f" (median {errors[count // 2]:.3g}, 95th percentile {at:.3g})"
+        said += f" (median {errors[count // 2]:.3g}, 95% at {at:.3g} or better)"
     device = job.context.device
     return f"{said}. {'No device has run it.' if device is None else 'The device has run it.'}"
 
 
 #: Verdicts on ops that FP16 breaks; by all others it only rounds.
 _BROKEN = frozenset(["overflow", "underflow", "cancellation", "conflict"])
+#: Verdicts on ops that are kept whatever the error.
+_BY_RANGE = frozenset(["overflow", "may overflow", "may vanish"])
+#: Budgets in dB below which next to nothing is asked.
+_FEW_DB = 10.0
 #: An error from which on outputs are of no use, whatever is only rounded.
 _USELESS = 0.1
 
@@ -169,6 +179,19 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     )
 
 
+def by_range(kept: Sequence[KeptOp], metric: Metric, limit: float) -> list[str]:
+    """That ops are kept for their range although their error alone would be within the budget."""
+    found = [op for op in kept if op.verdict in _BY_RANGE and op.sensitivity is not None]
+    count = sum(metric.loss_of(op.sensitivity) <= limit for op in found if op.sensitivity)
+    if not count:
+        return []
+    each = "op is" if count == 1 else "ops are"
+    return [
+        f"{count} {each} kept for values that leave FP16's range, or may, and not for the error, "
+        f"which alone is within the budget. {option('tolerate_overflow')} decides by the error."
+    ]
+
+
 def _cures(job: Job, needed: int, count: int, error: float, budget: float) -> str:
     metric, more = job.prepared.metric, count - needed
     named = f"{metric.name} {error:.4g}" if metric.larger_is_better else f"error {error:.4g}"
@@ -192,6 +215,12 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
     if prepared.torch_model is not None and prepared.torch_model.half:
         more.append(
             "The model has half-precision parts; an FP32 copy was searched and is the reference."
+        )
+    budget = prepared.metric.loss_of(job.search.problem.limit)
+    if prepared.metric.name in IN_DB and budget < _FEW_DB:
+        more.append(
+            f"{prepared.metric.name} is in dB, and more is better: {budget:g} allows an error "
+            "about as large as what is right. Pictures and sound need 30 to 60."
         )
     conversion = job.request.conversion
     unused = [option("rewrite")] if conversion.rewrite and not job.rewrites else []

@@ -270,9 +270,12 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         pinned = {op.name for i, op in enumerate(prepared.ops) if i in problem.always}
         pinned -= {op.name for i, op in enumerate(prepared.ops) if i in problem.required}
         extras.kept = rows.kept_ops(prepared, search, precision, job.range, pinned)
+        extras.notes += messages.by_range(extras.kept, prepared.metric, search.limit)
         if problem.harmless is None:
             engine = search.evaluations.evaluator.engine
-            overflowing = tuple(prepared.ops[i].name for i in sorted(engine.overflows(precision)))
+            harmless = {row.name for row in rows.absorbed(job.range, prepared.ops, precision)}
+            names = [prepared.ops[i].name for i in sorted(engine.overflows(precision))]
+            overflowing = tuple(name for name in names if name not in harmless)
             extras.tolerated_overflows = overflowing
             if overflowing:
                 extras.notes.append(messages.overflow_note(overflowing))

@@ -105,8 +105,8 @@ def hint(job: Job, kept: int) -> str:
 
 
 def _tried(change: str, needed: int, kept: int, changes: str) -> str:
-    verb = "needs" if needed == 1 else "need"
-    return f"{change}: by ranges {needed or 'none'} of {kept} ops {verb} FP32 then ({changes})"
+    verb = "leaves" if needed == 1 else "leave"
+    return f"{change}: {needed or 'none'} of {kept} ops {verb} FP16's range then ({changes})"
 
 
 def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan) -> int:

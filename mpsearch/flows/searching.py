@@ -109,7 +109,8 @@ def _searched(job: Job, start: Collection[str]) -> bool:
             return not search.ending.over
         if search.judge((), "ends").met:
             return True
-        if not (search.ending.limited or job.request.limits.prove):
+        few = getattr(job.request.strategy_function, "few_samples", False)
+        if few and not (search.ending.limited or job.request.limits.prove):
             search.set_aside()
     except Stop:
         return not search.ending.over

@@ -34,7 +34,7 @@ class KeptOp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         well where there was no time to find out, which the result says.
     verdict
         Why it is FP32: how FP16 breaks it by itself (:data:`mpsearch.explain.diagnosis.VERDICTS`),
-        ``overflows``, ``may overflow`` or ``may vanish`` by its range, ``conflict`` where it breaks
+        ``overflow``, ``may overflow`` or ``may vanish`` by its range, ``conflict`` where it breaks
         a sample together with a few others, ``rounding`` for what it adds to all, ``pinned``,
         ``layer`` where another op of its layer is the reason.
     reason

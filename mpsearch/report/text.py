@@ -64,7 +64,7 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
         lines += [
             f"         this package  {value(result.error)}   ({printable(result.metric)}, "
             f"budget {result.budget:g})",
-            f"         held-out      {value(result.heldout_error)}" + _promised(result),
+            f"         and held-out  {value(result.heldout_error)}" + _promised(result),
             f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
             + _bound(result)
             + f", in {_count(package.islands, 'island')} with {_count(result.casts, 'cast')}",
@@ -239,6 +239,8 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
             "good" if report.holds else "bad",
         )
     ]
+    lines += [printable(f"not in the model: {op}") for op in report.unmatched]
+    lines += [printable(f"matched by its place: {op}") for op in report.moved]
     if report.coverage is not None and report.confidence is not None:
         lines += _wrap(
             f"{report.broken or 'None'} of {report.samples} samples broke the budget: if the "
@@ -256,8 +258,6 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
     for op in report.broken_by:
         where = f"{op.type}, {op.layer or 'no layer'}" + (f", {op.line}" if op.line else "")
         lines.append(printable(f"broken by {op.name} ({where}): {op.verdict}"))
-    lines += [printable(f"matched by its place: {op}") for op in report.moved]
-    lines += [printable(f"not in the model: {op}") for op in report.unmatched]
     return "\n".join(lines)
 
 

@@ -130,7 +130,8 @@ def _reason(
         where = str(sample or "a sample") if risk.seen else "other inputs"
         share = risk.headroom if risk.seen else risk.expected
         what = "it is {:.2g} times what rounds to 0" if risk.vanishes else "FP16 holds {:.2g} of it"
-        return _rule(risk), f"on {where}, {what.format(share)}"
+        verdict = "overflow" if _rule(risk) == "overflows" else _rule(risk)
+        return verdict, f"on {where}, {what.format(share)}"
     if conflict is None:
         return "", ""
     others = [problem.units[unit].name for unit in sorted(conflict.units)]

@@ -36,8 +36,9 @@ def resolve(patterns: Iterable[str], ops: Sequence[CandidateOp], option: str) ->
             raise InputError(f"{option} {pattern!r}: {NO_LAYERS}")
         if not hits:
             known = sorted({getattr(op, field) for op in ops} - {""})
-            close = difflib.get_close_matches(glob.rstrip("*"), known, 3, 0.4) or known[:5]
+            close = difflib.get_close_matches(glob.rstrip("*"), known, 3, 0.6)
             hint = f"; did you mean {', '.join(close)}?" if close else ""
+            hint = hint or (f"; there are {', '.join(known[:8])}" if known else "")
             raise InputError(f"{option} {pattern!r} matches no candidate op{hint}")
         found |= hits
     return found

@@ -302,7 +302,7 @@ def _never_cast(precast: Precast, ops: Sequence[CandidateOp]) -> list[str]:
     more = f" and {len(found) - 4} more" if len(found) > 4 else ""
     return [
         f"coremltools leaves {', '.join(found[:4])}{more} in FP32 whatever is chosen: it casts no "
-        "op with constants that FP16 cannot hold. They are not among the ops counted here."
+        "op whose constants FP16 cannot hold. The counts here are without them."
     ]
 
 
