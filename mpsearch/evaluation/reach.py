@@ -53,7 +53,7 @@ class Magnitude:
     count: int = 0
     mean: float = 0.0  # of the natural logarithms
     squares: float = 0.0  # sum of their squared distances from the mean
-    at: int = 0  # which sample has the largest
+    at: int = 0  # the place of the sample that has the largest
 
     def add(self, value: float) -> None:
         """Take in one sample's."""
@@ -123,6 +123,8 @@ class Reach:
         smallest magnitude above that.
     infinite
         Results that are not finite in FP32 itself, by slot.
+    samples
+        Those that were looked at, in order: :attr:`Magnitude.at` is a place among them.
     """
 
     def __init__(self, engine: Incremental) -> None:
@@ -131,6 +133,7 @@ class Reach:
         self.inner: dict[tuple[int, int], Magnitude] = {}
         self.divisors: dict[int, Magnitude] = {}
         self.infinite: set[int] = set()
+        self.samples: list[int] = []
         self.divide = divisors(engine.function, FP16.vanishes)
         self._engine = engine
         self._function = engine.function
@@ -144,6 +147,7 @@ class Reach:
         engine = self._engine
         self._usual = None
         for sample, (outputs, seen) in zip(samples, self._looked_at(samples, jobs), strict=True):
+            self.samples.append(sample)
             slots = {**self._function.inputs, **self._function.states}
             given = {slots[name]: value for name, value in engine.sample(sample).items()}
             for slot, value in given.items():

@@ -102,10 +102,12 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
         lines += _wrap("  (op: one operation of the converted model)", width)
     if result.rescale_hint:
         lines += ["", *_wrap(f"or try {result.rescale_hint}", width)]
-    places = Counter((remedy.title, remedy.kind) for remedy in result.remedies)
-    for (title, kind), count in places.items():
-        where = f"{kind}, {count} places" if count > 1 else kind
-        lines += ["", *_wrap(f"or in PyTorch: {title} ({where}; see report.html)", width)]
+    mended: Counter[tuple[str, str]] = Counter()
+    for remedy in result.remedies:
+        mended[remedy.title, remedy.kind] += len(remedy.ops)
+    for (title, kind), count in mended.items():
+        said = f"or in PyTorch, for {_count(count, 'op')}: {title}"
+        lines += ["", *_wrap(f"{said} ({kind}; see report.html)", width)]
     for note in result.notes:
         lines += ["", *_wrap(f"note: {note}", width)]
     if written is not None:

@@ -149,7 +149,7 @@ def _risk(engine: Incremental, reach: Reach, infinities: Infinities, node: Node)
     inner = [(m.largest, reach.next(m, CHANCE), m.at) for m in _inner(engine, reach, node)]
     largest, _, at = max([(0.0, 0.0, 0), *shares, *inner])
     expected = max((share for _, share, _ in [*shares, *inner]), default=0.0)
-    risk = Risk(_over(largest), _over(expected), sample=at)
+    risk = Risk(_over(largest), _over(expected), sample=reach.samples[at] if largest else 0)
     seen, next_ = _vanishing(reach, node)
     if not risk.overflows and next_ >= 1:
         return Risk(_over(seen), _over(next_), vanishes=True)
