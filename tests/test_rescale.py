@@ -589,3 +589,34 @@ def test_a_spelling_is_written_and_stored(tmp_path):
     assert contents(package) == contents(tmp_path / "out" / "model.mlpackage")
     checked = mpsearch.check(tmp_path / "out", model, samples)
     assert checked.holds and checked.error < budget
+
+
+class Both(torch.nn.Module):
+    """A mask of -1e9, which a rewrite mends, and a norm of large values, which powers of two do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+
+    def forward(self, x, keep):
+        scores = self.a(x) @ x.transpose(1, 2) + (1 - keep) * -1e9
+        y = torch.softmax(scores, -1) @ self.b(x) * 3000
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-3)
+
+
+def test_what_both_changes_give_together_is_told_and_true():
+    draw = torch.Generator().manual_seed(1)
+    data = [
+        {
+            "x": torch.randn(1, 8, 16, generator=draw),
+            "keep": (torch.rand(1, 1, 8, generator=draw) > 0.3).float(),
+        }
+        for _ in range(12)
+    ]
+    found = mpsearch.optimize(Both().eval(), data, 1e-2)
+    assert found.rescale_hint.startswith(
+        'Conversion(rewrite=True) with Conversion(rescale="fold"): none of 4 ops'
+    )
+    both = mpsearch.Conversion(rewrite=True, rescale="fold")
+    assert mpsearch.optimize(Both().eval(), data, 1e-2, conversion=both).fp32_ops == []

@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from ..ending import Stop
 from ..hints import option
 from ..program.precision import Precision
-from ..scaling.exponents import UNSCALED, Plan
+from ..scaling.exponents import UNSCALED, Magnitudes, Plan
+from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..scaling.scaled import planned, rewritten, with_changes
 from .job import Job, build_job, measured
@@ -80,28 +81,47 @@ def _changed(job: Job, bar: Progress, rewrites: Sequence[Rewrite], plan: Plan) -
 
 
 def hint(job: Job, kept: int) -> str:
-    """What rewritten ops, or scaling, may give where they are off; empty where nothing.
+    """What rewritten ops, scaling, or both may give where they are off; empty where nothing.
 
     What keeps the fewest ops in FP32; of equals what changes least: the rewrite, then what inserts
-    nothing. Only ops
-    that leave FP16's range are counted, on the calibration samples: a search may keep more.
+    nothing. Only ops that leave FP16's range are counted, on the calibration samples: a search may
+    keep more.
     """
-    request = job.request
-    if request.conversion.rescale != "off" or job.fits:
+    conversion = job.request.conversion
+    if conversion.rescale != "off" or job.fits:
         return ""
     best, words = kept, ""
-    if not request.conversion.rewrite:
-        rewrites = rewritten(job.prepared, job.sizes)
-        if rewrites and (needed := _needed(job, rewrites, UNSCALED)) < best:
-            best = needed
-            words = _tried(option("rewrite"), needed, kept, ops_rewritten(len(rewrites)))
-    for mode in ("fold", "insert"):
-        if not best:
-            break
-        plan = planned(job.prepared, job.range, job.sizes, mode == "insert", _HINT_SECONDS)
-        if plan.scales and not plan.left and (needed := _needed(job, job.rewrites, plan)) < best:
-            best, words = needed, _tried(option("rescale", mode), needed, kept, plan.words)
+    rewrites = () if conversion.rewrite else tuple(rewritten(job.prepared, job.sizes))
+    if rewrites and (needed := _needed(job, rewrites, UNSCALED)) < best:
+        best, words = needed, _tried(option("rewrite"), needed, kept, ops_rewritten(len(rewrites)))
+    for first in ((), rewrites) if rewrites else ((),):
+        for mode in ("fold", "insert"):
+            if not best:
+                return words
+            plan = _plan(job, first, mode == "insert")
+            made = (*job.rewrites, *first)
+            if plan.scales and not plan.left and (needed := _needed(job, made, plan)) < best:
+                change, said = option("rescale", mode), plan.words
+                if first:
+                    change = f"{option('rewrite')} with {change}"
+                    said = f"{ops_rewritten(len(first))}; {said}"
+                best, words = needed, _tried(change, needed, kept, said)
     return words
+
+
+def _plan(job: Job, rewrites: Sequence[Rewrite], insert: bool) -> Plan:
+    """The exponents that would do, for a hint, once some ops are rewritten."""
+    if not rewrites:
+        return planned(job.prepared, job.range, job.sizes, insert, _HINT_SECONDS)
+    prepared = with_changes(job.prepared, rewrites, ())
+    evaluator = prepared.evaluator(job.request.execution.device, 0, job.context.ending)
+    _, range_ = measured(prepared, evaluator, job.context.ending)
+    samples = range(len(prepared.calibration.samples))
+
+    def sizes() -> dict[int, Magnitudes]:
+        return magnitudes(evaluator.engine, range_, samples)
+
+    return planned(prepared, range_, sizes, insert, _HINT_SECONDS)
 
 
 def _tried(change: str, needed: int, kept: int, changes: str) -> str:
