@@ -102,10 +102,10 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
         lines += _wrap("  (op: one operation of the converted model)", width)
     if result.rescale_hint:
         lines += ["", *_wrap(f"or try {result.rescale_hint}", width)]
-    mended: Counter[tuple[str, str]] = Counter()
+    offered: Counter[tuple[str, str]] = Counter()
     for remedy in result.remedies:
-        mended[remedy.title, remedy.kind] += len(remedy.ops)
-    for (title, kind), count in mended.items():
+        offered[remedy.title, remedy.kind] += len(remedy.ops)
+    for (title, kind), count in offered.items():
         said = f"or in PyTorch, for {_count(count, 'op')}: {title}"
         lines += ["", *_wrap(f"{said} ({kind}; see report.html)", width)]
     for note in result.notes:
