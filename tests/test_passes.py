@@ -17,7 +17,7 @@ from mpsearch.evaluation.evaluator import Evaluation
 from mpsearch.search.conflicts import lower_bound, repair, solve
 from mpsearch.search.criterion import Criterion, tolerated
 from mpsearch.search.evaluations import Evaluations
-from mpsearch.search.joining import confirm
+from mpsearch.search.joining import confirm, confirmed
 from mpsearch.search.problem import Problem
 from mpsearch.search.proof import prove
 from mpsearch.search.proposing import propose
@@ -371,23 +371,33 @@ def test_few_samples_give_as_few_ops_as_all_for_less_work():
         assert least <= most + 30  # the empty set is run on all
 
 
+def harder_from(sample):
+    """Six ops of one effect, which counts double from some sample on."""
+    return lambda fp16, at: additive([0.5] * 6)(fp16, at) * (2.0 if at >= sample else 0.9)
+
+
+def test_a_set_that_was_not_confirmed_is_not_the_best():
+    """Trials may be used up before a set that holds on few samples was run on all."""
+    loss = breaking({2}, {5}, samples=[0, 7])
+    search = searching(loss, [1e-3] * 8, samples=9)
+    search.judge((), "ends")
+    search.set_aside()
+    solve(search)
+    search.judge({2, 5}, "try")
+    assert search.best.fp32 in ({2}, {5}) and len(search.samples.judged) == 1
+    assert confirmed(search).fp32 == {2, 5}
+    assert search.best.fp32 == {2, 5}
+
+
 def test_of_samples_set_aside_a_share_of_the_perturbed_may_break():
-    effects = [0.5] * 6
-
-    def loss(fp16, sample):
-        return additive(effects)(fp16, sample) * (2.0 if sample > 37 else 0.9)
-
+    effects, loss = [0.5] * 6, harder_from(38)
     strict = from_one(loss, effects, samples=2, perturbed=38)
     loose = from_one(loss, effects, samples=2, perturbed=38, tolerance=0.2)
     assert len(loose.best.fp32) == 4 and len(strict.best.fp32) == 6
 
 
 def test_of_many_perturbed_samples_a_share_may_break():
-    effects = [0.5] * 6
-
-    def loss(fp16, sample):
-        return additive(effects)(fp16, sample) * (2.0 if sample > 37 else 0.9)
-
+    effects, loss = [0.5] * 6, harder_from(38)
     strict = searching(loss, effects, samples=2, perturbed=38)
     loose = searching(loss, effects, samples=2, perturbed=38, tolerance=0.2)
     for search in (strict, loose):

@@ -11,7 +11,7 @@ from ..ending import Stage, Stop
 from ..errors import MpsearchError
 from ..result import PACKAGE, Result
 from ..search.conflicts import repair
-from ..search.joining import confirm, search_on
+from ..search.joining import confirm, confirmed, search_on
 from ..search.proof import prove
 from ..search.refining import prune
 from ..search.registry import run
@@ -49,9 +49,9 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
     integers_fit = False  # whether that was looked at
     taken: Trial | None = None
     while True:
-        best = taken or _best(job)
-        taken, last = None, best.fp32 == search.problem.all_units
         ending.stage = Stage.WRITE
+        best = taken or confirmed(search)
+        taken, last = None, best.fp32 == search.problem.all_units
         bar.stage("writing the package and reading it back")
         precision = search.problem.precision(best.fp32)
         try:
@@ -128,19 +128,6 @@ def _searched_on(job: Job) -> bool:
         search_on(search)
         confirm(search)
     return not search.ending.over
-
-
-def _best(job: Job) -> Trial:
-    """The best set; where the time is used up, the best that no given sample breaks."""
-    search = job.search
-    search.ending.stage = Stage.WRITE
-    if not search.ending.over:
-        return search.best or search.judge_all_units()
-    held = [trial for trial in search.trials if trial.met]
-    for trial in sorted(held, key=lambda trial: search.problem.rank(trial.fp32)):
-        if not search.failing_aside(trial.fp32):
-            return trial
-    return search.judge_all_units()
 
 
 def _tightened(job: Job, best: Trial, loss: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .conflicts import solve
 from .refining import prune
-from .search import Search
+from .search import Search, Trial
 
 
 def search_on(search: Search) -> None:
@@ -36,9 +36,13 @@ def confirm(search: Search) -> None:
     Stop
         If trials or time are used up.
     """
-    while search.best is not None and search.best.fp32 != search.problem.all_units:
-        failed = search.failing_aside(search.best.fp32)
-        if not failed:
-            return
+    while search.best is not None and (failed := search.failing_aside(search.best.fp32)):
         search.restrict(samples=failed)
         search_on(search)
+
+
+def confirmed(search: Search) -> Trial:
+    """The best set that fails on no sample set aside, also where :func:`confirm` was cut short."""
+    while search.best is not None and search.failing_aside(search.best.fp32):
+        search.restrict(refused=search.best.fp32)
+    return search.best or search.judge_all_units()

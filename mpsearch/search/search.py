@@ -287,11 +287,15 @@ class Search:
     def failing_aside(self, fp32: UnitSet) -> list[Sample]:
         """The samples set aside on which a set fails; where time is used up, of the given ones.
 
+        None for the set of all units, which is the last resort (:meth:`judge_all_units`).
+
         Raises
         ------
         Stop
             If time is used up while it searches.
         """
+        if fp32 == self.problem.all_units:
+            return []
         known = self.evaluations.known(self.problem.precision(fp32))
         judged = {s: known[s] for s in self.samples.judged if s in known}
         aside = [s for s in self.samples.aside if s.firm or not self.ending.over]
