@@ -75,6 +75,11 @@ class Ending:
         """Whether what only the report needs is to be left out."""
         return self._signals > 1 or self._late or self.left < 0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the search."""
+        return self._signals > 0 and not self.reason
+
     def give_up(self, reason: str) -> None:
         """End the search now, for a reason that people are told."""
         self._signals = max(self._signals, 1)

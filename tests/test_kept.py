@@ -232,6 +232,11 @@ def test_no_forward_is_begun_after_the_deadline(monkeypatch):
     assert max(begun) <= 5.0
 
 
+def test_a_search_that_its_time_ends_has_done_what_was_asked(here):
+    outcome_ = run(*ARGV, "--timeout", "1e-9")
+    assert status("out") == "interrupted" and "the time was up" in outcome_.output
+
+
 # --- what a worse result replaces ------------------------------------------------------------
 
 

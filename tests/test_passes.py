@@ -14,6 +14,7 @@ import pytest
 
 from mpsearch.ending import Ending, Stop
 from mpsearch.evaluation.evaluator import Evaluation
+from mpsearch.options import strategy_names
 from mpsearch.search.conflicts import lower_bound, repair, solve
 from mpsearch.search.criterion import Criterion, tolerated
 from mpsearch.search.evaluations import Evaluations
@@ -22,6 +23,7 @@ from mpsearch.search.problem import Problem
 from mpsearch.search.proof import prove
 from mpsearch.search.proposing import propose
 from mpsearch.search.refining import exchange, prune
+from mpsearch.search.registry import find_strategy
 from mpsearch.search.rounding import RoundingModel
 from mpsearch.search.samples import Kind, Sample
 from mpsearch.search.search import Search
@@ -479,6 +481,25 @@ def test_verdicts_follow_from_evaluations():
     assert search.best.fp32 == {0, 1}
     search.restrict(required=frozenset({0}))
     assert not search.judge({1}, "try").met
+
+
+@pytest.mark.parametrize("name", strategy_names())
+def test_every_strategy_finds_a_set_that_holds(name):
+    """One op that breaks by itself, and one of two, beside rounding; the ranking sees neither."""
+    effects = [0.05] * 8
+    conflicts, rounds = breaking({3}, {5, 6}), additive(effects)
+
+    def loss(fp16, sample):
+        return max(conflicts(fp16, sample), rounds(fp16, sample))
+
+    search = searching(loss, effects, trials=300)
+    search.judge((), "ends")
+    find_strategy(name)(search)
+    assert loss(search.problem.precision(search.best.fp32).fp16, 0) <= LIMIT
+    assert 3 in search.best.fp32 and search.best.fp32 & {5, 6}
+    assert len(search.best.fp32) < 8
+    if name in ("exhaustive", "greedy-optuna"):
+        assert len(search.best.fp32) == 2
 
 
 def test_the_passes_need_no_coremltools():

@@ -17,6 +17,7 @@ import pytest
 import mpsearch
 from mpsearch.ending import Stop
 from mpsearch.evaluation.evaluator import Evaluation
+from mpsearch.options import strategy_names
 from mpsearch.results.unfinished import Unfinished
 from mpsearch.search import study as studies_
 from mpsearch.search.storage import open_storage
@@ -113,7 +114,7 @@ def test_a_search_that_was_cut_short_goes_on_and_evaluates_nothing_again(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("strategy", ["optuna", "bisect", "delta-debug"])
+@pytest.mark.parametrize("strategy", strategy_names())
 def test_every_strategy_goes_on(strategy, tmp_path, monkeypatch):
     """Also samplers that learn from the whole study."""
     limits = mpsearch.Limits(trials=40)

@@ -8,6 +8,7 @@ import torch
 
 import mpsearch
 from benchmarks.brute_force import optimum, searched
+from mpsearch.options import strategy_names
 from mpsearch.program.precision import Precision
 from mpsearch.search.conflicts import lower_bound
 from mpsearch.search.registry import find_strategy
@@ -70,11 +71,8 @@ def test_same_seed_same_result():
     assert [t.error for t in first.trials] == [t.error for t in second.trials]
 
 
-STRATEGIES = ["bisect", "delta-debug", "exhaustive", "greedy", "greedy-optuna", "optuna"]
-
-
 @pytest.mark.thorough
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", strategy_names())
 def test_every_strategy_meets_the_budget(strategy):
     called = []
     function = find_strategy(strategy)

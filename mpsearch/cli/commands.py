@@ -290,7 +290,8 @@ def optimize(
     if written is not None and written != target:
         said = printable(f"note: {target} holds a better result, which was kept")
         click.echo(said, err=True)
-    ctx.exit(EXIT[result.status])
+    cut_short = result.status == "interrupted" and not ending.interrupted
+    ctx.exit(OK if cut_short else EXIT[result.status])
 
 
 def _save(

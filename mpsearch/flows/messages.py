@@ -93,7 +93,8 @@ def opening(prepared: Prepared) -> str:
     return f"No data given: drawn at random. Ranges on real data differ; see {where}.\n"
 
 
-def explain(facts: dict[str, Any]) -> str:
+def explain(job: Job, facts: dict[str, Any]) -> str:
+    """The first line: whether the package is ready, and how many ops stay FP32."""
     kept, total, status = len(facts["kept"]), facts["candidate_ops"], facts["status"]
     changes = [] if facts["rescaling"] is None else [facts["rescaling"].words]
     if facts["rewrites"]:
@@ -112,7 +113,10 @@ def explain(facts: dict[str, Any]) -> str:
     if facts["proven"]:
         found += " No cheaper set meets the budget: all were tried."
     if status == "interrupted":
-        return f"Ready, but the search was interrupted: in the best set so far {found}"
+        ending = job.context.ending
+        why = "the search was interrupted" if ending.interrupted else "the time was up"
+        why = "the search ended early" if ending.reason else why
+        return f"Ready, but {why}: in the best set so far {found}"
     return f"Ready: {found}"
 
 

@@ -113,7 +113,7 @@ def outcome(job: Job, found: Found, bar: Progress) -> Result:
         *extras.notes,
     )
     said = (
-        messages.explain(facts),
+        messages.explain(job, facts),
         messages.measured(job, facts),
         messages.what_breaks(job, facts),
         messages.promise(job, found.validation),
@@ -142,7 +142,7 @@ def unwritten(job: Job, best: Trial, error: Exception) -> Result:
         "not_measured": (*missing, *_unmeasured_baselines(job)),
         "notes": (*messages.notes(job, job.notes), said),
     }
-    facts["explanation"] = messages.opening(job.prepared) + messages.explain(facts)
+    facts["explanation"] = messages.opening(job.prepared) + messages.explain(job, facts)
     return _built(job, facts, None, ())
 
 

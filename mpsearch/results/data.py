@@ -147,8 +147,9 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
     Attributes
     ----------
     status
-        ``met``, ``fp16_suffices``, ``infeasible``, ``interrupted``, or ``unwritten``: a set was
-        found whose package could not be written.
+        ``met``, ``fp16_suffices``, ``infeasible``, ``interrupted`` (by a signal, or as its time was
+        up: the package meets the budget), or ``unwritten``: a set was found whose package could not
+        be written.
     budget, metric
         As given.
     error

@@ -438,12 +438,10 @@ def _optimized_in_shell(stage: Stage, code: int, text: str, outcome: Outcome) ->
         if Path(OUT).exists():
             outcome.fail(f"infeasible, and there is {OUT}")
         return _infeasible(stage, text, outcome)
-    if code not in (0, 130):
+    if code != 0:
         return outcome.fail(f"exit {code}: {text[-500:]}")
     result = json.loads((Path(OUT) / "result.json").read_text())
     outcome.kind = result["status"]
-    if (code == 130) != (result["status"] == "interrupted"):
-        outcome.fail(f"exit {code}, and status {result['status']}")
     return _package(stage, result, outcome)
 
 
