@@ -52,10 +52,10 @@ def kept_ops(
     """The FP32 ops, each with its error alone in FP16, and the reason why it is kept.
 
     The error is measured where it may break the budget, and predicted where it does by far not: on
-    the sample that the op overflows on, or a conflict is of, or else the hardest; where that does
-    not break, also on others that sets were judged on.
-    What is measured is remembered as a conflict where it breaks the budget. ``pinned`` are names of
-    ops that a rule keeps.
+    the sample that the op overflows on, or a conflict is of, or that the set without it fails on,
+    or else the hardest; of a conflict also on others that sets were judged on. What is measured is
+    remembered as a conflict where it breaks the budget. ``pinned`` are names of ops that a rule
+    keeps.
     """
     problem, show = search.problem, prepared.metric.loss_of
     conflicts = {op: c for c in search.conflicts for u in c.units for op in problem.units[u].ops}
@@ -68,12 +68,14 @@ def kept_ops(
     places = {s.index: s for s in search.samples if s.firm}
     hardest = hardest_first(places.values(), search.evaluations.losses)[0]
     at = {}
+    failing = _failing_without(search, fp32)
     for i in doubtful[:_MOST_ALONE]:
-        at[i] = places.get(range_.risks[i].sample, hardest) if i in refused else hardest
+        at[i] = failing.get(i, hardest)
+        at[i] = places.get(range_.risks[i].sample, hardest) if i in refused else at[i]
         at[i] = conflicts[i].sample if i in conflicts else at[i]
     losses |= _alone(search, at)
     others = [s for s in search.samples.judged if s.firm]
-    near = [i for i in at if search.limit >= losses[i] and (losses[i] >= little or i in conflicts)]
+    near = [i for i in at if i in conflicts and losses[i] <= search.limit]
     more = [(i, s) for i in near for s in others if s != at[i]][: _MOST_ALONE - len(at)]
     for i, sample in more:
         if losses[i] <= search.limit and (found := _alone(search, {i: sample})[i]) > losses[i]:
@@ -98,6 +100,18 @@ def kept_ops(
         error = number(show(losses[i]))
         kept.append(KeptOp(op.name, op.type, op.layer, error, op.line, verdict, reason))
     return tuple(kept)
+
+
+def _failing_without(search: Search, fp32: Precision) -> dict[int, Sample]:
+    """A given sample that the set fails on without an op's unit, where that was judged."""
+    units = search.problem.units
+    chosen = {u for u, unit in enumerate(units) if all(op in fp32 for op in unit.ops)}
+    failing: dict[int, Sample] = {}
+    for unit in chosen:
+        trial = search.known(chosen - {unit})
+        firm = [sample for sample in trial.offenders if sample.firm] if trial else []
+        failing |= {op: firm[0] for op in units[unit].ops if firm}
+    return failing
 
 
 def _alone(search: Search, at: dict[int, Sample]) -> dict[int, float]:
