@@ -6,7 +6,6 @@ import gc
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,16 +27,12 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Trials first: they fork, which takes the longer the more a process has in memory.
 
-    With ``MPSEARCH_EVERY=N`` every Nth parameter is run of the tests that take long.
+    With ``MPSEARCH_PART=K/N`` every Nth of the tests that take long is run, from the Kth on: N
+    parts together are all of them.
     """
-    every, seen = int(os.environ.get("MPSEARCH_EVERY", "1")), Counter()
-    left_out = []
-    for item in items:
-        if item.get_closest_marker("thorough") and hasattr(item, "callspec"):
-            name = item.nodeid.partition("[")[0]
-            if seen[name] % every:
-                left_out.append(item)
-            seen[name] += 1
+    part, count = map(int, os.environ.get("MPSEARCH_PART", "0/1").split("/"))
+    long = [item for item in items if item.get_closest_marker("thorough")]
+    left_out = [item for place, item in enumerate(long) if place % count != part % count]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: "trials" not in item.path.parts)
