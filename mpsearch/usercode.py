@@ -50,6 +50,16 @@ def guarded(what: str) -> Iterator[None]:
         os.chdir(here)
 
 
+def import_from_here() -> None:
+    """Let modules be imported from the working directory, for code that the user has asked for.
+
+    Only then: a folder with somebody's files in it must not come before the libraries that mpsearch
+    itself imports.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def import_callable(path: str, what: str) -> Callable[..., Any]:
     """The callable that ``package.module:name`` names, from where the user stands as well.
 
@@ -59,10 +69,7 @@ def import_callable(path: str, what: str) -> Callable[..., Any]:
         If the module cannot be imported or has no such callable.
     """
     module_name, _, attribute = path.partition(":")
-    # Only now, when the user has asked for it: a folder with somebody's files in it must not
-    # come before the libraries that mpsearch itself imports.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    import_from_here()
     here = os.getcwd()
     try:
         value: Any = importlib.import_module(module_name)

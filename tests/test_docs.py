@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mpsearch import options
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,6 +23,11 @@ def test_the_schemas_are_up_to_date():
     made = runpy.run_path(str(ROOT / "docs" / "schemas.py"))["schemas"]()
     kept = {p.name: p.read_text() for p in (ROOT / "docs" / "schemas").glob("*.json")}
     assert kept == made
+
+
+def test_the_page_on_numbers_names_every_metric():
+    page = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")
+    assert [name for name in options.METRICS if f"`{name}`" not in page] == []
 
 
 def test_the_strategy_on_its_page_works():

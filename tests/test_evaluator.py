@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mpsearch
+from mpsearch import options
 from mpsearch.package import emission, verification
 from mpsearch.program.precision import Precision
 from mpsearch.search.cost import Casts
@@ -129,6 +130,22 @@ def test_metrics_by_hand(metric, same, changed):
     broken = {"y": torch.tensor([[1.0, float("nan"), 3.0, 4.0]])}
     worst = 1.0 if metric == "top1" else math.inf
     assert measure.whole([reference], [broken], []) == worst
+
+
+@pytest.mark.parametrize("metric", options.METRICS)
+def test_what_a_metric_shows_is_worse_for_larger_differences(metric):
+    from mpsearch.evaluation.metrics import resolve
+
+    draw = torch.Generator().manual_seed(0)
+    reference, noise = (torch.randn(1, 64, generator=draw) for _ in range(2))
+    measure = resolve(metric, False)
+    assert measure.name == metric
+    losses = [
+        measure.whole([{"y": reference}], [{"y": reference + size * noise}], [])
+        for size in (1e-3, 10.0)
+    ]
+    near, far = map(measure.loss_of, losses)
+    assert losses[0] < losses[1] and (near > far) == (metric in options.IN_DB)
 
 
 def test_top1_is_the_share_over_all_samples():

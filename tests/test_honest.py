@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,14 @@ import pytest
 import torch
 
 import mpsearch
+from benchmarks import holds
+from mpsearch.evaluation.metrics import resolve
 from mpsearch.executor.ops import OPS
 from mpsearch.numerics.profiles import PROFILES
 from mpsearch.program.precision import Precision
+from mpsearch.results import rows
+from mpsearch.search.samples import Kind, Sample
+from mpsearch.search.search import Trial
 from mpsearch.source.prepare import prepare
 from tests.command import run
 from tests.models import Cache, Norm, batches, net
@@ -328,3 +334,30 @@ def test_a_package_written_over_its_source_is_refused_or_whole(tmp_path, monkeyp
     run("optimize", "fp32.mlpackage", "--inputs", "x.npz", "--budget", "1e-2", "-o", "mixed")
     run("apply", "mixed", "fp32.mlpackage", "-o", "fp32.mlpackage")
     mpsearch.Executor("fp32.mlpackage")
+
+
+def test_the_front_shows_the_error_that_the_summary_shows():
+    """Perturbed samples counted in the one and not in the other."""
+    for case in ("flips:46", "mixed:42"):
+        model, limit, given, _ = holds.inputs(case, 0, 16, 1)
+        found = mpsearch.optimize(model, given, limit)
+        assert found.met and found.kept
+        error = dict(found.front).get(len(found.fp32_ops))
+        assert error is None or error <= limit
+
+
+def test_a_trial_that_was_not_judged_anew_is_neither_met_nor_broken():
+    sample = Sample(0, Kind.CALIBRATION, 0)
+    trial = Trial(frozenset({1}), False, False, 1e-4, "propose", 1.0, 1)
+    metric = resolve("rel_l2", False)
+    assert rows.trial_row(trial, metric).met is None
+    assert rows.trial_row(replace(trial, offenders=(sample,)), metric).met is False
+    assert rows.trial_row(replace(trial, met=True, exact=True), metric).met is True
+
+
+def test_a_check_on_drawn_inputs_promises_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.trace(torch.nn.Linear(8, 4).eval(), torch.zeros(1, 8)).save("model.pt")
+    run("optimize", "model.pt", "--budget", "1e-2")
+    said = run("check", "model-mixed", "model.pt").output
+    assert "None of 16 samples broke the budget." in said and "at least" not in said

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mpsearch
+from mpsearch.options import strategy_names
 from tests.models import batches, net
 from tests.planted import Planted, budget, samples
 
@@ -55,6 +56,12 @@ def test_what_is_installed_is_all_there_is():
 
 
 @pytest.mark.thorough
+def test_every_strategy_of_this_package_is_installed():
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = project["entry-points"]["mpsearch.strategies"]
+    assert listed.keys() <= {*strategy_names()}, "install again: pip install -e ."
+
+
 def test_a_search_does_not_load_torchs_compiler():
     """It takes seconds and 25 MB, and nothing here is compiled."""
     code = (

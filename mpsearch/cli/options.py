@@ -46,7 +46,10 @@ class _Strategy(_Named):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value not in self._known():
-            self.fail(f"{value!r} is not one of those installed: {', '.join(self._known())}")
+            self.fail(
+                f"{value!r} is not one of those installed: {', '.join(self._known())}; a "
+                "package that has it is to be installed (again)"
+            )
         return value
 
 

@@ -165,20 +165,23 @@ def _top1(references: Outputs, outputs: Outputs) -> tuple[float, float]:
     return float(changed.sum()), float(changed.numel())
 
 
-_NAMED: dict[str, Metric] = {
-    "rel_l2": Metric("rel_l2", _worst(_rel_l2)),
-    "max_abs": Metric("max_abs", _worst(_max_abs)),
-    "mean_abs": Metric("mean_abs", _worst(_mean_abs)),
-    "cosine": Metric("cosine", _worst(_cosine)),
-    "psnr": Metric("psnr", _worst(_psnr), larger_is_better=True),
-    "snr": Metric("snr", _worst(_snr), larger_is_better=True),
-    "kl": Metric("kl", _worst(_kl)),
-    "top1": Metric("top1", _top1, combine="share"),
-}
+_ALL = (
+    Metric("rel_l2", _worst(_rel_l2)),
+    Metric("max_abs", _worst(_max_abs)),
+    Metric("mean_abs", _worst(_mean_abs)),
+    Metric("cosine", _worst(_cosine)),
+    Metric("psnr", _worst(_psnr), larger_is_better=True),
+    Metric("snr", _worst(_snr), larger_is_better=True),
+    Metric("kl", _worst(_kl)),
+    Metric("top1", _top1, combine="share"),
+)
+_NAMED = {metric.name: metric for metric in _ALL}
 
 NAMES = options.METRICS
-assert set(NAMES) == set(_NAMED)
-assert set(options.IN_DB) == {name for name in NAMES if _NAMED[name].larger_is_better}
+assert set(NAMES) == set(_NAMED), "METRICS in mpsearch/options.py does not name those of _ALL here"
+assert set(options.IN_DB) == {metric.name for metric in _ALL if metric.larger_is_better}, (
+    "IN_DB in mpsearch/options.py does not name those here of which more is better"
+)
 
 
 def resolve(metric: str | Callable[..., float], with_targets: bool) -> Metric:

@@ -73,6 +73,8 @@ class _Entry:
     match: Callable[[Graph, Node], matches.Found | None]
 
 
+#: What the code of every remedy needs.
+_IMPORTS = "import math\n\nimport torch\nfrom torch import Tensor\n\n\n"
 _ANY = frozenset(VERDICTS)
 _RANGE = frozenset(["overflow", "underflow"])
 _OVERFLOW = frozenset(["overflow"])
@@ -232,5 +234,5 @@ def _remedy(graph: Graph, entry: _Entry, nodes: Sequence[Node], call: str) -> Re
         tuple(dict.fromkeys(op.layer for op in known[:1] if op.layer)),
         tuple(dict.fromkeys(op.line for op in known[:1] if op.line)),
         call,
-        inspect.getsource(entry.rewrite) + "\n\n" + call,
+        _IMPORTS + inspect.getsource(entry.rewrite) + "\n\n" + call,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ _LOGGER = logging.getLogger("mpsearch")
 
 def as_config(config: Config | str | Path) -> Config:
     """A config, or the one at a path."""
-    return config if isinstance(config, Config) else _config.read(config)
+    if isinstance(config, Config):
+        return config
+    if not isinstance(config, (str, os.PathLike)):
+        kind = type(config).__name__
+        raise InputError(f"config is a {kind}; expected a Config (result.config) or a path")
+    return _config.read(config)
 
 
 @isolated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from .job import measured
 
 #: How many of the ops are named that break a budget.
 _BROKEN_BY = 8
+#: So many are run alone.
+_TRIED = 4 * _BROKEN_BY
 
 
 @isolated
@@ -91,7 +92,8 @@ def check(
         losses = [e.loss for e in evaluator.evaluate_together(precision, range(samples))]
         loss = max(losses)
         broken = sum(one > bound for one in losses)
-        covered = coverage.lower_bound(broken, samples, wanted.confidence)
+        if not prepared.calibration.noise:
+            covered = coverage.lower_bound(broken, samples, wanted.confidence)
     else:
         loss = evaluator.loss(precision)
     outgrown: list[str] = []
@@ -122,16 +124,20 @@ def check(
 def _broken_by(
     prepared: Prepared, evaluator: Evaluator, precision: Precision, limit: float
 ) -> tuple[KeptOp, ...]:
-    """The ops in FP16 that harm most, by the model of rounding, each with why FP16 breaks it."""
+    """The ops in FP16 that harm most alone, each with why FP16 breaks it.
+
+    They are run alone, of those for which the model of rounding predicts most.
+    """
     engine, model = evaluator.engine, rounding_model_of(evaluator, 0)
     harm = {i: model.harm((i,), ()) for i in precision.fp16}
     nodes = diagnosable(engine)
-    worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_BROKEN_BY]
+    worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_TRIED]
     diagnosis = Diagnosis(engine, rows.harmful(prepared.metric, limit))
     found = []
     for i in worst:
         op = prepared.ops[i]
-        verdict, error = diagnosis.verdict(nodes[i]) if i in nodes else ("fine", math.inf)
+        verdict, error = diagnosis.verdict(nodes[i]) if i in nodes else ("fine", harm[i] ** 0.5)
         why = rows.ROUNDING if verdict == "fine" else verdict
-        found.append(KeptOp(op.name, op.type, op.layer, number(error), op.line, why))
-    return tuple(found)
+        found.append((error, KeptOp(op.name, op.type, op.layer, number(error), op.line, why)))
+    found.sort(key=lambda pair: -pair[0])
+    return tuple(op for _, op in found[:_BROKEN_BY])

@@ -20,6 +20,7 @@ from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import rows
 from ..results.data import Absorption
+from ..search.criterion import far_over
 from ..search.samples import Kind
 from ..source.conversion import convert
 from ..source.modules import TorchModel
@@ -43,10 +44,12 @@ def absorbed_note(found: Sequence[Absorption]) -> list[str]:
         return []
     by = sorted({name for row in found for name in row.absorbed_by})
     one, single = len(found) == 1, len(by) == 1
+    limits = " that leaves something unmasked; where all is masked, FP16 gives NaN"
+    masked = limits if any(row.masks for row in found) else ""
     return [
-        f"{_some([row.name for row in found])} overflow{'s' if one else ''} in FP16 and may: "
-        f"{_some(by)}, which read{'s' if single else ''} the result, "
-        f"compute{'s' if single else ''} the same from infinity, for every input."
+        f"{_some([row.name for row in found])} overflow{'s' if one else ''} in FP16 without harm: "
+        f"{_some(by)} read{'s' if single else ''} the result and "
+        f"compute{'s' if single else ''} the same from infinity, for every input{masked}."
     ]
 
 
@@ -148,6 +151,8 @@ _BROKEN = frozenset(["overflow", "underflow", "cancellation", "conflict"])
 _BY_RANGE = frozenset(["overflow", "may overflow", "may vanish"])
 #: Budgets in dB below which next to nothing is asked.
 _FEW_DB = 10.0
+#: Relative budgets from which on next to nothing is asked.
+_ALL = 0.5
 #: An error from which on outputs are of no use, whatever is only rounded.
 _USELESS = 0.1
 
@@ -167,12 +172,15 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     samples = list(search.samples)
     found = dict(zip(samples, search.evaluations.evaluate_all(least, samples), strict=True))
     loss = max(e.loss for s, e in found.items() if s.kind is Kind.CALIBRATION)
+    most = max(evaluation.loss for evaluation in found.values())
     if needed and math.isfinite(loss) and needed < count:
-        return _cures(job, needed, count, show(loss), facts["budget"])
+        required = {problem.ops[i].name for i in problem.required}
+        others = [op for op in facts["kept"] if op.name not in required]
+        broken = sum(_breaks_alone(op, job.prepared.metric, problem.limit) for op in others)
+        return _cures(job, (needed, broken, count - needed - broken), loss, most)
     verdicts = {op.verdict for op in facts["kept"]}
     in_db = job.prepared.metric.larger_is_better
     useless = not in_db and loss >= _USELESS
-    most = max(evaluation.loss for evaluation in found.values())
     if needed or "" in verdicts or verdicts & _BROKEN or loss <= 0 or in_db or useless:
         return ""
     if not math.isfinite(most):
@@ -191,19 +199,36 @@ def by_range(kept: Sequence[KeptOp], metric: Metric, limit: float) -> list[str]:
         return []
     each = "op is" if count == 1 else "ops are"
     return [
-        f"{count} {each} kept for values that leave FP16's range, or may, and not for the error, "
-        f"which alone is within the budget. {option('tolerate_overflow')} decides by the error."
+        f"{count} {each} kept for values that leave FP16's range, or may, although each alone is "
+        "within the budget on the sample that it leaves the range on. "
+        f"{option('tolerate_overflow')} asks for the error alone; it may keep as many."
     ]
 
 
-def _cures(job: Job, needed: int, count: int, error: float, budget: float) -> str:
-    metric, more = job.prepared.metric, count - needed
+def _breaks_alone(op: KeptOp, metric: Metric, limit: float) -> bool:
+    """Whether an op alone in FP16 breaks the budget by more than rounding."""
+    return op.sensitivity is None or far_over(metric.loss_of(op.sensitivity), limit)
+
+
+def _cures(job: Job, counts: tuple[int, int, int], loss: float, most: float) -> str:
+    """How many ops are kept for what: overflows, what else breaks, and rounding.
+
+    ``loss`` is what the calibration samples give with only the first in FP32, and ``most`` what all
+    samples give that the search knows.
+    """
+    metric, limit = job.prepared.metric, job.search.problem.limit
+    needed, broken, rounding = counts
+    error = metric.loss_of(loss if loss > limit else most)
     named = f"{metric.name} {error:.4g}" if metric.larger_is_better else f"error {error:.4g}"
-    return (
-        f"{needed} of them cure{'s' if needed == 1 else ''} what overflows ({named}); {more} more "
-        f"buy{'s' if more == 1 else ''} rounding {'up' if metric.larger_is_better else 'down'} to "
-        f"{budget:g}."
-    )
+    where = "" if loss > limit or most <= limit else ", on samples beside the calibration data"
+    parts = [f"{needed} of them cure{'s' if needed == 1 else ''} what overflows ({named}{where})"]
+    if broken:
+        parts.append(f"{broken} more cure{'s' if broken == 1 else ''} what else breaks")
+    if rounding:
+        side = "up" if metric.larger_is_better else "down"
+        buys = f"buy{'s' if rounding == 1 else ''} rounding {side}"
+        parts.append(f"{rounding} more {buys} to {metric.loss_of(limit):g}")
+    return "; ".join(parts) + "."
 
 
 def _above(error: float) -> float:
@@ -226,14 +251,16 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
             f"{prepared.metric.name} is in dB, and more is better: {budget:g} allows an error "
             "about as large as what is right. Pictures and sound need 30 to 60."
         )
+    if prepared.metric.name == "rel_l2" and budget >= _ALL:
+        more.append(f"A budget of {budget:g} allows errors of {budget:.0%}; 1% is 0.01, or 1%.")
     conversion = job.request.conversion
     unused = [option("rewrite")] if conversion.rewrite and not job.rewrites else []
     if conversion.rescale != "off" and not job.plan.scales:
         unused.append(option("rescale", conversion.rescale))
     if unused:
         more.append(
-            f"{' and '.join(unused)} changed nothing: no op that FP16 breaks allows it, or that "
-            "would not save FP32 ops."
+            f"{' and '.join(unused)} changed nothing: no op that FP16 breaks allows it, or as many "
+            "ops would stay FP32 with it."
         )
     if job.context.ending.reason:
         more.append(job.context.ending.reason)

@@ -288,7 +288,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         extras.ops = tuple(rows.as_measured(row, known.get(row.name), name) for row in every)
 
     def rescale() -> None:
-        extras.hint = hint(job, len(extras.kept))
+        extras.hint = hint(job, {op.name for op in extras.kept})
 
     def remedies() -> None:
         extras.remedies = rows.remedies(prepared, job.range, extras.kept)

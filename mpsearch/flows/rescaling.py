@@ -80,32 +80,33 @@ def _changed(job: Job, bar: Progress, rewrites: Sequence[Rewrite], plan: Plan) -
     return build_job(job.context, prepared, plan, rewrites, job if plan.scales else None)
 
 
-def hint(job: Job, kept: int) -> str:
-    """What rewritten ops, scaling, or both may give where they are off; empty where nothing.
+def hint(job: Job, kept: Collection[str]) -> str:
+    """What rewritten ops, scaling, or both give where they are off; empty where nothing.
 
     What keeps the fewest ops in FP32; of equals what changes least: the rewrite, then what inserts
-    nothing. Only ops that leave FP16's range are counted, on the calibration samples: a search may
-    keep more.
+    nothing. The changed program was run with so many ops in FP32, on all samples but the held-out
+    ones.
     """
     conversion = job.request.conversion
     if conversion.rescale != "off" or job.fits:
         return ""
-    best, words = kept, ""
+    best, words = len(kept), ""
     rewrites = () if conversion.rewrite else tuple(rewritten(job.prepared, job.sizes))
-    if rewrites and (needed := _needed(job, rewrites, UNSCALED)) < best:
-        best, words = needed, _tried(option("rewrite"), needed, kept, ops_rewritten(len(rewrites)))
+    if rewrites and (needed := _needed(job, rewrites, UNSCALED, kept)) < best:
+        said = ops_rewritten(len(rewrites))
+        best, words = needed, _tried(option("rewrite"), needed, len(kept), said)
     for first in ((), rewrites) if rewrites else ((),):
         for mode in ("fold", "insert"):
             if not best:
                 return words
             plan = _plan(job, first, mode == "insert")
             made = (*job.rewrites, *first)
-            if plan.scales and not plan.left and (needed := _needed(job, made, plan)) < best:
+            if plan.scales and (needed := _needed(job, made, plan, kept)) < best:
                 change, said = option("rescale", mode), plan.words
                 if first:
                     change = f"{option('rewrite')} with {change}"
                     said = f"{ops_rewritten(len(first))}; {said}"
-                best, words = needed, _tried(change, needed, kept, said)
+                best, words = needed, _tried(change, needed, len(kept), said)
     return words
 
 
@@ -125,15 +126,23 @@ def _plan(job: Job, rewrites: Sequence[Rewrite], insert: bool) -> Plan:
 
 
 def _tried(change: str, needed: int, kept: int, changes: str) -> str:
-    verb = "leaves" if needed == 1 else "leave"
-    return f"{change}: {needed or 'none'} of {kept} ops {verb} FP16's range then ({changes})"
+    ops = "1 op in FP32 is" if needed == 1 else f"{needed} ops in FP32 are"
+    said = f"{ops} enough then" if needed else "no op needs FP32 then"
+    return f"{change}: {said}, in place of {kept} ({changes})"
 
 
-def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan) -> int:
-    """How many ops of the changed program leave FP16's range; all where these do not do."""
+def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan, kept: Collection[str]) -> int:
+    """How many FP32 ops were seen to do in the changed program.
+
+    Those that leave FP16's range, or these and what was kept for its digits; else all.
+    """
     prepared = with_changes(job.prepared, rewrites, plan.scales)
-    evaluator = prepared.evaluator(job.request.execution.device, 0, job.context.ending)
-    _, range_ = measured(prepared, evaluator, job.context.ending)
-    precision = Precision.of(range_.refused, len(prepared.ops))
-    met = evaluator.loss(precision) <= job.search.problem.limit
-    return len(range_.refused) if met else len(prepared.ops)
+    device, ending = job.request.execution.device, job.context.ending
+    evaluator = prepared.evaluator(device, 0, ending, perturbed=True)
+    _, range_ = measured(prepared, evaluator, ending)
+    ranged = {job.prepared.ops[i].name for i in job.range.refused}
+    digits = {op.index for op in prepared.ops if op.name in kept and op.name not in ranged}
+    for fp32 in (range_.refused, range_.refused | digits):
+        if evaluator.loss(Precision.of(fp32, len(prepared.ops))) <= job.search.problem.limit:
+            return len(fp32)
+    return len(prepared.ops)

@@ -99,6 +99,8 @@ class Validator:
             return self._last(fp32, losses, len(broken))
         if failed := self._failed_perturbed(fp32) or self._ruined(fp32, broken):
             return Validation(losses, False, failed=failed)
+        if not self.heldout:
+            return Validation(losses, True)
         if fp32 in self._passed:
             few = self._few(len(broken))
             return Validation(losses, few, self._coverage if few else None, sequence=self._steps)

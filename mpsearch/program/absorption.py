@@ -270,3 +270,5 @@ RULES: dict[str, Rule] = {
     "minimum": _minimum,
     "scaled_dot_product_attention": _attention,
 }
+#: Ops that absorb minus infinity only beside something finite.
+MASKED = frozenset(["softmax", "reduce_argmax", "scaled_dot_product_attention"])

@@ -8,7 +8,7 @@ that tanh(1e-6 * infinity) is known not to be what tanh(0.07) is.
 
 Softmax needs one thing more: minus infinity counts as absorbed only where *masked*, that is where
 integers, truth values and constants alone decide which elements are infinite. What is not masked is
-then finite beside it, as long as not everything is masked; then FP32's result means nothing either.
+then finite beside it, as long as not everything is masked: users are told (:attr:`Absorbed.masks`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .absorption import LOST, NONE, RULES, Infinite, Inputs
+from .absorption import LOST, MASKED, NONE, RULES, Infinite, Inputs
 from .graph import Constant, Function, Node, Ref, Source, refs, slots_read
 
 
@@ -37,6 +37,11 @@ class Absorbed:
 
     through: tuple[Node, ...]
     by: tuple[Node, ...]
+
+    @property
+    def masks(self) -> bool:
+        """Whether that is so only where something is left unmasked: softmax of nothing is NaN."""
+        return any(node.op_type in MASKED for node in (*self.through, *self.by))
 
 
 class Infinities:

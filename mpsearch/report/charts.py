@@ -61,7 +61,7 @@ def progress(result: Mapping[str, Any]) -> str:
 
     def draw(axes: Axes) -> None:
         met = [(i, t["fp32_ops"]) for i, t in trials if t["met"]]
-        broken = [(i, t["fp32_ops"]) for i, t in trials if not t["met"]]
+        broken = [(i, t["fp32_ops"]) for i, t in trials if t["met"] is False]
         axes.plot(*_columns(broken), "x", color=BROKEN, markersize=4, label="budget broken")
         axes.plot(*_columns(met), "o", color=FP32, markersize=4, label="met")
         best = [min(n for j, n in met if j <= i) for i, _ in met]

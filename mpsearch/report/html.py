@@ -124,8 +124,9 @@ def size(count: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share as percents."""
-    return f"{100 * value:.3g}%"
+    """A share as percents; all only where it is all."""
+    said = f"{100 * value:.3g}%"
+    return "over 99.9%" if said == "100%" and value < 1 else said
 
 
 #: What :mod:`mpsearch.scaling.stable` makes of ops, by kind.

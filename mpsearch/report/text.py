@@ -55,8 +55,9 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
     """What ``mpsearch optimize`` prints."""
     mood = "good" if result.met else "bad"
     head = [paint(line, mood) for line in _paragraphs(result.explanation, width)]
+    changed = "   (of the changed program)" if result.rewrites or result.rescaling else ""
     lines = [
-        "  error  all FP16      " + value(result.error_fp16),
+        "  error  all FP16      " + value(result.error_fp16) + changed,
         f"         all FP32      {value(result.error_fp32)}",
     ]
     if result.costs:
@@ -79,27 +80,7 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
     )
     lines = [*head, "", *_hang(lines, width)]
     if result.kept:
-        worst = sorted(result.kept, key=lambda op: _alone(result, op))[:_ROWS]
-        shown = [op for op in result.kept if op in worst]
-        rows = [("op", "type", "layer or line", "why", "alone")]
-        rows += [
-            (
-                op.name,
-                op.type,
-                op.layer or op.line or "-",
-                "runtime fault" if op.name in result.pinned_by_hazard else op.verdict or "-",
-                "-"
-                if "alone" in result.not_measured
-                else "inf"
-                if op.sensitivity is None
-                else f"{op.sensitivity:.2g}",
-            )
-            for op in shown
-        ]
-        lines += ["", *_columns(rows, (18, 14, 22, 13, 7), width)]
-        if len(result.kept) > len(shown):
-            lines.append(f"  and {len(result.kept) - len(shown)} more, in report.html")
-        lines += _wrap("  (op: one operation of the converted model)", width)
+        lines += ["", *_kept(result, width)]
     if result.rescale_hint:
         lines += ["", *_wrap(f"or try {result.rescale_hint}", width)]
     offered: Counter[tuple[str, str]] = Counter()
@@ -113,6 +94,23 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
     if written is not None:
         lines += ["", f"wrote {printable(str(written))}/"]
     return "\n".join(lines)
+
+
+def _kept(result: ResultData, width: int) -> list[str]:
+    """The FP32 ops in execution order: those that err most alone."""
+    worst = sorted(result.kept, key=lambda op: _alone(result, op))[:_ROWS]
+    shown = [op for op in result.kept if op in worst]
+    measured = "alone" not in result.not_measured
+    rows = [("op", "type", "layer or line", "why", "alone")]
+    for op in shown:
+        why = "runtime fault" if op.name in result.pinned_by_hazard else op.verdict or "-"
+        error = "inf" if op.sensitivity is None else f"{op.sensitivity:.2g}"
+        where = op.layer or op.line or "-"
+        rows.append((op.name, op.type, where, why, error if measured else "-"))
+    lines = _columns(rows, (18, 14, 22, 13, 7), width)
+    if more := len(result.kept) - len(shown):
+        lines.append(f"  and {more} more that err less alone: report.html")
+    return [*lines, *_wrap("  (op: one operation of the converted model)", width)]
 
 
 def _alone(result: ResultData, op: KeptOp) -> float:
@@ -241,14 +239,20 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
             "good" if report.holds else "bad",
         )
     ]
-    lines += [printable(f"not in the model: {op}") for op in report.unmatched]
-    lines += [printable(f"matched by its place: {op}") for op in report.moved]
-    if report.coverage is not None and report.confidence is not None:
+    if len(report.unmatched) > _ROWS:
         lines += _wrap(
-            f"{report.broken or 'None'} of {report.samples} samples broke the budget: if the "
-            f"search has not seen them, {coverage.words(report.coverage, report.confidence)}.",
+            f"{len(report.unmatched)} ops of the config are not in the model: it was made for "
+            "another one. Run optimize.",
             width,
         )
+    lines += [printable(f"not in the model: {op}") for op in report.unmatched[:_ROWS]]
+    lines += [printable(f"matched by its place: {op}") for op in report.moved]
+    if report.broken is not None:
+        said = f"{report.broken or 'None'} of {report.samples} samples broke the budget"
+        if report.coverage is not None and report.confidence is not None:
+            words = coverage.words(report.coverage, report.confidence)
+            said += f": if the search has not seen them, {words}"
+        lines += _wrap(f"{said}.", width)
     if report.outgrown:
         some = ", ".join(report.outgrown[:4])
         more = f" and {len(report.outgrown) - 4} more" if len(report.outgrown) > 4 else ""

@@ -50,13 +50,14 @@ class TrialRow(msgspec.Struct, frozen=True, rename={"asked_by": "pass"}):
     error
         In the metric; None where infinite, a lower bound where not ``exact``.
     met
-        Whether it was within the budget that was searched with last.
+        Whether it was within the budget that was searched with last; None where that is not known,
+        as samples joined the search since.
     """
 
     asked_by: str
     fp32_ops: int
     error: float | None
-    met: bool
+    met: bool | None
     exact: bool
 
 
@@ -87,10 +88,13 @@ class Absorption(msgspec.Struct, frozen=True):
     absorbed_by
         The ops that give the same for infinity as for the value itself, for every input
         (:mod:`mpsearch.program.infinity`).
+    masks
+        Whether that is so only for inputs that leave something unmasked.
     """
 
     name: str
     absorbed_by: tuple[str, ...]
+    masks: bool
 
 
 class Headroom(msgspec.Struct, frozen=True):

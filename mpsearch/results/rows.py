@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
 
 import msgspec
 
@@ -211,6 +213,7 @@ def costs(prepared: Prepared, precision: Precision, counter: Casts, casts: int) 
     fp32 = cost(prepared.ops, counter, Precision.all_fp32(precision.count))
     mine = cost(prepared.ops, counter, precision)
     package = Cost(mine.fp32_ops, mine.islands, casts, mine.weight_bytes, mine.fp32_flops)
+    fp16, fp32 = (package if mine == end else end for end in (fp16, fp32))
     return {"fp16": fp16, "package": package, "fp32": fp32}
 
 
@@ -228,13 +231,22 @@ def front(search: Search, metric: Metric) -> tuple[tuple[int, float | None], ...
 
 
 def undominated(search: Search) -> list[Trial]:
-    """Sets that no other beats in both FP32 ops and loss, the fewest ops first."""
+    """Sets that no other beats in both FP32 ops and loss, the fewest ops first.
+
+    Their losses are the worst on given samples: of perturbed ones a share may break the budget.
+    """
     found: list[Trial] = []
-    exact = [t for t in search.trials if t.exact]
+    exact = [t for t in map(partial(_on_given, search), search.trials) if t.exact]
     for trial in sorted(exact, key=lambda t: (t.fp32_ops, t.loss, sorted(t.fp32))):
         if not found or trial.loss < found[-1].loss:
             found.append(trial)
     return found
+
+
+def _on_given(search: Search, trial: Trial) -> Trial:
+    known = search.evaluations.known(search.problem.precision(trial.fp32))
+    losses = [found.loss for sample, found in known.items() if sample.firm]
+    return replace(trial, loss=max(losses, default=trial.loss))
 
 
 def trial_rows(search: Search, metric: Metric) -> tuple[TrialRow, ...]:
@@ -245,7 +257,8 @@ def trial_rows(search: Search, metric: Metric) -> tuple[TrialRow, ...]:
 def trial_row(trial: Trial, metric: Metric) -> TrialRow:
     """A trial, for people."""
     error = number(metric.loss_of(trial.loss))
-    return TrialRow(trial.asked_by, trial.fp32_ops, error, trial.met, trial.exact)
+    met = trial.met if trial.exact or trial.offenders else None
+    return TrialRow(trial.asked_by, trial.fp32_ops, error, met, trial.exact)
 
 
 def remedies(prepared: Prepared, range_: Range, kept: Sequence[KeptOp]) -> tuple[Remedy, ...]:
@@ -262,7 +275,7 @@ def absorbed(
 ) -> tuple[Absorption, ...]:
     """The overflows of ops in FP16 that do no harm, with what absorbs them."""
     return tuple(
-        Absorption(ops[i].name, tuple(node.name for node in risk.absorbed.by))
+        Absorption(ops[i].name, tuple(node.name for node in risk.absorbed.by), risk.absorbed.masks)
         for i, risk in sorted(range_.risks.items())
         if risk.absorbed is not None and risk.seen and i not in precision
     )

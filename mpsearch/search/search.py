@@ -184,6 +184,7 @@ class Search:
         units = frozenset(fp32)
         trial = self._trials.get(units)
         if trial is not None and (trial.exact or trial.offenders):
+            self.ending.check()  # also where a strategy asks for nothing new, again and again
             return trial
         if not self.required <= units:
             return self._verdict(units, asked_by, {})

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import MODEL_FILE, check_archive, first_line, is_archive, regular
 from ..isolated import LoadLimits, contained, tried
 from ..program.packages import open_package
-from ..usercode import guarded, import_callable
+from ..usercode import guarded, import_callable, import_from_here
 from .exported import load_exported
 from .modules import unwrapped
 from .scripted import load_scripted
@@ -99,7 +99,8 @@ def _from_factory(path: str, weights: str | None, limits: LoadLimits) -> Any:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        raise InputError(f"weights {weights} do not fit the model: {first_line(error)}") from error
+        said = " ".join(str(error).split())
+        raise InputError(f"weights {weights} do not fit the model: {said}") from error
     return model
 
 
@@ -141,6 +142,7 @@ def _check_state_dict(path: str) -> None:
 def _pickled(file: Path, allow_pickle: bool, limits: LoadLimits, legacy: bool = False) -> nn.Module:
     if not allow_pickle:
         tried(_refuse_pickled, [str(file), legacy], file, limits)
+    import_from_here()
     with guarded(f"{file}: unpickling it"), quiet():
         loaded = torch.load(file, map_location="cpu", weights_only=False)
     if isinstance(loaded, nn.Module):

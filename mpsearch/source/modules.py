@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .._ct import quiet
 from ..errors import InputError
@@ -106,11 +107,18 @@ class TorchModel:
                     f"{k} {tuple(v.shape)}" for k, v in sample.items() if isinstance(v, Tensor)
                 )
                 raise InputError(
-                    f"the model does not run on a sample ({shapes}): {reason(error)}"
+                    f"the model does not run on a sample ({shapes}{self._exported_with()}): "
+                    f"{reason(error)}"
                 ) from error
         if not out:
             raise InputError("the model returns no tensor; expected one at least")
         return {name: widened(value).clone() for name, value in out.items()}
+
+    def _exported_with(self) -> str:
+        """The shapes that an exported program was exported with, in words."""
+        given = [] if self.exported is None else tree_leaves(self.exported.example_inputs)
+        shapes = [str(tuple(v.shape)) for v in given if isinstance(v, Tensor)]
+        return f"; exported with {', '.join(shapes)}" if shapes else ""
 
     def check(self, sample: Sample) -> None:
         """Make sure that the model agrees with itself, and leave out hooks that only look on.
