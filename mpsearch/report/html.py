@@ -124,7 +124,9 @@ def size(count: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share as percents; all only where it is all."""
+    """A share as percents; none and all only where it is so."""
+    if 0 < value < 1e-4:
+        return "under 0.01%"
     said = f"{100 * value:.3g}%"
     return "over 99.9%" if said == "100%" and value < 1 else said
 
