@@ -55,13 +55,16 @@ def test_what_is_installed_is_all_there_is():
     assert listed == {file for file in other if file.suffix not in (".py", ".pyc")}
 
 
-@pytest.mark.thorough
-def test_every_strategy_of_this_package_is_installed():
+def test_every_strategy_of_this_package_is_installed_and_explained():
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = project["entry-points"]["mpsearch.strategies"]
-    assert listed.keys() <= {*strategy_names()}, "install again: pip install -e ."
+    assert listed.keys() <= {*strategy_names()}, "install again: .venv/bin/pip install -e ."
+    page = Path("docs/strategies.md").read_text(encoding="utf-8")
+    modules = {entry.partition(":")[0] for entry in listed.values()}
+    assert [module for module in modules if f"automodule:: {module}\n" not in page] == []
 
 
+@pytest.mark.thorough
 def test_a_search_does_not_load_torchs_compiler():
     """It takes seconds and 25 MB, and nothing here is compiled."""
     code = (

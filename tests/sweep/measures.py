@@ -93,7 +93,10 @@ def budget(run: Run, references: Sequence[Outputs]) -> float:
         return relative * max(float(abs(x).max()) for r in references for x in r)
     if metric in ("psnr", "snr"):
         return -20 * math.log10(relative)
-    return relative**2 if metric in ("cosine", "kl") else relative
+    if metric in ("cosine", "kl"):
+        return relative**2
+    assert metric in ("rel_l2", "top1"), f"a budget for {metric} is missing here"
+    return relative
 
 
 def limit(run: Run, budget: float) -> float:
