@@ -160,6 +160,12 @@ CASES = {
         "ieee",
     ),
     "softplus": (torch.nn.functional.softplus, rewrites.softplus, _normal(15), "ane"),
+    "softplus by hand": (
+        lambda x: torch.log(1 + torch.exp(x)),
+        rewrites.softplus,
+        _normal(15),
+        "ieee",
+    ),
     "logsumexp": (
         lambda x: torch.logsumexp(x, -1),
         lambda x: rewrites.logsumexp(x, -1),

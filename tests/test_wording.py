@@ -18,9 +18,10 @@ def test_what_overflows_is_told_from_what_rounds():
     model, samples = zoo.drawn(case, 0, 12)
     found = mpsearch.optimize(model, samples, 3e-4)
     said = re.search(
-        r"(\d+) of them cure what overflows \(error (\S+)\); (\d+) more", found.explanation
+        r"(\d+) of them cure what overflows \(error (\S+)\);(.*)\.$", found.explanation, re.M
     )
-    cures, error, more = int(said[1]), float(said[2]), int(said[3])
+    cures, error = int(said[1]), float(said[2])
+    more = sum(map(int, re.findall(r"(\d+) more", said[3])))
     assert cures + more == len(found.kept) and more > 0
     # With a budget above that error nothing but the cure is kept.
     assert len(mpsearch.optimize(model, samples, 1.3 * error).kept) == cures
@@ -31,7 +32,7 @@ def test_in_decibels_more_is_better():
     case = zoo.cases(["t5_residual"])["t5_residual"]
     model, samples = zoo.drawn(case, 0, 12)
     found = mpsearch.optimize(model, samples, 70.0, "snr")
-    said = re.search(r"cures? what overflows \(snr (\S+)\); .*up to 70", found.explanation)
+    said = re.search(r"cures? what overflows \(snr (\S+)\); \d+ more", found.explanation)
     assert found.met and float(said[1]) < 70
 
 
@@ -89,8 +90,8 @@ def test_ops_that_break_alone_buy_no_rounding():
     draw = torch.Generator().manual_seed(0)
     samples = [torch.rand(1, 16, generator=draw) * 0.3 for _ in range(8)]
     found = mpsearch.optimize(Centered().eval(), samples, 1e-3, "max_abs")
-    alone = [op for op in found.kept if op.sensitivity is None or op.sensitivity > 1e-2]
+    alone = [op for op in found.kept if op.sensitivity is None or op.sensitivity > 1e-3]
     counts = re.search(
-        r"(\d+) of them cures? what overflows .*; (\d+) more cures? what else", found.explanation
+        r"(\d+) of them cures? what overflows .*; (\d+) more each break", found.explanation
     )
     assert sum(map(int, counts.groups())) == len(alone)

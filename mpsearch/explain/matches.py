@@ -63,7 +63,10 @@ def norm(graph: Graph, node: Node) -> Found | None:
     eps = next((c for n in rooted for c in scalars(n) if n.op_type == "add"), 0.0)
     mean = "" if summed.op_type == "reduce_mean" else ", mean=False"
     call = f"x = scaled_norm(x, dim={graph.dim(summed)}, eps={eps:g}{mean})"
-    return [node, summed, *rooted], f"# x: {graph.shape(x)}\n{call}"
+    made = graph.made(x)
+    centered = made is not None and made.op_type == "sub"
+    known = f"# x: {graph.shape(x)}" + (", the mean subtracted already" if centered else "")
+    return [node, summed, *rooted], f"{known}\n{call}"
 
 
 def _normalizes(graph: Graph, root: Node, x: int) -> bool:
@@ -205,9 +208,15 @@ def phase(graph: Graph, node: Node) -> Found | None:
 
 
 def softplus(graph: Graph, node: Node) -> Found | None:
-    if node.op_type != "softplus":
+    """softplus, or log(1 + exp(x))."""
+    nodes = [node]
+    if node.op_type == "log" and (added := graph.source(node, "x")) is not None:
+        powers = [n for n in graph.sources(added) if n.op_type == "exp"]
+        if added.op_type == "add" and list(scalars(added)) == [1.0] and len(powers) == 1:
+            nodes = [*powers, added, node]
+    if node.op_type != "softplus" and len(nodes) == 1:
         return None
-    return [node], f"# x: {graph.shape(node.fp32.inputs['x'])}\ny = softplus(x)"
+    return nodes, f"# x: {graph.shape(nodes[0].fp32.inputs['x'])}\ny = softplus(x)"
 
 
 def logsumexp(graph: Graph, node: Node) -> Found | None:

@@ -20,7 +20,7 @@ from ..program.lowering import lower_candidates
 from ..program.precision import Precision
 from ..results import rows
 from ..results.data import Absorption
-from ..search.criterion import far_over
+from ..results.plain import share
 from ..search.samples import Kind
 from ..source.conversion import convert
 from ..source.modules import TorchModel
@@ -113,6 +113,9 @@ def explain(job: Job, facts: dict[str, Any]) -> str:
         )
     found = f"{kept} of {total} ops stay{'s' if kept == 1 else ''} FP32"
     found += f", with {changed}." if changed else "."
+    most = facts["costs"]["package"].fp32_flops
+    if most > _MOST:
+        found += f" That is {share(most)} of the arithmetic: little of FP16's speed is left."
     if facts["proven"]:
         found += " No cheaper set meets the budget: all were tried."
     if status == "interrupted":
@@ -151,6 +154,8 @@ _BROKEN = frozenset(["overflow", "underflow", "cancellation", "conflict"])
 _BY_RANGE = frozenset(["overflow", "may overflow", "may vanish"])
 #: Budgets in dB below which next to nothing is asked.
 _FEW_DB = 10.0
+#: A share of the arithmetic in FP32 from which on FP16 pays little.
+_MOST = 0.5
 #: Relative budgets from which on next to nothing is asked.
 _ALL = 0.5
 #: An error from which on outputs are of no use, whatever is only rounded.
@@ -206,12 +211,11 @@ def by_range(kept: Sequence[KeptOp], metric: Metric, limit: float) -> list[str]:
 
 
 def _breaks_alone(op: KeptOp, metric: Metric, limit: float) -> bool:
-    """Whether an op alone in FP16 breaks the budget by more than rounding."""
-    return op.sensitivity is None or far_over(metric.loss_of(op.sensitivity), limit)
+    return op.sensitivity is None or metric.loss_of(op.sensitivity) > limit
 
 
 def _cures(job: Job, counts: tuple[int, int, int], loss: float, most: float) -> str:
-    """How many ops are kept for what: overflows, what else breaks, and rounding.
+    """How many ops are kept for what: overflows, what else breaks the budget alone, rounding.
 
     ``loss`` is what the calibration samples give with only the first in FP32, and ``most`` what all
     samples give that the search knows.
@@ -223,11 +227,12 @@ def _cures(job: Job, counts: tuple[int, int, int], loss: float, most: float) -> 
     where = "" if loss > limit or most <= limit else ", on samples beside the calibration data"
     parts = [f"{needed} of them cure{'s' if needed == 1 else ''} what overflows ({named}{where})"]
     if broken:
-        parts.append(f"{broken} more cure{'s' if broken == 1 else ''} what else breaks")
+        each = "breaks" if broken == 1 else "each break"
+        parts.append(f"{broken} more {each} the budget alone in FP16")
     if rounding:
-        side = "up" if metric.larger_is_better else "down"
-        buys = f"buy{'s' if rounding == 1 else ''} rounding {side}"
-        parts.append(f"{rounding} more {buys} to {metric.loss_of(limit):g}")
+        keep = f"keep{'s' if rounding == 1 else ''} the rounding of all"
+        side = "above" if metric.larger_is_better else "below"
+        parts.append(f"{rounding} more {keep} {side} {metric.loss_of(limit):g}")
     return "; ".join(parts) + "."
 
 

@@ -49,7 +49,7 @@ def sensitivity(result: Mapping[str, Any]) -> str:
         if result["metric"] == "rel_l2":
             axes.axhline(result["budget"], color=_INK, linewidth=0.8, linestyle="--")
         axes.set_xlabel("op, in execution order (triangle: overflows)")
-        axes.set_ylabel("error alone")
+        axes.set_ylabel("error alone, as predicted")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
 
     return _svg("sensitivity", draw)

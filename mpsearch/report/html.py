@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..files import printable
+from ..results.plain import share
 
 #: Fewer trials than this are no progress to draw.
 _TRIALS = 2
@@ -121,14 +122,6 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-
-
-def share(value: float) -> str:
-    """A share as percents; none and all only where it is so."""
-    if 0 < value < 1e-4:
-        return "under 0.01%"
-    said = f"{100 * value:.3g}%"
-    return "over 99.9%" if said == "100%" and value < 1 else said
 
 
 #: What :mod:`mpsearch.scaling.stable` makes of ops, by kind.

@@ -18,8 +18,9 @@ from ..results.analysis import Analysis
 from ..results.check import CheckResult
 from ..results.data import ResultData, TrialRow
 from ..results.front import Front
+from ..results.plain import share
 from ..results.verified import OpOnDevice, Verified
-from .html import share, size
+from .html import size
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
@@ -247,11 +248,13 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
         )
     lines += [printable(f"not in the model: {op}") for op in report.unmatched[:_ROWS]]
     lines += [printable(f"matched by its place: {op}") for op in report.moved]
+    if not report.same_model:
+        lines.append("The weights or the program are not those that the config was made from.")
     if report.broken is not None:
         said = f"{report.broken or 'None'} of {report.samples} samples broke the budget"
         if report.coverage is not None and report.confidence is not None:
             words = coverage.words(report.coverage, report.confidence)
-            said += f": if the search has not seen them, {words}"
+            said += f": if the search has not seen them, {words}" if report.coverage else ""
         lines += _wrap(f"{said}.", width)
     if report.outgrown:
         some = ", ".join(report.outgrown[:4])
@@ -264,6 +267,8 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
     for op in report.broken_by:
         where = f"{op.type}, {op.layer or 'no layer'}" + (f", {op.line}" if op.line else "")
         lines.append(printable(f"broken by {op.name} ({where}): {op.verdict}"))
+    if not report.holds:
+        lines.append("Run mpsearch optimize on this model for a set that holds.")
     return "\n".join(lines)
 
 

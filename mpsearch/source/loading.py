@@ -20,7 +20,10 @@ from .exported import load_exported
 from .modules import unwrapped
 from .scripted import load_scripted
 
-_KINDS = "a TorchScript file, a .pt2, a pickled module or an .mlpackage"
+_KINDS = (
+    "a TorchScript file, a .pt2, a pickled module, an .mlpackage, or package.module:factory for "
+    "Python code"
+)
 
 
 def load_model(

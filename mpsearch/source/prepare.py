@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._ct import ct, quiet
 from ..ending import Ending
@@ -185,7 +186,7 @@ def prepare(
     renamed = replace(data, samples=[s for s, _ in bound])
     calibration, held = renamed.split(heldout)
     references = [r for _, r in bound]
-    notes += _check_references(references)
+    notes += _check_references(references, data.samples)
     chosen_by = [data.samples[place] for place in calibration.places]
     cut = len(chosen_by)
     measure = metrics.resolve(metric, bool(data.targets))
@@ -319,7 +320,12 @@ def _renamed(names: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _check_references(references: list[Outputs]) -> list[str]:
+def _not_finite(value: Any) -> bool:
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return floats and not bool(torch.isfinite(value).all())
+
+
+def _check_references(references: list[Outputs], samples: Sequence[Mapping[str, Any]]) -> list[str]:
     """Notes on values that nothing can be compared with.
 
     Raises
@@ -333,6 +339,12 @@ def _check_references(references: list[Outputs]) -> list[str]:
         if not any(finite.values()):
             empty = not any(v.numel() for v in outputs.values())
             what = "has no values" if empty else "is NaN or infinite everywhere"
+            lost_in = [name for name, value in samples[place].items() if _not_finite(value)]
+            if lost_in:
+                raise InputError(
+                    f"sample {place}: the input {lost_in[0]} holds NaN or infinity, and the model "
+                    "gives nothing else; leave the sample out"
+                )
             raise InputError(
                 f"sample {place}: what the model gives in FP32 {what}, so that there is nothing "
                 "to compare with; give samples on which it works"
