@@ -361,3 +361,9 @@ def test_a_check_on_drawn_inputs_promises_nothing(tmp_path, monkeypatch):
     run("optimize", "model.pt", "--budget", "1e-2")
     said = run("check", "model-mixed", "model.pt").output
     assert "None of 16 samples broke the budget." in said and "at least" not in said
+
+
+def test_an_input_that_holds_nan_is_named():
+    samples = [torch.ones(1, 8), torch.full((1, 8), math.nan)]
+    with pytest.raises(mpsearch.InputError, match="sample 1: the input input holds NaN"):
+        mpsearch.optimize(torch.nn.Linear(8, 4), samples, 1e-2)

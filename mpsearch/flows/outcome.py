@@ -381,11 +381,13 @@ def _config(job: Job, facts: dict[str, Any], stored_names: tuple[str, ...]) -> C
 def _facts(job: Job, facts: dict[str, Any]) -> dict[str, str]:
     fp16 = facts["error_fp16"]
     fp16_said = f"all FP16: {'not measured' if fp16 is None else f'{fp16:.3g}'}"
+    held_out = facts.get("heldout_error")
+    held = "" if held_out is None else f"held-out: {held_out:.3g}, "
     return {
         "model": f"{job.name}, {len(job.prepared.ops)} ops that can be cast",
         "kept in FP32": f"{len(facts['kept'])} ops",
         "metric": f"{facts['metric']}, budget {facts['budget']:g}",
-        "error": f"{facts['error']:.3g} ({fp16_said}, all FP32: {facts['error_fp32']:.3g})",
+        "error": f"{facts['error']:.3g} ({held}{fp16_said}, all FP32: {facts['error_fp32']:.3g})",
         "numerics": ",".join(p.name for p in job.prepared.profiles),
         "target": job.prepared.precast.target,
         "made with": ", ".join(f"{k} {v}" for k, v in versions().items()),

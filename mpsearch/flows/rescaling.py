@@ -132,17 +132,20 @@ def _tried(change: str, needed: int, kept: int, changes: str) -> str:
 
 
 def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan, kept: Collection[str]) -> int:
-    """How many FP32 ops were seen to do in the changed program.
+    """How many FP32 ops were seen to be enough in the changed program.
 
-    Those that leave FP16's range, or these and what was kept for its digits; else all.
+    Those pinned or beyond FP16's range, or these and what was kept for its digits; else all.
     """
     prepared = with_changes(job.prepared, rewrites, plan.scales)
     device, ending = job.request.execution.device, job.context.ending
     evaluator = prepared.evaluator(device, 0, ending, perturbed=True)
     _, range_ = measured(prepared, evaluator, ending)
-    ranged = {job.prepared.ops[i].name for i in job.range.refused}
+    problem = job.search.problem
+    pinned = {problem.ops[i].name for i in problem.always - problem.required}
+    ranged = {problem.ops[i].name for i in problem.required}
+    least = range_.refused | {op.index for op in prepared.ops if op.name in pinned}
     digits = {op.index for op in prepared.ops if op.name in kept and op.name not in ranged}
-    for fp32 in (range_.refused, range_.refused | digits):
+    for fp32 in (least, least | digits):
         if evaluator.loss(Precision.of(fp32, len(prepared.ops))) <= job.search.problem.limit:
             return len(fp32)
     return len(prepared.ops)
