@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mpsearch.ending import Ending, Stop
+from mpsearch.ending import Ending, Stage, Stop
 from mpsearch.evaluation.evaluator import Evaluation
 from mpsearch.options import strategy_names
 from mpsearch.search.conflicts import lower_bound, repair, solve
@@ -467,6 +467,16 @@ def test_trials_are_a_limit():
     with pytest.raises(Stop):
         prune(search, search.problem.all_units)
     assert len(search.trials) == 4 and search.best.met
+
+
+def test_a_strategy_that_asks_for_nothing_new_ends_with_the_time():
+    search = searching(additive([0.5] * 4), [0.5] * 4)
+    search.judge({0, 1}, "again")
+    search.ending.stage = Stage.SEARCH
+    assert search.judge({0, 1}, "again").fp32 == {0, 1}
+    search.ending.give_up("over")
+    with pytest.raises(Stop):
+        search.judge({0, 1}, "again")
 
 
 def test_verdicts_follow_from_evaluations():
