@@ -342,8 +342,8 @@ def test_the_front_shows_the_error_that_the_summary_shows():
         model, limit, given, _ = holds.inputs(case, 0, 16, 1)
         found = mpsearch.optimize(model, given, limit)
         assert found.met and found.kept
-        error = dict(found.front).get(len(found.fp32_ops))
-        assert error is None or error <= limit
+        error = dict(found.front)[len(found.fp32_ops)]
+        assert error is not None and error <= limit
 
 
 def test_a_trial_that_was_not_judged_anew_is_neither_met_nor_broken():

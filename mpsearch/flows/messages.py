@@ -157,7 +157,7 @@ _FEW_DB = 10.0
 #: A share of the arithmetic in FP32 from which on FP16 pays little.
 _MOST = 0.5
 #: Relative budgets from which on next to nothing is asked.
-_ALL = 0.5
+_LOOSE = 0.5
 #: An error from which on outputs are of no use, whatever is only rounded.
 _USELESS = 0.1
 
@@ -256,7 +256,7 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
             f"{prepared.metric.name} is in dB, and more is better: {budget:g} allows an error "
             "about as large as what is right. Pictures and sound need 30 to 60."
         )
-    if prepared.metric.name == "rel_l2" and budget >= _ALL:
+    if prepared.metric.name == "rel_l2" and budget >= _LOOSE:
         more.append(f"A budget of {budget:g} allows errors of {budget:.0%}; 1% is 0.01, or 1%.")
     conversion = job.request.conversion
     unused = [option("rewrite")] if conversion.rewrite and not job.rewrites else []

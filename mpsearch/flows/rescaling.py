@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ..ending import Stop
 from ..hints import option
@@ -11,6 +11,8 @@ from ..scaling.exponents import UNSCALED, Magnitudes, Plan
 from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..scaling.scaled import planned, rewritten, with_changes
+from ..search.risk import Range
+from ..source.prepare import Prepared
 from .job import Job, build_job, measured
 from .messages import ops_rewritten
 from .progress import Progress
@@ -96,11 +98,14 @@ def hint(job: Job, kept: Collection[str]) -> str:
         said = ops_rewritten(len(rewrites))
         best, words = needed, _tried(option("rewrite"), needed, len(kept), said)
     for first in ((), rewrites) if rewrites else ((),):
+        if not best:
+            return words
+        prepared, range_, sizes = _program(job, first)
+        made = (*job.rewrites, *first)
         for mode in ("fold", "insert"):
             if not best:
                 return words
-            plan = _plan(job, first, mode == "insert")
-            made = (*job.rewrites, *first)
+            plan = planned(prepared, range_, sizes, mode == "insert", _HINT_SECONDS)
             if plan.scales and (needed := _needed(job, made, plan, kept)) < best:
                 change, said = option("rescale", mode), plan.words
                 if first:
@@ -110,10 +115,12 @@ def hint(job: Job, kept: Collection[str]) -> str:
     return words
 
 
-def _plan(job: Job, rewrites: Sequence[Rewrite], insert: bool) -> Plan:
-    """The exponents that would do, for a hint, once some ops are rewritten."""
+def _program(
+    job: Job, rewrites: Sequence[Rewrite]
+) -> tuple[Prepared, Range, Callable[[], dict[int, Magnitudes]]]:
+    """What exponents are chosen from: the program once some ops are rewritten, and its ranges."""
     if not rewrites:
-        return planned(job.prepared, job.range, job.sizes, insert, _HINT_SECONDS)
+        return job.prepared, job.range, job.sizes
     prepared = with_changes(job.prepared, rewrites, ())
     evaluator = prepared.evaluator(job.request.execution.device, 0, job.context.ending)
     _, range_ = measured(prepared, evaluator, job.context.ending)
@@ -122,7 +129,7 @@ def _plan(job: Job, rewrites: Sequence[Rewrite], insert: bool) -> Plan:
     def sizes() -> dict[int, Magnitudes]:
         return magnitudes(evaluator.engine, range_, samples)
 
-    return planned(prepared, range_, sizes, insert, _HINT_SECONDS)
+    return prepared, range_, sizes
 
 
 def _tried(change: str, needed: int, kept: int, changes: str) -> str:

@@ -41,7 +41,7 @@ class Absorbed:
     @property
     def masks(self) -> bool:
         """Whether that is so only where something is left unmasked: softmax of nothing is NaN."""
-        return any(node.op_type in MASKED for node in (*self.through, *self.by))
+        return any(node.op_type in MASKED for node in self.by)
 
 
 class Infinities:
