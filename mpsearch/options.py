@@ -59,7 +59,8 @@ def share(value: Any, name: str) -> float:
     """
     found = number(value, name)
     if not 0 < found < 1:
-        raise InputError(f"{name} is {found:g}, expected a share above 0 and below 1")
+        meant = f"; {found:g}% is {found / 100:g}" if 1 < found < 100 else ""
+        raise InputError(f"{name} is {found:g}, expected a share above 0 and below 1{meant}")
     return found
 
 
@@ -110,6 +111,14 @@ def unknown_metric(name: str) -> str:
     return (
         f"metric {name!r} is not known; choose from {', '.join(METRICS)}, or give "
         "package.module:callable"
+    )
+
+
+def unknown_strategy(name: str, installed: Sequence[str]) -> str:
+    """What is said of a strategy that is not installed."""
+    return (
+        f"strategy {name!r} is not known; installed are {', '.join(installed) or 'none'}; a "
+        "package that has it is to be installed (again)"
     )
 
 

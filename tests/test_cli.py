@@ -64,7 +64,8 @@ def test_summary_fits_80_columns(here):
 
 def test_apply_and_run_give_the_searched_model(written, here):
     out, printed = written
-    run("apply", out, NET, "-o", "again.mlpackage")
+    said = run("apply", out, NET, "-o", "again.mlpackage").stdout
+    assert f"with {len(printed['fp32_ops'])} op" in said
     x = batches()[0]
     np.savez("x.npz", x=x.numpy())
     run("run", "again.mlpackage", "--inputs", "x.npz", "-o", "y.npz")

@@ -172,6 +172,14 @@ def test_a_model_without_shapes_ends_in_a_line_that_works_when_it_is_pasted(tmp_
     run(*pasted[1:])
 
 
+def test_a_sample_of_another_shape_is_told_the_shape_that_the_file_has(tmp_path):
+    path = _traced(tmp_path / "m.pt", Cached(), (torch.rand(1, 8), torch.zeros(1, 8)))
+    first, second = [a.name for a in torch.jit.load(path).forward.schema.arguments][1:]
+    np.savez(tmp_path / "x.npz", **{first: np.ones((4, 9), "f"), second: np.zeros((4, 8), "f")})
+    said = run("optimize", path, "--inputs", tmp_path / "x.npz", "--budget", "1e-2", expect=2)
+    assert f"({first} (1, 9), {second} (1, 8); the model's file has {first} (1, 8))" in said.stderr
+
+
 def test_nothing_of_the_record_of_traced_inputs_is_run(tmp_path):
     path = _traced(tmp_path / "m.pt", Picture(), torch.rand(1, 3, 16, 16))
 
@@ -192,12 +200,12 @@ def test_nothing_of_the_record_of_traced_inputs_is_run(tmp_path):
 
 
 def test_what_is_wrong_with_what_was_typed_comes_before_torch_is_loaded(tmp_path):
-    """In one process without torch: 12 commands, each a line that says what to type."""
+    """In one process without torch: 14 commands, each a line that says what to type."""
     (tmp_path / "m.pt").write_bytes(b"")
     expected = {
         "optimize nofile.pt --budget 1e-3": "nofile.pt does not exist; give a model file",
         "nofile.pt --budget 1e-3": "nofile.pt does not exist; give a model file",
-        "optimize m.pt --budget x": "'x' is no number; give one such as 1e-3 or 0.1%",
+        "optimize m.pt --budget x": "'x' is no number; give one such as 0.001 or 0.1%",
         "optimize m.pt": "Missing option '--budget'",
         "optimize m.pt --budget -1": "expected a number above 0",
         "optimize m.pt --budgt 1": "Did you mean",
@@ -207,6 +215,7 @@ def test_what_is_wrong_with_what_was_typed_comes_before_torch_is_loaded(tmp_path
         "optimize m.pt --budget 1 --inputs no.npz": "no.npz does not exist",
         "optimize m.pt --budget 1 --metric l3": "metric 'l3' is not known; choose from rel_l2",
         "optimize m.pt --budget 1 --keep-fp32 x": "expected 'type:softmax'",
+        "optimize m.pt --budget 1 --coverage 95": "above 0 and below 1; 95% is 0.95",
         "optimize m.pt --budget 1 --random 0": "--random is 0, expected a whole number",
     }
     code = (
@@ -374,7 +383,8 @@ def test_a_change_that_changes_nothing_is_said(tmp_path):
     found = mpsearch.optimize(
         factory(), samples, 1e-2, conversion=mpsearch.Conversion(rewrite=True)
     )
-    assert any("Conversion(rewrite=True) changed nothing" in note for note in found.notes)
+    said = "Conversion(rewrite=True) changed nothing: FP16 meets the budget without."
+    assert said in found.notes
 
 
 def test_ops_kept_for_their_layer_say_so():

@@ -295,6 +295,7 @@ def test_an_overflow_in_a_heldout_sample_costs_the_two_ops_that_overflow():
         f"Sample 7, held out, overflowed at {result.fp32_ops[0]}; it is now among those searched.",
     )
     assert all("held-out 7" in op.reason for op in result.kept)  # not another of the same place
+    assert len(result.errors) == 8 and max(result.errors) == result.error  # of every sample given
 
 
 @pytest.mark.thorough

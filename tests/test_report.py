@@ -18,7 +18,8 @@ from mpsearch.flows.report import write
 from mpsearch.flows.request import Request
 from mpsearch.flows.running import run as answer
 from mpsearch.report import text
-from mpsearch.report.html import number, share, size
+from mpsearch.report.html import number
+from mpsearch.results.plain import share, size
 from tests.models import batches, net
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -603,6 +604,32 @@ class Both(torch.nn.Module):
         scores = self.a(x) @ x.transpose(1, 2) + (1 - keep) * -1e9
         y = torch.softmax(scores, -1) @ self.b(x) * 3000
         return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-3)
+
+
+class Digits(torch.nn.Module):
+    """A norm of large values, which powers of two mend, and a difference that needs digits."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        y = self.b(x) * 3000
+        return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-3) + self.a(x).cumsum(1) + 900
+
+
+def test_what_a_change_gives_is_told_in_what_is_minimized():
+    draw = torch.Generator().manual_seed(1)
+    data = [torch.randn(1, 8, 16, generator=draw) for _ in range(12)]
+    least = mpsearch.Constraints(minimize="flops")
+    found = mpsearch.optimize(Digits().eval(), data, 1e-4, constraints=least)
+    said = re.search(r"arithmetic in FP32: ([\d.]+)% in place of ([\d.]+)%", found.rescale_hint)
+    fold = mpsearch.Conversion(rescale="fold")
+    changed = mpsearch.optimize(Digits().eval(), data, 1e-4, constraints=least, conversion=fold)
+    then, before = float(said[1]) / 100, float(said[2]) / 100
+    assert before == pytest.approx(found.costs["package"].fp32_flops, rel=5e-3)
+    assert changed.costs["package"].fp32_flops <= then * 1.005 < before
 
 
 def test_what_a_change_gives_is_told_and_true():

@@ -25,7 +25,6 @@ from ..options import Constraints, Conversion, Execution, Limits
 from ..temporary import own_temporary_folder
 from . import early
 from . import options as shared
-from .early import Budget
 from .ending import CHECK_FAILED, EXIT, OK, Group, shortened
 from .process import cleaned
 
@@ -121,7 +120,10 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
 @main.command(epilog=_MODEL, examples=_EXAMPLES)
 @click.argument("model")
 @click.option(
-    "--budget", type=Budget(), required=True, help="Largest error allowed, such as 1e-3 or 0.1%."
+    "--budget",
+    type=shared.Number(),
+    required=True,
+    help="Largest error allowed, such as 1e-3 or 0.1%.",
 )
 @click.option(
     "--out",
@@ -181,14 +183,14 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
 )
 @click.option(
     "--coverage",
-    type=float,
+    type=shared.Number(),
     default=0.95,
     show_default=True,
     help="Share of inputs on which the budget must hold.",
 )
 @click.option(
     "--confidence",
-    type=float,
+    type=shared.Number(),
     default=0.95,
     show_default=True,
     help="Confidence with which that share is promised.",
@@ -334,7 +336,7 @@ def _stem(model: str) -> str:
 @main.command(epilog=_MODEL)
 @click.argument("model")
 @shared.source
-@click.option("--budget", type=Budget(), help="What counts as harm (default 2**-9).")
+@click.option("--budget", type=shared.Number(), help="What counts as harm (default 2**-9).")
 @shared.numerics
 @shared.conversion
 @click.option("--top", type=int, default=20, show_default=True, help="Rows to list.")
@@ -486,6 +488,7 @@ def apply(
     from ..flows import apply as applying
     from ..package import config as configs
     from ..package import emission
+    from ..results.plain import counted
     from ..source import data
     from ..source.declared import declared_inputs
     from ..source.loading import load_model
@@ -503,14 +506,23 @@ def apply(
     converted = applying.apply(parsed, loaded, example)
     with written(out, emission.foreign_package) as scratch:
         converted.save(str(scratch))
-    click.echo(json.dumps({"written": str(out)}) if as_json else f"wrote {out}")
+    if as_json:
+        click.echo(json.dumps({"written": str(out), "fp32_ops": len(parsed.fp32_ops)}))
+        return
+    count = counted(len(parsed.fp32_ops), "op")
+    _say(
+        f"wrote {printable(str(out))}, with {count} in FP32 as {printable(config)} has them. It "
+        "was not run: mpsearch check tells whether the budget holds."
+    )
 
 
 @main.command(epilog=_MODEL)
 @click.argument("config")
 @click.argument("model")
 @shared.source
-@click.option("--budget", type=Budget(), help="Largest error allowed, instead of the config's.")
+@click.option(
+    "--budget", type=shared.Number(), help="Largest error allowed, instead of the config's."
+)
 @click.option("--numerics", help="Instead of the config's, which names files no more.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML there.")

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .. import options as choices
 from ..errors import InputError
 from ..files import MODEL_FILE, SAMPLE_FILE, regular
@@ -31,20 +29,6 @@ CALLED = {
 }
 #: How the names of model files end.
 MODELS = (".pt", ".pth", ".pt2", ".ts", ".mlpackage", ".mlmodel")
-
-
-class Budget(click.ParamType):
-    """A number, or a percentage: 0.1% is 0.001."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number."""
-        text = str(value).strip()
-        try:
-            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            self.fail(f"{value!r} is no number; give one such as 1e-3 or 0.1%")
 
 
 def check(

@@ -33,6 +33,20 @@ class _Named(click.ParamType):
         return [CompletionItem(word) for word in self._known() if word.startswith(incomplete)]
 
 
+class Number(click.ParamType):
+    """A number, or a percentage: 0.1% is 0.001."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        text = str(value).strip()
+        try:
+            return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"{value!r} is no number; give one such as 0.001 or 0.1%")
+
+
 class _Numerics(_Named):
     """Profiles, several with commas between them."""
 
@@ -46,10 +60,7 @@ class _Strategy(_Named):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value not in self._known():
-            self.fail(
-                f"{value!r} is not one of those installed: {', '.join(self._known())}; a "
-                "package that has it is to be installed (again)"
-            )
+            self.fail(choices.unknown_strategy(str(value), self._known()))
         return value
 
 
@@ -82,7 +93,7 @@ strategy = click.option(
 )
 heldout = click.option(
     "--heldout",
-    type=float,
+    type=Number(),
     default=0.3,
     show_default=True,
     help="Share of the samples that the search does not see.",

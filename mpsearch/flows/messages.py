@@ -18,6 +18,7 @@ from ..options import IN_DB
 from ..package.config import KeptOp
 from ..program.lowering import lower_candidates
 from ..program.precision import Precision
+from ..result import Result
 from ..results import rows
 from ..results.data import Absorption
 from ..results.plain import share
@@ -258,18 +259,38 @@ def notes(job: Job, notes: Sequence[str]) -> tuple[str, ...]:
         )
     if prepared.metric.name == "rel_l2" and budget >= _LOOSE:
         more.append(f"A budget of {budget:g} allows errors of {budget:.0%}; 1% is 0.01, or 1%.")
-    conversion = job.request.conversion
-    unused = [option("rewrite")] if conversion.rewrite and not job.rewrites else []
-    if conversion.rescale != "off" and not job.plan.scales:
-        unused.append(option("rescale", conversion.rescale))
-    if unused:
-        more.append(
-            f"{' and '.join(unused)} changed nothing: no op that FP16 breaks allows it, or as many "
-            "ops would stay FP32 with it."
-        )
     if job.context.ending.reason:
         more.append(job.context.ending.reason)
     return (*notes, *more)
+
+
+def without_effect(job: Job, other: Job | None) -> tuple[str, ...]:
+    """That options that were to change a program change nothing; ``other`` is what they gave."""
+    conversion = job.request.conversion
+    unused = []
+    if conversion.rewrite and not (other and other.rewrites):
+        unused.append(option("rewrite"))
+    if conversion.rescale != "off" and not (other and other.plan.scales):
+        unused.append(option("rescale", conversion.rescale))
+    if not unused:
+        return ()
+    plain = job.search.known(())
+    why = "no op that FP16 breaks allows it"
+    if other is None and job.context.ending.over:
+        why = "no time was left"
+    elif other is None and plain is not None and plain.met:
+        why = "FP16 meets the budget without"
+    return (f"{' and '.join(unused)} changed nothing: {why}.",)
+
+
+def left_out(other: Job, found: Result) -> tuple[str, ...]:
+    """That the program is as it was, since a changed one keeps no fewer ops in FP32."""
+    used = [option("rewrite")] if other.rewrites else []
+    if other.plan.scales:
+        used.append(option("rescale", other.request.conversion.rescale))
+    stay = f"{len(found.kept)} of {found.candidate_ops} ops stay FP32"
+    what = stay if found.met else "no set that was found meets the budget"
+    return (f"{' and '.join(used)} is left out: with it {what}.",)
 
 
 def why_infeasible(job: Job, held: float | None, package: float | None) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from ..ending import Stop
 from ..hints import option
 from ..program.precision import Precision
+from ..results.plain import share, size
 from ..scaling.exponents import UNSCALED, Magnitudes, Plan
 from ..scaling.magnitudes import magnitudes
 from ..scaling.patterns import Rewrite
 from ..scaling.scaled import planned, rewritten, with_changes
+from ..search.cost import Casts, Cost, cost
 from ..search.risk import Range
 from ..source.prepare import Prepared
 from .job import Job, build_job, measured
@@ -85,34 +87,44 @@ def _changed(job: Job, bar: Progress, rewrites: Sequence[Rewrite], plan: Plan) -
 def hint(job: Job, kept: Collection[str]) -> str:
     """What rewritten ops, scaling, or both give where they are off; empty where nothing.
 
-    What keeps the fewest ops in FP32; of equals what changes least: the rewrite, then what inserts
+    What is minimized decides; of equals what changes least: the rewrite, then what inserts
     nothing. The changed program was run with so many ops in FP32, on all samples but the held-out
     ones.
     """
-    conversion = job.request.conversion
-    if conversion.rescale != "off" or job.fits:
+    objective, ops = job.search.problem.objective, job.prepared.ops
+    if job.request.conversion.rescale != "off" or job.fits:
         return ""
-    best, words = len(kept), ""
-    rewrites = () if conversion.rewrite else tuple(rewritten(job.prepared, job.sizes))
-    if rewrites and (needed := _needed(job, rewrites, UNSCALED, kept)) < best:
-        said = ops_rewritten(len(rewrites))
-        best, words = needed, _tried(option("rewrite"), needed, len(kept), said)
-    for first in ((), rewrites) if rewrites else ((),):
-        if not best:
-            return words
-        prepared, range_, sizes = _program(job, first)
-        made = (*job.rewrites, *first)
-        for mode in ("fold", "insert"):
-            if not best:
-                return words
-            plan = planned(prepared, range_, sizes, mode == "insert", _HINT_SECONDS)
-            if plan.scales and (needed := _needed(job, made, plan, kept)) < best:
-                change, said = option("rescale", mode), plan.words
-                if first:
-                    change = f"{option('rewrite')} with {change}"
-                    said = f"{ops_rewritten(len(first))}; {said}"
-                best, words = needed, _tried(change, needed, len(kept), said)
+    chosen = Precision.of({op.index for op in ops if op.name in kept}, len(ops))
+    now = best = cost(ops, job.casts, chosen)
+    words = ""
+
+    def dear(cost: Cost) -> tuple[float, int]:
+        return cost.price(objective), cost.fp32_ops
+
+    for change, said, rewrites, plan in _changes(job):
+        needed = _needed(job, rewrites, plan, kept)
+        if needed is not None and dear(needed) < dear(best):
+            best, words = needed, _tried(change, needed, now, objective, said)
+        if not best.fp32_ops:
+            break
     return words
+
+
+def _changes(job: Job) -> Iterator[tuple[str, str, Sequence[Rewrite], Plan]]:
+    """What may be changed, what changes least first: an option, its effect, rewrites, scales."""
+    rewrites = () if job.request.conversion.rewrite else rewritten(job.prepared, job.sizes)
+    if rewrites:
+        yield option("rewrite"), ops_rewritten(len(rewrites)), rewrites, UNSCALED
+    for first in ((), rewrites) if rewrites else ((),):
+        prepared, range_, sizes = _program(job, first)
+        for mode in ("fold", "insert"):
+            plan = planned(prepared, range_, sizes, mode == "insert", _HINT_SECONDS)
+            change, said = option("rescale", mode), plan.words
+            if first:
+                change = f"{option('rewrite')} with {change}"
+                said = f"{ops_rewritten(len(first))}; {said}"
+            if plan.scales:
+                yield change, said, (*job.rewrites, *first), plan
 
 
 def _program(
@@ -132,16 +144,27 @@ def _program(
     return prepared, range_, sizes
 
 
-def _tried(change: str, needed: int, kept: int, changes: str) -> str:
-    ops = "1 op in FP32 is" if needed == 1 else f"{needed} ops in FP32 are"
-    said = f"{ops} enough then" if needed else "no op needs FP32 then"
-    return f"{change}: {said}, in place of {kept} ({changes})"
+def _tried(change: str, needed: Cost, now: Cost, objective: str, changes: str) -> str:
+    ops = "1 op in FP32 is" if needed.fp32_ops == 1 else f"{needed.fp32_ops} ops in FP32 are"
+    said = f"{ops} enough then" if needed.fp32_ops else "no op needs FP32 then"
+    said = f"{change}: {said}, in place of {now.fp32_ops}"
+    if objective != "ops" and needed.fp32_ops:
+        what, then, before = {
+            "casts": ("casts", str(needed.casts), str(now.casts)),
+            "bytes": ("weights", size(needed.weight_bytes), size(now.weight_bytes)),
+            "flops": ("arithmetic in FP32", share(needed.fp32_flops), share(now.fp32_flops)),
+        }[objective]
+        said += f"; {what}: {then} in place of {before}"
+    return f"{said} ({changes})"
 
 
-def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan, kept: Collection[str]) -> int:
-    """How many FP32 ops were seen to be enough in the changed program.
+def _needed(
+    job: Job, rewrites: Sequence[Rewrite], plan: Plan, kept: Collection[str]
+) -> Cost | None:
+    """What those FP32 ops cost that were seen to be enough in the changed program.
 
-    Those pinned or beyond FP16's range, or these and what was kept for its digits; else all.
+    Those pinned or beyond FP16's range, or these and what was kept for its digits; None where
+    neither is.
     """
     prepared = with_changes(job.prepared, rewrites, plan.scales)
     device, ending = job.request.execution.device, job.context.ending
@@ -153,6 +176,7 @@ def _needed(job: Job, rewrites: Sequence[Rewrite], plan: Plan, kept: Collection[
     least = range_.refused | {op.index for op in prepared.ops if op.name in pinned}
     digits = {op.index for op in prepared.ops if op.name in kept and op.name not in ranged}
     for fp32 in (least, least | digits):
-        if evaluator.loss(Precision.of(fp32, len(prepared.ops))) <= job.search.problem.limit:
-            return len(fp32)
-    return len(prepared.ops)
+        precision = Precision.of(fp32, len(prepared.ops))
+        if evaluator.loss(precision) <= job.search.problem.limit:
+            return cost(prepared.ops, Casts(prepared.lowered), precision)
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from ..ending import Ending, Stage, Stop
@@ -18,6 +19,7 @@ from ..usercode import guarded
 from .converted import device_of
 from .isolation import threads
 from .job import Context, Job, build_job, pool_size
+from .messages import left_out, without_effect
 from .outcome import infeasible
 from .progress import Progress
 from .request import Request
@@ -103,8 +105,10 @@ def _watching(
 def _best(job: Job, bar: Progress) -> Result:
     """The result of a changed program where one is asked for and keeps fewer ops in FP32."""
     other = changed(job, bar)
+    said = without_effect(job, other)
     if other is None:
-        return search_until_valid(job, bar)
+        return search_until_valid(replace(job, notes=(*job.notes, *said)), bar)
+    other = replace(other, notes=(*other.notes, *said))
     found = search_until_valid(other, bar)
     if found.met and (not found.kept or job.context.ending.over):
         return found
@@ -112,8 +116,10 @@ def _best(job: Job, bar: Progress) -> Result:
         fp32 = {op.name for op in found.kept}
         fewer = with_fewer_scales(other, fp32, bar)
         if fewer is not None and not job.context.ending.over:
+            fewer = replace(fewer, notes=(*fewer.notes, *said))
             found = min(search_until_valid(fewer, bar, fp32), found, key=_price)
-    return min(search_until_valid(job, bar), found, key=_price)
+    plain = replace(job, notes=(*job.notes, *said, *left_out(other, found)))
+    return min(search_until_valid(plain, bar), found, key=_price)
 
 
 def _price(result: Result) -> tuple[bool, float, int]:
@@ -123,12 +129,6 @@ def _price(result: Result) -> tuple[bool, float, int]:
     """
     if not result.met:
         return True, 0.0, 0
-    cost = result.costs["package"]
-    inserted = result.candidate_ops / BEYOND
-    price = {
-        "ops": cost.fp32_ops + inserted,
-        "casts": cost.fp32_ops + cost.casts + inserted,
-        "bytes": float(cost.weight_bytes),
-        "flops": cost.fp32_flops,
-    }
-    return False, price[result.minimized], result.candidate_ops
+    inserted = result.candidate_ops / BEYOND if result.minimized in ("ops", "casts") else 0.0
+    price = result.costs["package"].price(result.minimized)
+    return False, price + inserted, result.candidate_ops

@@ -17,6 +17,7 @@ from ..search.refining import prune
 from ..search.registry import run
 from ..search.samples import Kind
 from ..search.search import Trial
+from ..source.prepare import Prepared
 from ..temporary import TemporaryFolder
 from .job import Job
 from .outcome import Found, infeasible, outcome, unwritten
@@ -62,8 +63,9 @@ def search_until_valid(job: Job, bar: Progress, start: Collection[str] = ()) -> 
             return unwritten(job, best, error)
         if written.loss > search.problem.limit:
             if not integers_fit:
-                place, samples = directory.path / "without.mlpackage", _hardest_inputs(job, best)
-                check_integers(job.prepared, precision, place, samples, search.problem.limit)
+                place = directory.path / "without.mlpackage"
+                prepared, samples = _seen(job, best)
+                check_integers(prepared, precision, place, samples, search.problem.limit)
                 integers_fit = True
             if last:
                 return infeasible(job, package=written.loss)
@@ -147,12 +149,18 @@ def _tightened(job: Job, best: Trial, loss: float) -> bool:
     return _searched_on(job)
 
 
-def _hardest_inputs(job: Job, best: Trial) -> list[int]:
-    """The calibration samples by index, those of the largest losses first."""
+def _seen(job: Job, best: Trial) -> tuple[Prepared, list[int]]:
+    """What was prepared, with held-out samples that joined the search as calibration samples.
+
+    And these by index, those of the largest losses first.
+    """
+    joined = [s for s in job.search.samples if s.kind is Kind.HELDOUT]
+    prepared = job.prepared.joined([sample.number for sample in joined])
     known = job.search.evaluations.known(job.search.problem.precision(best.fp32))
-    losses = {s.index: found.loss for s, found in known.items() if s.kind is Kind.CALIBRATION}
-    inputs = range(len(job.prepared.calibration.samples))
-    return sorted(inputs, key=lambda i: (-losses.get(i, -math.inf), i))
+    losses = {s: found.loss for s, found in known.items()}
+    given = [s for s in job.search.samples if s.kind is Kind.CALIBRATION] + joined
+    order = [-losses.get(sample, -math.inf) for sample in given]
+    return prepared, sorted(range(len(given)), key=order.__getitem__)
 
 
 def _written(job: Job, best: Trial, path: Path, dtype: str | None) -> Written:
@@ -162,10 +170,10 @@ def _written(job: Job, best: Trial, path: Path, dtype: str | None) -> Written:
     if evaluations.workers is not None:
         evaluations.workers.close()
     evaluations.evaluator.engine.release()  # coremltools and the package hold the weights as well
-    samples, limit = _hardest_inputs(job, best), search.problem.limit
+    (prepared, samples), limit = _seen(job, best), search.problem.limit
     precision = search.problem.precision(best.fp32)
-    written = write(job.prepared, precision, path, samples, device=job.context.device)
+    written = write(prepared, precision, path, samples, device=job.context.device)
     if dtype is None or search.ending.over or written.loss > limit:
         return written
     device = job.context.device
-    return store(job.prepared, precision, path, written, samples, dtype, limit, device)
+    return store(prepared, precision, path, written, samples, dtype, limit, device)

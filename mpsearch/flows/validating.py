@@ -234,17 +234,19 @@ class Validator:
     def promote(self, samples: Sequence[Sample]) -> list[str]:
         """Search on samples as well, from now on; what to say of that.
 
-        Held-out samples that were looked at before one of them are used up too.
+        Held-out samples that were looked at before one of them are used up: what the search ends
+        with is run on them too.
         """
         job, search = self.job, self.job.search
+        said = [self._said(sample) for sample in samples if sample.kind is Kind.HELDOUT]
         used = max((s.index for s in samples if s.kind is Kind.HELDOUT), default=-1)
+        aside = [s for s in self.heldout if s.index <= used and s not in samples]
         self.heldout = [sample for sample in self.heldout if sample.index > used]
         self.perturbed = [sample for sample in self.perturbed if sample not in samples]
         self._tested, self._passed = False, set()
-        said = [self._said(sample) for sample in samples if sample.kind is Kind.HELDOUT]
-        refused = job.range.take_in([sample.index for sample in samples])
+        refused = job.range.take_in([sample.index for sample in [*samples, *aside]])
         required = {u for u, unit in enumerate(search.problem.units) if refused & {*unit.ops}}
-        search.restrict(samples=samples, required=frozenset(required))
+        search.restrict(samples=samples, aside=aside, required=frozenset(required))
         return said
 
     def _said(self, sample: Sample) -> str:

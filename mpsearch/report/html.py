@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..files import printable
-from ..results.plain import share
+from ..results.plain import share, size
 
 #: Fewer trials than this are no progress to draw.
 _TRIALS = 2
@@ -113,15 +113,6 @@ def _predicted(result: Mapping[str, Any]) -> bool:
 def number(value: float | None) -> str:
     """Three digits; what JSON holds as null is infinite."""
     return "inf" if value is None or math.isinf(value) else f"{value:.3g}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 #: What :mod:`mpsearch.scaling.stable` makes of ops, by kind.

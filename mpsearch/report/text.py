@@ -18,9 +18,8 @@ from ..results.analysis import Analysis
 from ..results.check import CheckResult
 from ..results.data import ResultData, TrialRow
 from ..results.front import Front
-from ..results.plain import share
+from ..results.plain import counted, share, size
 from ..results.verified import OpOnDevice, Verified
-from .html import size
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
 Paint = Callable[[str, str], str]
@@ -69,14 +68,14 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
             f"         and held-out  {value(result.heldout_error)}" + _promised(result),
             f"  cost   {len(result.kept)} of {result.candidate_ops} ops in FP32"
             + _bound(result)
-            + f", in {_count(package.islands, 'island')} with {_count(result.casts, 'cast')}",
+            + f", in {counted(package.islands, 'island')} with {counted(result.casts, 'cast')}",
             f"         {share(package.fp32_flops)} of the arithmetic leaves the Neural Engine",
             f"         {size(result.package_bytes)} on disk" + _stored(result),
         ]
     held = f"; {result.heldout_samples} of them held out" if result.heldout_samples else ""
     lines.append(f"  data   {printable(result.understood)}{held}")
     lines.append(
-        f"  search {_count(result.evaluations, 'set')} tried, for "
+        f"  search {counted(result.evaluations, 'set')} tried, for "
         f"{result.forward_equivalents:.1f} forwards of all samples; {result.seconds:.1f} s in all"
     )
     lines = [*head, "", *_hang(lines, width)]
@@ -88,7 +87,7 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
     for remedy in result.remedies:
         offered[remedy.title, remedy.kind] += len(remedy.ops)
     for (title, kind), count in offered.items():
-        said = f"or in PyTorch, for {_count(count, 'op')}: {title}"
+        said = f"or in PyTorch, for {counted(count, 'op')}: {title}"
         lines += ["", *_wrap(f"{said} ({kind}; see report.html)", width)]
     for note in result.notes:
         lines += ["", *_wrap(f"note: {note}", width)]
@@ -144,10 +143,6 @@ def _stored(result: ResultData) -> str:
         f", {stored.weights} of {stored.candidates} weights as {stored.dtype} "
         f"(before: {size(stored.bytes_before)})"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def passes(trials: Sequence[TrialRow]) -> str:
@@ -212,7 +207,7 @@ def _remedy(remedy: Remedy, paint: Paint, width: int) -> list[str]:
     places = ", ".join((remedy.layers or remedy.lines)[:3]) or "the model"
     more = len(remedy.layers or remedy.lines) - 3
     places += f" and {more} more layers" if more > 0 else ""
-    head = f"instead of FP32, for {_count(len(remedy.ops), 'op')} in {places}: {remedy.title}"
+    head = f"instead of FP32, for {counted(len(remedy.ops), 'op')} in {places}: {remedy.title}"
     code = [f"    {line}".rstrip() for line in printable(remedy.code).splitlines()]
     return [*_wrap(head, width), "", *[paint(line, "quiet") for line in code]]
 

@@ -161,8 +161,8 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
         all-FP32 program where nothing was written.
     errors
         The errors of the written package on each sample that it was run on: of the calibration
-        data, 32 samples at most, then of the held-out data. Of all samples of each together for
-        metrics that have no others.
+        data and of held-out samples that joined the search, 32 at most, then of the held-out data.
+        Of all samples of each together for metrics that have no others.
     error_fp16, error_fp32
         The errors of all-FP16 and all-FP32 (the floor) on the calibration data; None for all-FP16
         where there was no time to measure it.

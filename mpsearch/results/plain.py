@@ -1,4 +1,4 @@
-"""Values as JSON holds them."""
+"""Values as JSON holds them, and as people read them."""
 
 from __future__ import annotations
 
@@ -16,3 +16,17 @@ def share(value: float) -> str:
         return "under 0.01%"
     said = f"{100 * value:.3g}%"
     return "over 99.9%" if said == "100%" and value < 1 else said
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something: 1 cast, 2 casts."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

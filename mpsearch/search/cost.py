@@ -135,6 +135,15 @@ class Cost:
     weight_bytes: int
     fp32_flops: float
 
+    def price(self, objective: str) -> float:
+        """What is kept small, in one of :data:`mpsearch.options.MINIMIZED`."""
+        return {
+            "ops": float(self.fp32_ops),
+            "casts": float(self.fp32_ops + self.casts),
+            "bytes": float(self.weight_bytes),
+            "flops": self.fp32_flops,
+        }[objective]
+
 
 def cost(ops: Sequence[CandidateOp], casts: Casts, precision: Precision) -> Cost:
     """The cost of a precision."""

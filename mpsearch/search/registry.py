@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 from ..ending import Stage, Stop
 from ..errors import InputError
-from ..options import STRATEGIES
+from ..options import STRATEGIES, unknown_strategy
 from ..usercode import guarded
 from .search import Search, Strategy
 
@@ -26,8 +26,7 @@ def find_strategy(strategy: str | Strategy) -> Strategy:
         return strategy
     known = {e.name: e for e in entry_points(group=STRATEGIES)}
     if strategy not in known:
-        listed = ", ".join(sorted(known)) or "none"
-        raise InputError(f"strategy {strategy!r} is not known; installed are {listed}")
+        raise InputError(unknown_strategy(strategy, sorted(known)))
     with guarded(f"strategy {strategy!r}: loading it"):
         found: Strategy = known[strategy].load()
     return found

@@ -359,6 +359,7 @@ class Search:
         *,
         limit: float | None = None,
         samples: Iterable[Sample] = (),
+        aside: Iterable[Sample] = (),
         required: UnitSet = frozenset(),
         refused: UnitSet | None = None,
     ) -> None:
@@ -370,6 +371,8 @@ class Search:
             The largest loss allowed.
         samples
             More samples to judge sets on.
+        aside
+            More samples to judge on what a search ends with.
         required
             Units that must be FP32.
         refused
@@ -377,6 +380,7 @@ class Search:
         """
         self.limit = self.limit if limit is None else limit
         self.samples.join(samples)
+        self.samples.aside += aside
         self.required |= required
         if refused is not None:
             self._refused.add(refused)

@@ -24,6 +24,8 @@ from ..program.names import by_known_names
 from ..spool import Spool
 from ..usercode import guarded, import_callable
 
+#: By input name, shape and dtype.
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 #: ``targets`` where every item of the inputs is (sample, target).
 PAIRS = "pairs"
 #: More samples than these are taken for data without an end.
@@ -46,6 +48,8 @@ class Data:
         Where tensors that are made of the samples are kept.
     places
         Of a share of some data, where its samples stand in the whole.
+    declared
+        The shapes that the model's file declares, where the samples were read for a model.
     """
 
     samples: list[dict[str, Any]]
@@ -53,6 +57,7 @@ class Data:
     noise: bool = False
     spool: Spool = field(default_factory=Spool)
     places: list[int] = field(default_factory=list)
+    declared: Shapes = field(default_factory=dict)
 
     def split(self, heldout: float) -> tuple[Data, Data]:
         """The calibration share and the held-out share.
@@ -302,9 +307,6 @@ def _literal(value: Any) -> bool:
     return type(value) in (bool, int, float, str, type(None))
 
 
-Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-
-
 def read(
     path: str,
     names: Sequence[str] | None,
@@ -325,6 +327,7 @@ def read(
     InputError
         If the file is missing, unreadable, empty, or its keys are not the model's inputs.
     """
+    shapes = shapes or {}
     file = str(targets) if isinstance(targets, (str, Path)) else None
     paired = PAIRS if file == PAIRS and not Path(PAIRS).exists() else None
     if ":" in path and not Path(path).exists():
@@ -341,7 +344,8 @@ def read(
         spool = Spool()
         arrays = _read_arrays(path, spool, limits)
         arrays = arrays if names is None else by_known_names(arrays, names)
-        data = Data(_rows(arrays, path, names, required, shapes or {}), spool=spool)
+        data = Data(_rows(arrays, path, names, required, shapes), spool=spool)
+    data.declared = shapes
     if file is not None and paired is None:
         first = next(iter(_read_arrays(file, data.spool, limits).values()), torch.empty(0))
         targets = first if first.dim() else first[None]

@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from .._ct import quiet
 from ..errors import InputError
 from ..isolated import contained
 from ..usercode import guarded, reason
-from .data import argument_names
+from .data import Shapes, argument_names
 from .flat import flatten
 from .nohalf import NoHalf
 
@@ -46,6 +47,8 @@ class TorchModel:
         An ``nn.Module``, ``ScriptModule`` or ``ExportedProgram``.
     states
         Names of buffers that are states in Core ML: all zeros before every sample.
+    declared
+        The shapes that its file declares, by input, for messages.
 
     Raises
     ------
@@ -53,7 +56,10 @@ class TorchModel:
         If a state is no buffer of the model.
     """
 
-    def __init__(self, model: Any, states: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: Any, states: Iterable[str] = (), declared: Shapes = MappingProxyType({})
+    ) -> None:
+        self._declared = declared
         with guarded("copying the model"):
             self._copy(unwrapped(model))
         buffers = dict(self.module.named_buffers())
@@ -107,18 +113,25 @@ class TorchModel:
                     f"{k} {tuple(v.shape)}" for k, v in sample.items() if isinstance(v, Tensor)
                 )
                 raise InputError(
-                    f"the model does not run on a sample ({shapes}{self._exported_with()}): "
+                    f"the model does not run on a sample ({shapes}{self._made_with(sample)}): "
                     f"{reason(error)}"
                 ) from error
         if not out:
             raise InputError("the model returns no tensor; expected one at least")
         return {name: widened(value).clone() for name, value in out.items()}
 
-    def _exported_with(self) -> str:
-        """The shapes that an exported program was exported with, in words."""
+    def _made_with(self, sample: Sample) -> str:
+        """The shapes that a file declares, where a sample has others, in words."""
         given = [] if self.exported is None else tree_leaves(self.exported.example_inputs)
         shapes = [str(tuple(v.shape)) for v in given if isinstance(v, Tensor)]
-        return f"; exported with {', '.join(shapes)}" if shapes else ""
+        if shapes:
+            return f"; exported with {', '.join(shapes)}"
+        others = [
+            f"{name} {shape}"
+            for name, (shape, _) in self._declared.items()
+            if getattr(sample.get(name), "shape", shape) != shape
+        ]
+        return f"; the model's file has {', '.join(others)}" if others else ""
 
     def check(self, sample: Sample) -> None:
         """Make sure that the model agrees with itself, and leave out hooks that only look on.

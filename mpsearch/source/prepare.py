@@ -105,6 +105,15 @@ class Prepared:
         """SHA-256 of the program and its weights, as converted, to tell models apart."""
         return fingerprint(self.plain or self.precast)
 
+    def joined(self, places: Sequence[int]) -> Prepared:
+        """The same with held-out samples as calibration samples, by their places in the data."""
+        found = [self.heldout.places.index(place) for place in places]
+        samples = self.calibration.samples + [self.heldout.samples[i] for i in found]
+        references = self.references + [self.heldout_references[i] for i in found]
+        return replace(
+            self, calibration=replace(self.calibration, samples=samples), references=references
+        )
+
     def evaluator(
         self,
         device: str = "cpu",
@@ -248,7 +257,7 @@ def _converted(
             f"input {pictures[0]!r} is a PIL image, which a PyTorch model does not take; give "
             "the tensor that it does, or a package with an image input (mpsearch.convert)"
         )
-    torch_model = TorchModel(model, conversion.states)
+    torch_model = TorchModel(model, conversion.states, data.declared)
     torch_model.check(data.samples[0])
     if conversion.batches == "apart" and not conversion.states:
         batches, data = data, items(data, torch_model)

