@@ -148,7 +148,7 @@ def _layers(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """FP32 ops by PyTorch module, those with most of them first."""
     found: dict[str, dict[str, Any]] = {}
     for op in result["ops"]:
-        row = found.setdefault(op["layer"] or "(no module)", {"fp32": 0, "ops": 0, "line": ""})
+        row = found.setdefault(op["layer"] or "(the model itself)", {"fp32": 0, "ops": 0, "line": ""})
         row["ops"] += 1
         if op["fp32"]:
             row["fp32"] += 1
