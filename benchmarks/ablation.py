@@ -1,99 +1,123 @@
-"""Does every pass and every constant of the search pay?
+"""Does every constant of the search pay?
 
-python -m benchmarks.ablation [--samples 16] [--only WORD] case ...
+python -m benchmarks.ablation [--samples 16] [--fresh 200] [--only WORD] case ...
 
-Each variant is the default strategy with one thing changed. The table gives, over all cases, the
-FP32 ops found, in how many cases more and fewer than by the default, sets judged, op executions and
-seconds. Cases are those of :mod:`benchmarks.price`.
+Each row is ``mpsearch.optimize`` with one constant changed: the FP32 ops of all cases, in how many
+cases more and fewer than by default, the share of fresh inputs that break the budget and that are
+lost (not finite, or ten times over it), op executions and seconds. Cases are those of
+:mod:`benchmarks.holds`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from mpsearch.strategies.greedy_optuna import GreedyOptuna, search
+from mpsearch.strategies import greedy_optuna
 
-from benchmarks.price import searching
-from mpsearch.search import conflicts, registry, response, rounding_hooks
+from benchmarks import holds
+from mpsearch.evaluation import reach, sketch
+from mpsearch.flows import job, validating
+from mpsearch.search import conflicts, criterion, proposing, response, risk, rounding_hooks, search
+
+#: Module, constant, other values than its own.
+CONSTANTS: list[tuple[Any, str, tuple[Any, ...]]] = [
+    (conflicts, "SMALL", (1, 2, 12)),
+    (conflicts, "EXPLAINED", (1.0, 2.0, 6.0, 1e9)),
+    (conflicts, "_LOWER", (0.5, 1.0)),
+    (conflicts, "_MOST", (16.0, 1e9)),
+    (conflicts, "_CLOSE", (1.005, 1.1)),
+    (conflicts, "_USED", (0.7, 1.0)),
+    (criterion, "_FAR", (3.0, 1e9)),
+    (rounding_hooks, "DIRECTIONS", (2, 32)),
+    (rounding_hooks, "SAMPLES", (1, 4)),
+    (response, "_NONLINEAR", (0.1, 1.0)),
+    (response, "_LEAST_EFFECT", (0.01, 1.0)),
+    (response, "_NEAR", (4, 64)),
+    (response, "_HEADS", (4, 96)),
+    (sketch, "_BUCKETS", (64, 1024)),
+    (proposing, "_OPS", (0.0, 1e-1)),
+    (proposing, "_ROUNDING", (0.0, 1e-3)),
+    (proposing, "_LEAST", (0.0, 1e-1)),
+    (proposing, "_NODES", (50, 4000)),
+    (search, "_APART", (1, 64)),
+    (risk, "CHANCE", (1e-2, 1e-4)),
+    (reach, "_PRIOR_SPREAD", (0.02, 0.5)),
+    (reach, "_PRIOR_SAMPLES", (1, 10)),
+    (reach, "_LEAST_SPREAD", (0.0, 0.1)),
+    (reach, "_MOST", (2.0, 16.0)),
+    (job, "_POOL", (16, 256)),
+    (validating, "_RUINED", (0.05, 0.002)),
+]
+#: The same for what the strategy is made with.
+STRATEGY = {"misses": (0, 8, 128), "units": (8, 96), "few_samples": (False,)}
 
 
-@contextlib.contextmanager
-def changed(place: Any, **values: Any) -> Iterator[None]:
-    """Constants of a module with other values."""
-    before = {name: getattr(place, name) for name in values}
+Change = tuple[Any, str, Any]  # module, name, other value
+
+
+def variants() -> Iterator[tuple[str, Change]]:
+    """What is changed, in words and as such; first nothing."""
+    strategy = greedy_optuna.search
+    yield "default", (greedy_optuna, "search", strategy)
+    for name, values in STRATEGY.items():
+        for value in values:
+            other = replace(strategy, **{name: value})
+            label = f"{name} {value} ({getattr(strategy, name)})"
+            yield label, (greedy_optuna, "search", other)
+    for place, name, values in CONSTANTS:
+        for value in values:
+            where = place.__name__.rpartition(".")[2]
+            yield f"{where}.{name} {value:g} ({getattr(place, name):g})", (place, name, value)
+
+
+def measured(change: Change, *asked: Any) -> dict[str, Any]:
+    """What a search gives with a constant changed."""
+    place, name, value = change
+    before = getattr(place, name)
     try:
-        for name, value in values.items():
-            setattr(place, name, value)
-        yield
+        setattr(place, name, value)
+        found = holds.searched(*asked)
     finally:
-        for name, value in before.items():
-            setattr(place, name, value)
-
-
-Variant = tuple[GreedyOptuna, Callable[[], Any]]
-
-
-def constant(place: Any, name: str, *values: Any) -> dict[str, Variant]:
-    return {
-        f"{name.strip('_').lower()} {value}": (search, lambda v=value: changed(place, **{name: v}))
-        for value in values
-    }
-
-
-def variants() -> dict[str, Variant]:
-    """The default first."""
-    found: dict[str, Variant] = {"default": (search, contextlib.nullcontext)}
-    for misses in (0, 8, 16, 64):
-        found[f"misses {misses}"] = replace(search, misses=misses), contextlib.nullcontext
-    for units in (8, 48):
-        found[f"units {units}"] = replace(search, units=units), contextlib.nullcontext
-    found |= constant(conflicts, "SMALL", 1, 2, 12)
-    found |= constant(conflicts, "EXPLAINED", 1.0, 2.0, 6.0, 1e9)
-    found |= constant(conflicts, "_LOWER", 0.5, 1.0)
-    found |= constant(rounding_hooks, "DIRECTIONS", 2, 32)
-    found |= constant(rounding_hooks, "SAMPLES", 1, 4)
-    found |= constant(response, "_NONLINEAR", 0.1, 1.0)
-    return found
+        setattr(place, name, before)
+    return holds.judged(*asked, found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--fresh", type=int, default=200)
     parser.add_argument(
         "--only", default="", help="variants whose name holds this, and the default"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    header = ["variant", "FP32 ops", "more in", "fewer in", "sets", "op executions", "seconds"]
+    logging.disable(logging.WARNING)
+    header = ["variant", "FP32 ops", "more in", "fewer in", "over", "lost, most", "op executions"]
+    header.append("seconds")
     print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     default: dict[str, int] = {}
-    for label, (strategy, context) in variants().items():
+    for label, change in variants():
         if label != "default" and arguments.only not in label:
             continue
-        counts, sets, executions, seconds = {}, 0, 0, 0.0
-        for name in arguments.cases:
-            with context():
-                found = searching(name, 0, arguments.samples, 300)
-                started = time.perf_counter()
-                if not found.judge((), "ends").met:
-                    registry.run(strategy, found)
-                seconds += time.perf_counter() - started
-            assert found.best is not None
-            counts[name] = found.best.fp32_ops
-            sets += found.evaluations.precisions
-            executions += found.evaluations.evaluator.engine.executions
+        size = arguments.samples, arguments.fresh
+        rows = {name: measured(change, name, 0, *size) for name in arguments.cases}
+        counts = {name: row["kept"] for name, row in rows.items()}
         default = default or counts
         more = sum(counts[name] > default[name] for name in counts)
         fewer = sum(counts[name] < default[name] for name in counts)
-        cells = [label, sum(counts.values()), more, fewer, sets, f"{executions:,}"]
-        print(f"| {' | '.join(map(str, cells))} | {seconds:.0f} |", flush=True)
+        over = sum(row["over"] for row in rows.values()) / len(rows)
+        lost = max(row["lost"] for row in rows.values())
+        executions = sum(row["executions"] for row in rows.values())
+        seconds = sum(row["seconds"] for row in rows.values())
+        cells = [label, sum(counts.values()), more, fewer, f"{over:.1%}", f"{lost:.1%}"]
+        cells += [f"{executions:,}", f"{seconds:.0f}"]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

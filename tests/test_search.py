@@ -168,7 +168,7 @@ def test_a_set_that_breaks_on_heldout_data_is_not_the_result():
 
     data = [torch.ones(1, 4), torch.ones(1, 4), torch.full((1, 4), 400.0)]
     result = mpsearch.optimize(Square(), data, 1e-2)
-    assert result.met and result.error_fp16 < 1e-2
+    assert result.met and result.error_fp16 == math.inf  # on the sample that joined
     assert result.fp32_ops == ["2", "5", "6"]  # 160,000 is squared, added to, and taken the root of
     assert any("Sample 2, held out, overflowed at" in note for note in result.notes)
     assert result.coverage is None and "nothing is promised" in result.explanation

@@ -241,7 +241,8 @@ def optimize(
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target, foreign)
     conversion, constraints = shared.group(Conversion, options), shared.group(Constraints, options)
-    limits = shared.group(Limits, options)
+    limits, weights = shared.group(Limits, options), options["weights"]
+    name = model if weights is None else f"{model} --weights {shlex.quote(weights)}"
     options["resume"] = resume and options["storage"] is not None
     execution = shared.group(Execution, options)
 
@@ -279,7 +280,7 @@ def optimize(
             request = dataclasses.replace(request, execution=kept)
         stack.enter_context(ending.listening())
         with neutral():
-            result = run(request, loaded, data, ending, model)
+            result = run(request, loaded, data, ending, name)
         written, lost = _save(result, target, under_way)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))

@@ -69,7 +69,10 @@ class Group(click.Group):
         except click.NoSuchOption as error:
             called = CALLED.get(error.option_name)
             said = f"There is no option {error.option_name}; it is called {called} here."
-            return _fail("error", said if called else error.format_message(), BAD_INPUT)
+            if not called:
+                said = error.format_message()
+                said += "" if error.possibilities else " --help-all lists all options."
+            return _fail("error", said, BAD_INPUT)
         except click.ClickException as error:
             return _fail("error", error.format_message(), BAD_INPUT)
         except InfeasibleError as error:

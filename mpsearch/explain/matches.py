@@ -35,6 +35,8 @@ Found = tuple[Sequence[Node], str]
 
 _SUMS = frozenset(["reduce_mean", "reduce_sum"])
 _ROOTS = frozenset(["sqrt", "rsqrt", "pow"])
+#: How large powers may be that are scaled: a quarter of FP16's range, for the next input.
+_ROOM = 2.0**14
 #: What lies between a power and its logarithm, or between a product and what divides it.
 _LINEAR = frozenset(
     [
@@ -120,9 +122,12 @@ def log_power(graph: Graph, node: Node) -> Found | None:
     if path is None:
         return None
     x = next(iter(reads(node)))
-    peak = max(graph.largest(node), 1.0) ** 0.5
+    most = max(graph.largest(n) for n in [node, *path])
+    scale = _power_of_two(max(most / _ROOM, 1.0) ** 0.5)
     eps = next((c for n in path for c in scalars(n) if n.op_type == "add"), 0.0)
-    call = f"y = log_power(x, scale={_power_of_two(peak):g}, eps={eps:g})"
+    if 0 < eps < FP16.step * scale**2:
+        return None  # it would be 0, and the logarithm of silence infinite
+    call = f"y = log_power(x, scale={scale:g}, eps={eps:g})"
     return [node, *path], f"# x: {graph.shape(x)}\n{call}"
 
 

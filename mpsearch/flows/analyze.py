@@ -85,7 +85,8 @@ def analyze(
         error_fp32=loss_of(floor),
         error_fp16=loss_of(fp16),
         is_precision=is_precision,
-        explanation=messages.opening(prepared) + _explain(ops, loss_of(floor), is_precision, place),
+        explanation=messages.opening(prepared)
+        + _explain(ops, loss_of(floor), is_precision, place, harmful),
         parts_at=None if place is None else place.name,
         notes=prepared.notes,
         remedies=tuple(rescue),
@@ -128,7 +129,11 @@ def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) ->
 
 
 def _explain(
-    ops: Sequence[OpAnalysis], floor: float, is_precision: bool, place: Node | None
+    ops: Sequence[OpAnalysis],
+    floor: float,
+    is_precision: bool,
+    place: Node | None,
+    harmful: float,
 ) -> str:
     if not is_precision:
         where = "" if place is None else f" The two part at {place}."
@@ -148,6 +153,6 @@ def _explain(
     where = f" in {first.layer}" if first.layer else ""
     where += f", {first.line}" if first.line else ""
     return (
-        f"{len(culprits)} of {len(ops)} ops do harm alone in FP16: {said}. The worst is "
-        f"{first.name} ({first.type}{where})."
+        f"{len(culprits)} of {len(ops)} ops do harm alone in FP16, an error above {harmful:.3g}: "
+        f"{said}. The worst is {first.name} ({first.type}{where})."
     )

@@ -24,7 +24,7 @@ from ..source.data import Data, argument_names, collect
 from ..source.items import items
 from ..source.mlpackage import from_package
 from ..source.modules import TorchModel
-from ..source.precast import Precast
+from ..source.precast import Precast, fingerprint
 from ..source.prepare import open_source
 from .isolation import isolated
 
@@ -66,6 +66,11 @@ def apply(config: Config | str | Path, model: Any, data: Any = None) -> Any:
     """
     config = as_config(config)
     precast = _convert(config, open_source(model), data)
+    if fingerprint(precast) != config.fingerprint:
+        _LOGGER.warning(
+            "the weights or the program are not those that the config was found with; check says "
+            "whether the budget holds"
+        )
     if config.rewrites or config.scales:
         precast = changed(precast, config.rewrites, config.scales)
     (name,) = precast.program.functions

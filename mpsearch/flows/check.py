@@ -26,10 +26,8 @@ from .apply import as_config
 from .isolation import isolated
 from .job import measured
 
-#: How many of the ops are named that break a budget.
-_BROKEN_BY = 8
-#: So many are run alone.
-_TRIED = 4 * _BROKEN_BY
+#: So many ops are run alone to say which break a budget.
+_TRIED = 32
 
 
 @isolated
@@ -102,11 +100,12 @@ def check(
         outgrown = [prepared.ops[i].name for i in sorted(range_.refused - found)]
     enough = covered is not None and covered >= wanted.coverage
     over = loss > bound and not enough
+    fp32_loss = evaluator.loss(Precision.all_fp32(count))
     return CheckResult(
         holds=not (missing or over),
         error=show(loss),
         error_fp16=show(evaluator.loss(Precision.all_fp16(count))),
-        error_fp32=show(evaluator.loss(Precision.all_fp32(count))),
+        error_fp32=show(fp32_loss),
         budget=limit,
         metric=prepared.metric.name,
         samples=samples,
@@ -116,7 +115,10 @@ def check(
         unmatched=missing,
         moved=matched.moved,
         outgrown=tuple(outgrown),
-        broken_by=_broken_by(prepared, evaluator, precision, limit) if over else (),
+        fp32_holds=fp32_loss <= bound,
+        broken_by=_broken_by(prepared, evaluator, precision, limit)
+        if over and fp32_loss <= bound
+        else (),
         same_model=prepared.fingerprint == config.fingerprint,
     )
 
@@ -124,9 +126,9 @@ def check(
 def _broken_by(
     prepared: Prepared, evaluator: Evaluator, precision: Precision, limit: float
 ) -> tuple[KeptOp, ...]:
-    """The ops in FP16 that harm most alone, each with why FP16 breaks it.
+    """The ops in FP16 that do harm alone, the worst first, each with why FP16 breaks it.
 
-    They are run alone, of those for which the model of rounding predicts most.
+    Those for which the model of rounding predicts most are run alone.
     """
     engine, model = evaluator.engine, rounding_model_of(evaluator, 0)
     harm = {i: model.harm((i,), ()) for i in precision.fp16}
@@ -134,10 +136,10 @@ def _broken_by(
     worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_TRIED]
     diagnosis = Diagnosis(engine, rows.harmful(prepared.metric, limit))
     found = []
-    for i in worst:
-        op = prepared.ops[i]
-        verdict, error = diagnosis.verdict(nodes[i]) if i in nodes else ("fine", harm[i] ** 0.5)
-        why = rows.ROUNDING if verdict == "fine" else verdict
-        found.append((error, KeptOp(op.name, op.type, op.layer, number(error), op.line, why)))
+    for op in (prepared.ops[i] for i in worst if i in nodes):
+        verdict, error = diagnosis.verdict(nodes[op.index])
+        if verdict != "fine":
+            kept = KeptOp(op.name, op.type, op.layer, number(error), op.line, verdict)
+            found.append((error, kept))
     found.sort(key=lambda pair: -pair[0])
-    return tuple(op for _, op in found[:_BROKEN_BY])
+    return tuple(op for _, op in found)

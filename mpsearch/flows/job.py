@@ -149,25 +149,31 @@ class Job:
         engine = self.search.evaluations.evaluator.engine
         return magnitudes(engine, self.range, range(len(self.prepared.calibration.samples)))
 
-    @cached_property
+    @property
     def fp32_loss(self) -> float:
-        """The worst loss of all-FP32 on the calibration samples that time was enough for."""
-        return self._baseline(Precision.all_fp32(len(self.prepared.ops)))
+        """The worst loss of all-FP32 on the given samples that time was enough for.
 
-    @cached_property
+        Those that were held out count once they have joined the search.
+        """
+        return max(self._losses(Precision.all_fp32(len(self.prepared.ops))))
+
+    @property
     def fp16_loss(self) -> float | None:
-        """The worst loss of all-FP16 on the calibration samples, pins left aside; None where time
-        is used up."""
-        precision = Precision.all_fp16(len(self.prepared.ops))
-        return None if self.context.ending.over else self._baseline(precision)
+        """The worst loss of all-FP16 on the given samples, pins left aside.
 
-    def _baseline(self, precision: Precision) -> float:
+        None where time is used up before it was run on each of them.
+        """
+        losses = self._losses(Precision.all_fp16(len(self.prepared.ops)))
+        return None if len(losses) < sum(s.firm for s in self.search.samples) else max(losses)
+
+    def _losses(self, precision: Precision) -> list[float]:
+        """The losses on the given samples; where time is used up, on those that it was run on."""
         search = self.search
-        given = [s for s in search.samples if s.kind is Kind.CALIBRATION]
+        given = [sample for sample in search.samples if sample.firm]
         known = search.evaluations.known(precision)
-        if search.ending.over and known:
-            return max(found.loss for found in known.values())
-        return max(e.loss for e in search.evaluations.evaluate_all(precision, given))
+        if search.ending.over:
+            return [known[sample].loss for sample in given if sample in known]
+        return [e.loss for e in search.evaluations.evaluate_all(precision, given)]
 
     @property
     def fits(self) -> bool:

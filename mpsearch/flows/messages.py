@@ -71,7 +71,8 @@ def promise(job: Job, tested: Validation) -> str:
     if tested.coverage is None:
         return (
             f"{broken or 'None'} of {count} held-out samples broke the budget. Another set failed "
-            "on them before, so that they promise nothing of other inputs."
+            "on them before, so that they promise nothing of other inputs. New samples would: give "
+            "them to check."
         )
     said = (
         f"{broken or 'None'} of {count} samples that the search never saw broke the budget: "
@@ -123,6 +124,8 @@ def explain(job: Job, facts: dict[str, Any]) -> str:
         ending = job.context.ending
         why = "the search was interrupted" if ending.interrupted else "the time was up"
         why = "the search ended early" if ending.reason else why
+        on = option("resume") if job.request.execution.storage else ""
+        found += f" {on} goes on from here." if on else ""
         return f"Ready, but {why}: in the best set so far {found}"
     return f"Ready: {found}"
 
@@ -182,8 +185,10 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     if needed and math.isfinite(loss) and needed < count:
         required = {problem.ops[i].name for i in problem.required}
         others = [op for op in facts["kept"] if op.name not in required]
-        broken = sum(_breaks_alone(op, job.prepared.metric, problem.limit) for op in others)
-        return _cures(job, (needed, broken, count - needed - broken), loss, most)
+        alone = [op for op in others if _breaks_alone(op, job.prepared.metric, problem.limit)]
+        with_others = sum(op.verdict == rows.CONFLICT for op in others if op not in alone)
+        rounding = count - needed - len(alone) - with_others
+        return _cures(job, (needed, len(alone), with_others, rounding), loss, most)
     verdicts = {op.verdict for op in facts["kept"]}
     in_db = job.prepared.metric.larger_is_better
     useless = not in_db and loss >= _USELESS
@@ -215,21 +220,25 @@ def _breaks_alone(op: KeptOp, metric: Metric, limit: float) -> bool:
     return op.sensitivity is None or metric.loss_of(op.sensitivity) > limit
 
 
-def _cures(job: Job, counts: tuple[int, int, int], loss: float, most: float) -> str:
-    """How many ops are kept for what: overflows, what else breaks the budget alone, rounding.
+def _cures(job: Job, counts: tuple[int, int, int, int], loss: float, most: float) -> str:
+    """How many ops are kept for what: overflows, what else breaks the budget, rounding.
 
+    What breaks the budget does so alone, or together with a few others.
     ``loss`` is what the calibration samples give with only the first in FP32, and ``most`` what all
     samples give that the search knows.
     """
     metric, limit = job.prepared.metric, job.search.problem.limit
-    needed, broken, rounding = counts
+    needed, alone, with_others, rounding = counts
     error = metric.loss_of(loss if loss > limit else most)
     named = f"{metric.name} {error:.4g}" if metric.larger_is_better else f"error {error:.4g}"
     where = "" if loss > limit or most <= limit else ", on samples beside the calibration data"
     parts = [f"{needed} of them cure{'s' if needed == 1 else ''} what overflows ({named}{where})"]
-    if broken:
-        each = "breaks" if broken == 1 else "each break"
-        parts.append(f"{broken} more {each} the budget alone in FP16")
+    if alone:
+        each = "breaks" if alone == 1 else "each break"
+        parts.append(f"{alone} more {each} the budget alone in FP16")
+    if with_others:
+        each = "breaks" if with_others == 1 else "break"
+        parts.append(f"{with_others} more {each} it with a few others")
     if rounding:
         keep = f"keep{'s' if rounding == 1 else ''} the rounding of all"
         side = "above" if metric.larger_is_better else "below"

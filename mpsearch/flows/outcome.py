@@ -319,7 +319,7 @@ def _lower_bound(job: Job, found: Found) -> tuple[int | None, str]:
     whole = found.trial.fp32 == problem.all_units
     if not found.finished or whole or problem.pinned or search.required:
         return None, ""
-    if problem.objective != "ops":
+    if problem.objective != "ops" or job.request.constraints.by == "layer":
         return None, ""
     price = found.trial.price if found.proven else lower_bound(search)
     if price is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..files import printable
-from ..results.plain import share, size
+from ..results.plain import error_of, share, size
 
 #: Fewer trials than this are no progress to draw.
 _TRIALS = 2
@@ -39,7 +39,7 @@ def render(result: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         # Names come from models: what could hide or turn text around is spelled out.
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters.update(number=number, size=size, share=share)
+    environment.filters.update(number=number, size=size, share=share, error_of=error_of)
     template = environment.get_template("template.html")
     drawn = {
         "sensitivity": charts.sensitivity(result) if _predicted(result) else "",
@@ -88,7 +88,8 @@ def notebook(result: Mapping[str, Any], met: bool) -> str:
         "all FP16": "error_fp16",
         "all FP32": "error_fp32",
     }
-    values = ["-" if key in missing else result[key] for key in errors.values()]
+    metric = result["metric"]
+    values = ["-" if key in missing else error_of(result[key], metric) for key in errors.values()]
     kept = result["kept"]
     found = Markup("<div><p><b>{}</b> {}</p>{}").format(
         "✓" if met else "✗",
@@ -148,7 +149,8 @@ def _layers(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """FP32 ops by PyTorch module, those with most of them first."""
     found: dict[str, dict[str, Any]] = {}
     for op in result["ops"]:
-        row = found.setdefault(op["layer"] or "(the model itself)", {"fp32": 0, "ops": 0, "line": ""})
+        layer = op["layer"] or "(the model itself)"
+        row = found.setdefault(layer, {"fp32": 0, "ops": 0, "line": ""})
         row["ops"] += 1
         if op["fp32"]:
             row["fp32"] += 1

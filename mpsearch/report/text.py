@@ -18,7 +18,7 @@ from ..results.analysis import Analysis
 from ..results.check import CheckResult
 from ..results.data import ResultData, TrialRow
 from ..results.front import Front
-from ..results.plain import counted, share, size
+from ..results.plain import counted, error_of, share, size
 from ..results.verified import OpOnDevice, Verified
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
@@ -26,8 +26,8 @@ Paint = Callable[[str, str], str]
 
 #: Columns that text takes where nobody says how many there are.
 WIDTH = 78
-#: Rows that a table shows at most; what has more is shown by its worst.
-_ROWS = 20
+#: Rows that a table shows at most; what has more is shown by its worst. Of a list of ops so many.
+_ROWS, _NAMED = 20, 8
 #: Columns to which the first column of a table is cut at most.
 _NARROWEST = 6
 
@@ -104,12 +104,14 @@ def _kept(result: ResultData, width: int) -> list[str]:
     rows = [("op", "type", "layer or line", "why", "alone")]
     for op in shown:
         why = "runtime fault" if op.name in result.pinned_by_hazard else op.verdict or "-"
-        error = "inf" if op.sensitivity is None else f"{op.sensitivity:.2g}"
+        alone = op.sensitivity
+        error = error_of(None, result.metric) if alone is None else f"{alone:.2g}"
         where = op.layer or op.line or "-"
         rows.append((op.name, op.type, where, why, error if measured else "-"))
     lines = _columns(rows, (18, 14, 22, 13, 7), width)
     if more := len(result.kept) - len(shown):
-        lines.append(f"  and {more} more that err less alone: report.html")
+        less = " that err less alone" if measured else ""
+        lines.append(f"  and {more} more{less}: report.html")
     return [*lines, *_wrap("  (op: one operation of the converted model)", width)]
 
 
@@ -215,7 +217,7 @@ def _remedy(remedy: Remedy, paint: Paint, width: int) -> list[str]:
 def front(found: Front) -> str:
     """What ``mpsearch pareto`` prints."""
     total = f"(of {found.candidate_ops} ops)"
-    lines = [f"  FP32 ops  {printable(found.metric):>10}    held-out   casts   {total}"]
+    lines = [f"  FP32 ops  {printable(found.metric):>10}    held-out  ~casts   {total}"]
     lines += [
         f"  {len(point.fp32_ops):8}  {value(point.error):>10}  "
         f"{value(point.heldout_error):>10}  {point.casts:6}"
@@ -259,12 +261,27 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
             "them; run optimize for new exponents",
             width,
         )
-    for op in report.broken_by:
-        where = f"{op.type}, {op.layer or 'no layer'}" + (f", {op.line}" if op.line else "")
+    for op in report.broken_by[:_NAMED]:
+        where = ", ".join(filter(None, (op.type, op.layer, op.line)))
         lines.append(printable(f"broken by {op.name} ({where}): {op.verdict}"))
+    if len(report.broken_by) > _NAMED:
+        lines.append(f"and by {counted(len(report.broken_by) - _NAMED, 'op')} more (--json)")
     if not report.holds:
-        lines.append("Run mpsearch optimize on this model for a set that holds.")
+        lines += _wrap(_advice(report), width)
     return "\n".join(lines)
+
+
+def _advice(report: CheckResult) -> str:
+    """What to do where a config does not hold."""
+    if not report.fp32_holds:
+        return (
+            "With every op in FP32 the error is beyond the budget too, so precision is not the "
+            "cause: check the samples, or raise the budget."
+        )
+    said = "Run mpsearch optimize on this model for a set that holds."
+    if report.broken_by or report.unmatched or report.outgrown:
+        return said
+    return f"No op breaks the budget alone, the rounding of many does. {said}"
 
 
 def verified(report: Verified, paint: Paint, width: int = WIDTH) -> str:

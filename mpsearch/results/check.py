@@ -34,8 +34,12 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
         Ops of the config that go by another name now, found by type, layer and place in the graph
         (:mod:`mpsearch.package.matching`).
     broken_by
-        Where the budget is broken, the ops in FP16 that harm most, the worst first, at most eight:
-        ``sensitivity`` is the error when the op alone is FP16, ``verdict`` why.
+        Where the budget is broken, the ops in FP16 that do harm alone, the worst first:
+        ``sensitivity`` is the error when the op alone is FP16, ``verdict`` why. The 32 ops of
+        largest predictions were tried; empty where the rounding of many ops adds up, and where
+        FP32 breaks the budget too.
+    fp32_holds
+        Whether the budget holds with every op in FP32. Where not, precision is not the cause.
     outgrown
         Ops that leave FP16's range, or soon will, although the config scales tensors so that all
         fit: with new weights, other exponents are needed.
@@ -58,5 +62,6 @@ class CheckResult(Answer, frozen=True, kw_only=True, dict=True):
     unmatched: tuple[KeptOp, ...] = ()
     moved: tuple[Moved, ...] = ()
     broken_by: tuple[KeptOp, ...] = ()
+    fp32_holds: bool = True
     outgrown: tuple[str, ...] = ()
     same_model: bool = False

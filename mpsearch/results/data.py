@@ -164,8 +164,8 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
         data and of held-out samples that joined the search, 32 at most, then of the held-out data.
         Of all samples of each together for metrics that have no others.
     error_fp16, error_fp32
-        The errors of all-FP16 and all-FP32 (the floor) on the calibration data; None for all-FP16
-        where there was no time to measure it.
+        The errors of all-FP16 and all-FP32 (the floor) on the samples that were searched, held-out
+        ones that joined included; None for all-FP16 where there was no time to measure it.
     heldout_error
         The error of the written package on the held-out data; None without any.
     heldout_samples, heldout_broken
@@ -187,7 +187,7 @@ class ResultData(Answer, frozen=True, kw_only=True, dict=True):
     lower_bound
         At least so many ops must stay FP32 by the conflicts that were found, if keeping more in
         FP32 never hurts; None where a trial shows that it does, where ops are pinned, and where
-        something else than ops was minimized.
+        something else than ops was minimized or layers were decided as a whole.
     proven
         Whether every smaller set was tried and broke the budget (``Limits(prove=True)``).
     minimized

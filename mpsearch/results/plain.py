@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ..options import IN_DB
+
 
 def number(value: float | None) -> float | None:
     """A number as JSON can hold it: None for infinite."""
@@ -30,3 +32,10 @@ def size(count: float) -> str:
 def counted(number: int, noun: str) -> str:
     """So many of something: 1 cast, 2 casts."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def error_of(value: float | None, metric: str) -> str:
+    """An error in three digits; what JSON holds as null is infinite, and in dB below all."""
+    if value is None:
+        return "-inf" if metric in IN_DB else "inf"
+    return f"{value:.3g}"

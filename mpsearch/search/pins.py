@@ -37,7 +37,8 @@ def resolve(patterns: Iterable[str], ops: Sequence[CandidateOp], option: str) ->
         if not hits:
             known = sorted({getattr(op, field) for op in ops} - {""})
             close = difflib.get_close_matches(glob.rstrip("*"), known, 3, 0.6)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            meant = ", ".join(f"{kind}:{name}" for name in close)
+            hint = f"; did you mean {meant}?" if close else ""
             hint = hint or (f"; there are {', '.join(known[:8])}" if known else "")
             raise InputError(f"{option} {pattern!r} matches no candidate op{hint}")
         found |= hits

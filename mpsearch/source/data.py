@@ -435,9 +435,10 @@ def _rows(
     ]
 
 
-#: By how much redrawn inputs are moved, in turn, relative to each value, or to how much the values
-#: of an input differ where that is less: so little that they are inputs like the samples, and
-#: enough to come to other roundings and to other near decisions.
+#: By how much redrawn inputs are moved, in turn: floats relative to each value, or to how much the
+#: values of an input differ where that is less; of integers the share that is exchanged. So little
+#: that they are inputs like the samples, and enough to come to other roundings and to other near
+#: decisions.
 _MOVED = (0.01, 0.1)
 #: The share of an input's values that FP16 holds from which on that is no chance: of random numbers
 #: it holds one in 8,192.
@@ -445,30 +446,55 @@ _HELD = 0.01
 
 
 def redrawn(samples: Sequence[dict[str, Any]], count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """``count`` samples like those given, in turn, with every float moved by some 1% or 10%.
+    """``count`` samples like those given, in turn, moved by some 1% or 10%.
 
-    Of itself, or of how much the values of its input differ where that is less. Rounding errors of
-    FP16 then fall otherwise, at the same sizes. Inputs of two values at most, masks for instance,
-    stay; without others there are none. Where an input has values that FP16 holds as they are
-    (pixels, positions), what they become is so as well: they are not rounded on the way in.
+    Every float is moved, by a share of itself, or of how much the values of its input differ where
+    that is less; of integers a share is taken from the same places of another sample. Rounding
+    errors of FP16 then fall otherwise, at the same sizes. Inputs of two values at most, masks for
+    instance, stay; without others there are none. Where an input has values that FP16 holds as they
+    are (pixels, positions), what they become is so as well: they are not rounded on the way in.
     """
     generator = torch.Generator().manual_seed(seed)
-    movable = {
-        name
-        for name, value in samples[0].items()
-        if isinstance(value, Tensor) and value.is_floating_point() and len(value.unique()) > 2
-    }
-    for place in range(count if movable else 0):
+    many = {name for name in samples[0] if _values(samples, name) > 2}
+    floats = sorted(name for name in many if samples[0][name].is_floating_point())
+    whole = sorted(many.difference(floats)) if len(samples) > 1 else []
+    for place in range(count if floats or whole else 0):
         sample = dict(samples[place % len(samples)])
-        for name in sorted(movable & sample.keys()):
-            value = sample[name]
-            noise = torch.randn(value.shape, generator=generator)
-            size = _MOVED[place // len(samples) % len(_MOVED)]
-            wide = value.float()
-            scale = torch.minimum(wide.abs(), wide.std())
-            moved = wide + size * scale * noise
-            held = (wide == wide.half().float()) & (wide != 0)
-            if held.float().mean() >= _HELD:
-                moved = torch.where(held, moved.half().float(), moved)
-            sample[name] = moved.to(value.dtype)
+        size = _MOVED[place // len(samples) % len(_MOVED)]
+        for name in floats:
+            if name in sample:
+                sample[name] = _moved(sample[name], size, generator)
+        other = samples[int(torch.randint(len(samples), (), generator=generator))] if whole else {}
+        for name in whole:
+            if name in sample and name in other:
+                sample[name] = _exchanged(sample[name], other[name], size, generator)
         yield sample
+
+
+def _values(samples: Sequence[dict[str, Any]], name: str) -> int:
+    """How many values an input has; 0 for what is no tensor. Of floats in the first sample."""
+    value = samples[0][name]
+    if not isinstance(value, Tensor) or value.is_complex():
+        return 0
+    if value.is_floating_point():
+        return len(value.unique())
+    return len(torch.cat([sample[name].flatten() for sample in samples if name in sample]).unique())
+
+
+def _moved(value: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(value.shape, generator=generator)
+    wide = value.float()
+    moved = wide + size * torch.minimum(wide.abs(), wide.std()) * noise
+    held = (wide == wide.half().float()) & (wide != 0)
+    if held.float().mean() >= _HELD:
+        moved = torch.where(held, moved.half().float(), moved)
+    return moved.to(value.dtype)
+
+
+def _exchanged(value: Tensor, other: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    """Some of the integers, one at least, from the same places of another sample's."""
+    if value.shape != other.shape:
+        return value
+    taken = torch.rand(value.shape, generator=generator) < size
+    taken.flatten()[torch.randint(value.numel(), (), generator=generator)] = True
+    return torch.where(taken, other, value)

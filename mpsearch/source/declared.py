@@ -40,7 +40,8 @@ def declared_inputs(
     Parameters
     ----------
     given
-        More shapes: ``name=1,3,224,224``, for integers ``name=1,8:int``.
+        More shapes: ``name=1,3,224,224``, for integers ``name=1,8:int``. Without a dtype that which
+        the model declares.
     source
         Where the model came from: a path, or ``package.module:factory``.
 
@@ -62,8 +63,10 @@ def declared_inputs(
         )
         shapes = {name: spec for name, value in found if (spec := _spec(value)) is not None}
     for text in given:
-        name, spec = _parsed(text)
-        shapes[known_name(name, names or [])] = spec
+        typed, shape, dtype = _parsed(text)
+        name = known_name(typed, names or [])
+        known = shapes[name][1] if name in shapes else torch.float32
+        shapes[name] = shape, dtype or known
     return names, required, shapes
 
 
@@ -111,7 +114,7 @@ def _spec(value: Any) -> Spec | None:
     return value if isinstance(value, _Traced) else None
 
 
-def _parsed(text: str) -> tuple[str, Spec]:
+def _parsed(text: str) -> tuple[str, tuple[int, ...], torch.dtype | None]:
     name, _, sizes = text.partition("=")
     sizes, _, kind = sizes.partition(":")
     try:
@@ -122,7 +125,7 @@ def _parsed(text: str) -> tuple[str, Spec]:
         raise InputError(
             f"--shape {text!r}: expected NAME=1,3,224,224, or NAME=1,8:int, of sizes above 0"
         ) from error
-    return name, (shape, torch.int64 if kind == "int" else torch.float32)
+    return name, shape, torch.int64 if kind == "int" else None
 
 
 # -- traced files ---------------------------------------------------------------------------------

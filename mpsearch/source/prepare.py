@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._ct import ct, quiet
 from ..ending import Ending
-from ..errors import InputError
+from ..errors import InputError, MpsearchError
 from ..evaluation import metrics
 from ..evaluation.evaluator import Compute, Evaluator
 from ..evaluation.incremental import Incremental
@@ -206,9 +206,16 @@ def prepare(
         again = max(redraw(work) - cut, 0)
 
     def further(count: int, start: int) -> list[Bound]:
-        more = islice(redrawn(chosen_by, start + count, seed), start, None)
+        more = islice(enumerate(redrawn(chosen_by, start + count, seed)), start, None)
+        found = []
         with quiet():
-            return [_kept(bind(sample), data.spool) for sample in more]
+            for place, sample in more:
+                try:
+                    bound = bind(sample)
+                except MpsearchError:  # integers of two samples need not fit together
+                    bound = bind(chosen_by[place % cut])
+                found.append(_kept(bound, data.spool))
+        return found
 
     moved = further(again, 0)
     first = data.samples[0].items()
