@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ import mpsearch
 from benchmarks import families, zoo
 from mpsearch.evaluation import coverage
 from mpsearch.evaluation.reach import Magnitude
+from mpsearch.executor.ops import OPS
+from mpsearch.program.absorption import NONE, RULES, Infinite, Inputs
 from mpsearch.program.precision import Precision
 from mpsearch.source.prepare import prepare
 from tests.command import run
@@ -51,6 +55,34 @@ ABSORBING = {
     "through a root": lambda x: torch.tanh(torch.sqrt(x.abs() * 4e4)) + x,
     "scaled and clipped": lambda x: torch.clamp(x * 4e4 * 0.5, 0, 1) + x,
 }
+#: Ops of one input whose rule may say that an infinity is absorbed.
+UNARY = [
+    *("tanh", "erf", "sigmoid", "atan", "relu6", "sign", "relu", "exp", "softplus", "exp2"),
+    *("sqrt", "log", "gelu", "silu"),
+]
+#: Those that absorb none: what they give is infinite too.
+_KEEP = {"abs", "square", "identity"}
+
+
+def test_every_op_of_one_input_that_has_a_rule_is_among_them():
+    alone = {op for op in RULES if list(signature(OPS[op].function).parameters) == ["x"]}
+    assert alone <= {*UNARY, *_KEEP}
+
+
+@pytest.mark.parametrize("op", UNARY)
+def test_what_a_rule_says_is_absorbed_gives_the_same(op):
+    """From where a rule absorbs an infinity, FP16 cannot tell it from what FP32 computes."""
+    function, least = OPS[op].function, torch.tensor([0.5, 2.0, 8.0, 20.0, 30.0, 5e3, 65504.0])
+    for sign in (1.0, -1.0):
+        for start in least.tolist():
+            infinite = Infinite(positive=sign > 0, negative=sign < 0, least=start)
+            given = Inputs(None, {"x": infinite}, lambda name: 0.0)
+            if RULES[op](given) == NONE:
+                true = function(sign * start * torch.logspace(0, 3, 50))
+                wanted = function(torch.tensor(sign * float("inf")))
+                assert torch.allclose(true.half(), wanted.half(), rtol=2**-11, atol=2**-24)
+
+
 REFUSED = {
     "over infinity": lambda x: 1.0 / (x.abs() * 4e4 + 1.0) + x,
     "scaled back": lambda x: (x * 4e4) / 4e4,

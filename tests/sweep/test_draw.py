@@ -71,6 +71,8 @@ def test_the_measures_are_those_of_mpsearch(metric):
     pairs = ([dict(enumerate(map(torch.tensor, x))) for x in y] for y in (references, outputs))
     expected = metrics.resolve(metric, False).whole(next(pairs), next(pairs), [])
     assert math.isclose(measures.loss(metric, references, outputs), expected, rel_tol=1e-9)
+    run = replace(DRAWN[0], options={**DRAWN[0].options, "metric": metric})
+    assert math.isfinite(measures.budget(run, references))
 
 
 def test_torchscript_of_every_format(tmp_path):
