@@ -36,7 +36,7 @@ Found = tuple[Sequence[Node], str]
 _SUMS = frozenset(["reduce_mean", "reduce_sum"])
 _ROOTS = frozenset(["sqrt", "rsqrt", "pow"])
 #: How large powers may be that are scaled: a quarter of FP16's range, for the next input.
-_ROOM = 2.0**14
+_LARGEST_POWER = 2.0**14
 #: What lies between a power and its logarithm, or between a product and what divides it.
 _LINEAR = frozenset(
     [
@@ -123,7 +123,7 @@ def log_power(graph: Graph, node: Node) -> Found | None:
         return None
     x = next(iter(reads(node)))
     most = max(graph.largest(n) for n in [node, *path])
-    scale = _power_of_two(max(most / _ROOM, 1.0) ** 0.5)
+    scale = _power_of_two(max(most / _LARGEST_POWER, 1.0) ** 0.5)
     eps = next((c for n in path for c in scalars(n) if n.op_type == "add"), 0.0)
     if 0 < eps < FP16.step * scale**2:
         return None  # it would be 0, and the logarithm of silence infinite

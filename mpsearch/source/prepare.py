@@ -207,15 +207,9 @@ def prepare(
 
     def further(count: int, start: int) -> list[Bound]:
         more = islice(enumerate(redrawn(chosen_by, start + count, seed)), start, None)
-        found = []
         with quiet():
-            for place, sample in more:
-                try:
-                    bound = bind(sample)
-                except MpsearchError:  # integers of two samples need not fit together
-                    bound = bind(chosen_by[place % cut])
-                found.append(_kept(bound, data.spool))
-        return found
+            found = (_moved(bind, sample, chosen_by[place % cut]) for place, sample in more)
+            return [_kept(bound, data.spool) for bound in found]
 
     moved = further(again, 0)
     first = data.samples[0].items()
@@ -288,6 +282,14 @@ def _kept(bound: Bound, spool: Spool, given: Mapping[str, Any] = {}) -> Bound:
         for name, value in bound[0].items()
     }
     return sample, {name: spool.keep(value) for name, value in bound[1].items()}
+
+
+def _moved(bind: Bind, sample: dict[str, Any], given: dict[str, Any]) -> Bound:
+    """A sample that was moved; as it was given where the model does not take it so."""
+    try:
+        return bind(sample)
+    except MpsearchError:  # integers of two samples need not fit together
+        return bind(given)
 
 
 def _taken_apart(batches: Data, data: Data) -> list[str]:
