@@ -31,7 +31,9 @@ def scaled_norm(
         square = square.mean(dim, keepdim=True)
     else:
         square = square.sum(dim, keepdim=True)
-    return y * torch.rsqrt(square + eps / peak / peak)
+    # Not eps / peak: coremltools adds 1e-4 to what a number is divided by.
+    least = torch.full_like(peak, eps**0.5) / peak
+    return y * torch.rsqrt(square + least * least)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -165,7 +167,8 @@ def magnitude(
     root = eps**0.5
     peak = x.abs().amax(dim, keepdim=True).clamp(min=max(root, 1e-4))
     y = x / peak
-    least = root / peak
+    # Not root / peak: coremltools adds 1e-4 to what a number is divided by.
+    least = torch.full_like(peak, root) / peak
     if mean:
         square = (y * y).mean(dim, keepdim=True)
     else:

@@ -300,6 +300,14 @@ def test_a_rewrite_is_equal_in_fp32_and_holds_in_fp16(case):
     assert mpsearch.analyze(Call(rewritten), data, numerics=numerics).remedies == ()
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_rewrite_converts_to_what_it_computes(case):
+    """coremltools makes an op with an epsilon of its own of a number over a tensor."""
+    _, rewritten, data, _ = CASES[case]
+    prepared = prepare(Call(rewritten), [size * x for x in data for size in (1.0, 1e-2, 1e-4)])
+    assert prepared.evaluator().loss(Precision.all_fp32(len(prepared.ops))) <= 1e-5
+
+
 def _both_ways(x):
     power = torch.exp(x)
     return torch.cat([power / power.sum(-1, keepdim=True), power * 1e-9], -1)

@@ -136,7 +136,7 @@ def test_nothing_overlaps_in_a_browser(written, tmp_path, width):
     page = tmp_path / "page.html"
     # Headless Chromium makes no window narrower than 500 pixels, but a frame may be.
     text = html.escape((written / "report.html").read_text() + PROBE)
-    style = f"border: 0; width: {width}px; height: 9000px"
+    style = f"border: 0; width: {width}px; height: 12000px"
     page.write_text(f'<title></title><iframe style="{style}" srcdoc="{text}"></iframe>')
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     arguments += ["--disable-background-networking", "--disable-component-update"]

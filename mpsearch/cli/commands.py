@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def main(ctx: click.Context, log_level: str) -> None:
     An op is one operation of the converted model, such as a convolution or a sum.
     """
     logger, handler = logging.getLogger("mpsearch"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(log_level.upper())
     ctx.call_on_close(lambda: logger.removeHandler(handler))
@@ -165,14 +166,14 @@ def _shapes_missing(model: Any, names: Sequence[str]) -> InputError:
     type=click.Choice(choices.GRANULARITIES),
     default="op",
     show_default=True,
-    help="Decide op by op, or layer by layer.",
+    help="Decide op by op, or layer by layer (ops of no layer one by one).",
 )
 @click.option(
     "--minimize",
     type=click.Choice(choices.MINIMIZED),
     default="ops",
     show_default=True,
-    help="What to keep small.",
+    help="What to keep small; casts: FP32 ops and casts together.",
 )
 @click.option(
     "--objective",
@@ -237,6 +238,7 @@ def optimize(
     **options: Any,
 ) -> None:
     """Search MODEL and write the mixed-precision package."""
+    started = time.perf_counter()
     early.check(model, options, budget, metric)
     target = out or Path(_stem(model) + "-mixed")
     check_writable(target, foreign)
@@ -280,7 +282,7 @@ def optimize(
             request = dataclasses.replace(request, execution=kept)
         stack.enter_context(ending.listening())
         with neutral():
-            result = run(request, loaded, data, ending, name)
+            result = run(request, loaded, data, ending, name, started=started)
         written, lost = _save(result, target, under_way)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))

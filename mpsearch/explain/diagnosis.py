@@ -9,7 +9,7 @@ model in FP32, and the loss without which the error goes is the cause.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ..evaluation.incremental import Incremental
+from ..evaluation.metrics import Metric, Outputs
 from ..executor.ops import OPS
 from ..executor.runtime import gather
 from ..numerics.formats import FP16, narrow, rounded
 from ..numerics.steps import inner_peak
 from ..program.graph import Constant, Node, Ref, Source
 from ..program.precision import Precision
+from ..search.criterion import amplitude
 
 #: The verdicts, the worst first.
 VERDICTS = (
@@ -66,6 +68,57 @@ class Losses:
         return self.digits and self.overflow and self.underflow
 
 
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """From what error on an op does harm.
+
+    Attributes
+    ----------
+    name
+        The metric of the errors. Those in dB are amplitudes here, 10^(-dB / 20).
+    error
+        The error of outputs against those of all-FP32, which come first; NaN and infinity count as
+        infinite.
+    harmful
+        The least error that does harm.
+    relative
+        Whether an error of 1 means that all is wrong.
+    """
+
+    name: str
+    error: Callable[[Outputs, Outputs], float]
+    harmful: float
+    relative: bool = True
+
+
+def judge(metric: Metric, limit: float | None = None) -> Judge:
+    """Errors as a metric measures them, harmful beyond its limit.
+
+    By relative L2 without a limit, and for metrics of all samples together.
+    """
+    if limit is None or metric.combine != "max" or metric.name == "rel_l2":
+        own = limit is not None and metric.name == "rel_l2"
+        return Judge("rel_l2", relative_l2, limit if own and limit is not None else HARMFUL)
+
+    def error(exact: Outputs, outputs: Outputs) -> float:
+        return amplitude(metric.whole([exact], [outputs], []), limit)
+
+    return Judge(metric.name, error, amplitude(limit, limit), metric.larger_is_better)
+
+
+def relative_l2(exact: Outputs, outputs: Outputs) -> float:
+    """The largest relative L2 error of an output; of integers the share that differs."""
+    worst = 0.0
+    for name, wanted in exact.items():
+        if wanted.is_floating_point():
+            size = float(torch.linalg.vector_norm(wanted.double())) or 1.0
+            off = float(torch.linalg.vector_norm(outputs[name].double() - wanted.double()))
+            worst = max(worst, off / size if math.isfinite(off) else math.inf)
+        elif not torch.equal(wanted, outputs[name]):
+            worst = max(worst, float((wanted != outputs[name]).double().mean()))
+    return worst
+
+
 def diagnosable(engine: Incremental) -> dict[int, Node]:
     """The ops for which a verdict can be found, by candidate: those without blocks of their own."""
     return {n.candidate: n for n in engine.nodes if n.candidate is not None and not n.blocks}
@@ -78,18 +131,18 @@ class Diagnosis:
     ----------
     engine
         Over the samples to look at.
-    harmful
-        The relative L2 error of the outputs, against all-FP32, from which an op counts as harmful.
+    judge
+        Measures errors, and says which do harm.
     samples
         Those of the engine's to look at; default: all.
     """
 
     def __init__(
-        self, engine: Incremental, harmful: float, samples: Sequence[int] | None = None
+        self, engine: Incremental, judge: Judge, samples: Sequence[int] | None = None
     ) -> None:
         self._engine = engine
         self._samples = range(engine.samples) if samples is None else sorted(samples)
-        self._harmful = harmful
+        self._judge = judge
         every = Precision.all_fp32(engine.candidates)
         self._exact = {s: engine.outputs(every, s) for s in self._samples}
         self._makers = {slot: n for n in engine.nodes for slot in n.outputs}
@@ -104,7 +157,7 @@ class Diagnosis:
         profiles = range(self._engine.profiles)
         errors = {(s, p): self._native(node, s, p) for s in self._samples for p in profiles}
         worst = max(errors.values())
-        if worst <= self._harmful or node.candidate is None:
+        if worst <= self._judge.harmful or node.candidate is None:
             return "fine", worst
         ranked = sorted(errors, key=lambda key: (-errors[key], key))
         sample, profile = ranked[0]
@@ -133,8 +186,9 @@ class Diagnosis:
         return self._digits(node, samples[0])
 
     def _little(self, full: float) -> float:
-        """The largest error that counts as gone, given what it was; beyond 1 all is wrong."""
-        return max(self._harmful, _GONE * min(full, 1.0))
+        """The largest error that counts as gone, given what it was."""
+        most = 1.0 if self._judge.relative or math.isinf(full) else full
+        return max(self._judge.harmful, _GONE * min(full, most))
 
     def _digits(self, node: Node, sample: int) -> str:
         """Digits are lost: by subtraction, along a sum, or harmlessly here and not later."""
@@ -214,7 +268,7 @@ class Diagnosis:
         return out if isinstance(out, tuple) else (out,)
 
     def _error(self, node: Node, sample: int, results: tuple[Any, ...]) -> float:
-        """The largest relative L2 error of an output against all-FP32, where the op gives these.
+        """The error of the outputs against all-FP32, where the op gives these.
 
         Most losses change nothing on their own: what was seen before is not run again.
         """
@@ -227,15 +281,7 @@ class Diagnosis:
 
     def _measured(self, node: Node, sample: int, results: tuple[Any, ...]) -> float:
         outputs = self._engine.replaced(sample, node, results)
-        worst = 0.0
-        for name, exact in self._exact[sample].items():
-            if exact.is_floating_point():
-                size = float(torch.linalg.vector_norm(exact.double())) or 1.0
-                off = float(torch.linalg.vector_norm(outputs[name].double() - exact.double()))
-                worst = max(worst, off / size if math.isfinite(off) else math.inf)
-            elif not torch.equal(exact, outputs[name]):
-                worst = max(worst, float((exact != outputs[name]).double().mean()))
-        return worst
+        return self._judge.error(self._exact[sample], outputs)
 
     def _arguments(
         self, node: Node, taken: dict[int, Any], losses: Losses | None

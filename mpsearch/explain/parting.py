@@ -40,6 +40,12 @@ def parting(prepared: Prepared, engine: Incremental, limit: float) -> Node | Non
     return None
 
 
+def where_of(prepared: Prepared, node: Node) -> str:
+    """An op in words, with the line of PyTorch code it comes from."""
+    line = {op.name: op.line for op in prepared.ops}.get(node.name)
+    return f"{node}, {line}" if line else str(node)
+
+
 def _counterparts(nodes: Sequence[Node], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Op name -> the PyTorch value that it stands for.
 

@@ -10,15 +10,16 @@ from typing import Any
 
 from .. import options
 from ..evaluation.evaluator import Evaluator
-from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
-from ..explain.parting import parting
+from ..explain.diagnosis import HARMFUL, Diagnosis, Judge, diagnosable, judge
+from ..explain.parting import parting, where_of
 from ..explain.ranges import ranges
 from ..explain.remedies import Remedy, remedies
 from ..numerics.choosing import Numerics
-from ..options import Conversion, Execution
+from ..options import IN_DB, Conversion, Execution
 from ..program.graph import Node
 from ..program.precision import Precision
 from ..results.analysis import Analysis, OpAnalysis, ranked
+from ..results.plain import in_metric
 from ..search.cost import Casts
 from ..search.rounding_hooks import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
@@ -47,8 +48,9 @@ def analyze(
     """Say of every op what FP16 does to it, and why.
 
     Parameters are those of :func:`mpsearch.optimize`. ``budget``, where given, says from which
-    relative L2 error on an op counts as harmful, and how far the all-FP32 program may be from the
-    PyTorch model; 2**-9 otherwise.
+    error on an op counts as harmful, and how far the all-FP32 program may be from the PyTorch
+    model. Without one, and for metrics of all samples together, that is a relative L2 error of
+    2**-9, whatever the metric.
 
     Raises
     ------
@@ -58,8 +60,6 @@ def analyze(
     options.group(conversion, Conversion, "conversion")
     options.group(execution, Execution, "execution")
     check_device(execution.device)
-    if budget is not None:
-        budget = options.positive(budget, "budget")
     bar = Progress(execution.progress)
     with closing(bar):
         bar.stage("converting")
@@ -70,23 +70,27 @@ def analyze(
         floor = evaluator.loss(Precision.all_fp32(count))
         fp16 = evaluator.loss(Precision.all_fp16(count))
         bar.stage("looking at every op")
-        harmful = HARMFUL if budget is None else budget
-        ops = _ops(prepared, evaluator, harmful, execution.seed)
-        is_precision = prepared.metric.larger_is_better or floor <= harmful
+        measure, loss_of = prepared.metric, prepared.metric.loss_of
+        if budget is not None:
+            budget = loss_of(options.budget(budget, measure.larger_is_better))
+        errors = judge(measure, budget)
+        ops = _ops(prepared, evaluator, errors, execution.seed)
+        is_precision = _agree(prepared, evaluator, errors)
+        harmful = errors.harmful if errors.name == "rel_l2" else HARMFUL
         place = None if is_precision else parting(prepared, evaluator.engine, harmful)
-    loss_of = prepared.metric.loss_of
     rescue: list[Remedy] = []
     if is_precision:
         harm = {i: op.verdict for i, op in enumerate(ops) if op.verdict != "fine"}
         largest = {i: op.range.largest for i, op in enumerate(ops) if op.range is not None}
         rescue = remedies(prepared.lowered, prepared.ops, harm, largest)
     return Analysis(
-        metric=prepared.metric.name,
+        metric=measure.name,
+        alone_by=errors.name,
         error_fp32=loss_of(floor),
         error_fp16=loss_of(fp16),
         is_precision=is_precision,
         explanation=messages.opening(prepared)
-        + _explain(ops, loss_of(floor), is_precision, place, harmful),
+        + _explain(prepared, ops, errors, loss_of(floor), is_precision, place),
         parts_at=None if place is None else place.name,
         notes=prepared.notes,
         remedies=tuple(rescue),
@@ -94,13 +98,24 @@ def analyze(
     )
 
 
-def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) -> list[OpAnalysis]:
+def _agree(prepared: Prepared, evaluator: Evaluator, errors: Judge) -> bool:
+    """Whether all-FP32 is as near to the PyTorch model as an op must be to do no harm."""
+    engine, every = evaluator.engine, Precision.all_fp32(len(prepared.ops))
+    found = (engine.outputs(every, sample) for sample in range(engine.samples))
+    return all(
+        errors.error(reference, outputs) <= errors.harmful
+        for reference, outputs in zip(prepared.references, found, strict=True)
+    )
+
+
+def _ops(prepared: Prepared, evaluator: Evaluator, errors: Judge, seed: int) -> list[OpAnalysis]:
     engine = evaluator.engine
     found = ranges(engine)
     reads = Casts(prepared.lowered).reads()
     nodes = diagnosable(engine)
     model = rounding_model_of(evaluator, seed)
-    diagnosis = Diagnosis(engine, harmful)
+    diagnosis = Diagnosis(engine, errors)
+    harmful = errors.harmful if errors.relative else HARMFUL
     few = len(prepared.ops) <= _FEW
     special = {op.type for op in prepared.ops if any(p.treats(op.type) for p in prepared.profiles)}
     out = []
@@ -129,22 +144,25 @@ def _ops(prepared: Prepared, evaluator: Evaluator, harmful: float, seed: int) ->
 
 
 def _explain(
+    prepared: Prepared,
     ops: Sequence[OpAnalysis],
+    errors: Judge,
     floor: float,
     is_precision: bool,
     place: Node | None,
-    harmful: float,
 ) -> str:
+    worse = "below" if errors.name in IN_DB else "above"
+    harm = f"{errors.name} {worse} {in_metric(errors.harmful, errors.name):.3g}"
     if not is_precision:
-        where = "" if place is None else f" The two part at {place}."
+        where = "" if place is None else f" The two part at {where_of(prepared, place)}."
         return (
-            f"Not precision: with every op in FP32 the error is already {floor:.3g}. "
+            f"Not precision: with every op in FP32 the error is already {floor:.3g} ({harm}). "
             "The converted program differs from the PyTorch model, so no FP32 op will help."
             f"{where}"
         )
     culprits = ranked(ops)
     if not culprits:
-        return "No op alone does harm in FP16."
+        return f"No op alone does harm in FP16 ({harm})."
     kinds = Counter(op.verdict for op in culprits)
     said = ", ".join(f"{n} by {kind}" for kind, n in kinds.most_common())
     if len(kinds) == 1:
@@ -153,6 +171,6 @@ def _explain(
     where = f" in {first.layer}" if first.layer else ""
     where += f", {first.line}" if first.line else ""
     return (
-        f"{len(culprits)} of {len(ops)} ops do harm alone in FP16, an error above {harmful:.3g}: "
-        f"{said}. The worst is {first.name} ({first.type}{where})."
+        f"{len(culprits)} of {len(ops)} ops do harm alone in FP16 ({harm}): {said}. The worst is "
+        f"{first.name} ({first.type}{where})."
     )

@@ -9,16 +9,15 @@ from .. import options
 from ..ending import Ending
 from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
-from ..explain.diagnosis import Diagnosis, diagnosable
+from ..explain.diagnosis import Diagnosis, diagnosable, judge
 from ..numerics.choosing import Numerics
 from ..options import Execution
 from ..package import config as configs
 from ..package.config import Config, KeptOp
 from ..package.matching import match
 from ..program.precision import Precision
-from ..results import rows
 from ..results.check import CheckResult
-from ..results.plain import number
+from ..results.plain import in_metric, number
 from ..scaling.scaled import with_changes
 from ..search.rounding_hooks import rounding_model_of
 from ..source.prepare import Prepared, check_device, prepare
@@ -134,12 +133,13 @@ def _broken_by(
     harm = {i: model.harm((i,), ()) for i in precision.fp16}
     nodes = diagnosable(engine)
     worst = sorted((i for i in harm if harm[i] > 0), key=lambda i: (-harm[i], i))[:_TRIED]
-    diagnosis = Diagnosis(engine, rows.harmful(prepared.metric, limit))
+    errors = judge(prepared.metric, prepared.metric.loss_of(limit))
+    diagnosis = Diagnosis(engine, errors)
     found = []
     for op in (prepared.ops[i] for i in worst if i in nodes):
         verdict, error = diagnosis.verdict(nodes[op.index])
         if verdict != "fine":
-            kept = KeptOp(op.name, op.type, op.layer, number(error), op.line, verdict)
-            found.append((error, kept))
+            alone = number(in_metric(error, errors.name))
+            found.append((error, KeptOp(op.name, op.type, op.layer, alone, op.line, verdict)))
     found.sort(key=lambda pair: -pair[0])
     return tuple(op for _, op in found)

@@ -12,7 +12,7 @@ from ..evaluation import coverage
 from ..evaluation.evaluator import Evaluator
 from ..evaluation.incremental import Incremental
 from ..evaluation.metrics import Metric
-from ..explain.parting import parting
+from ..explain.parting import parting, where_of
 from ..hints import argument, option
 from ..options import IN_DB
 from ..package.config import KeptOp
@@ -153,7 +153,7 @@ def measured(job: Job, facts: dict[str, Any]) -> str:
 
 
 #: Verdicts on ops that FP16 breaks; by all others it only rounds.
-_BROKEN = frozenset(["overflow", "underflow", "cancellation", "conflict"])
+_BROKEN = frozenset(["overflow", "underflow", "cancellation", "conflict", "alone"])
 #: Verdicts on ops that are kept whatever the error.
 _BY_RANGE = frozenset(["overflow", "may overflow", "may vanish"])
 #: Budgets in dB below which next to nothing is asked.
@@ -202,17 +202,22 @@ def what_breaks(job: Job, facts: dict[str, Any]) -> str:
     )
 
 
-def by_range(kept: Sequence[KeptOp], metric: Metric, limit: float) -> list[str]:
+def by_range(job: Job, kept: Sequence[KeptOp]) -> list[str]:
     """That ops are kept for their range although their error alone would be within the budget."""
+    metric, limit = job.prepared.metric, job.search.limit
     found = [op for op in kept if op.verdict in _BY_RANGE and op.sensitivity is not None]
     count = sum(metric.loss_of(op.sensitivity) <= limit for op in found if op.sensitivity)
     if not count:
         return []
     each = "op is" if count == 1 else "ops are"
+    every = job.fp16_loss
+    kept_then = "it may keep as many"
+    if every is not None and every <= limit:
+        kept_then = "all FP16 is within the budget"
     return [
         f"{count} {each} kept for values that leave FP16's range, or may, although each alone is "
         "within the budget on the sample that it leaves the range on. "
-        f"{option('tolerate_overflow')} asks for the error alone; it may keep as many."
+        f"{option('tolerate_overflow')} asks for the error alone; {kept_then}."
     ]
 
 
@@ -299,7 +304,7 @@ def left_out(other: Job, found: Result) -> tuple[str, ...]:
         used.append(option("rescale", other.request.conversion.rescale))
     stay = f"{len(found.kept)} of {found.candidate_ops} ops stay FP32"
     what = stay if found.met else "no set that was found meets the budget"
-    return (f"{' and '.join(used)} is left out: with it {what}.",)
+    return (f"{' and '.join(used)} is left out: with it {what}, which is no better than without.",)
 
 
 def why_infeasible(job: Job, held: float | None, package: float | None) -> str:
@@ -332,7 +337,7 @@ def why_infeasible(job: Job, held: float | None, package: float | None) -> str:
     place = parting(
         prepared, search.evaluations.evaluator.engine, rows.harmful(prepared.metric, limit)
     )
-    parts = "" if place is None else f", which is at {place}"
+    parts = "" if place is None else f", which is at {where_of(prepared, place)}"
     return (
         f"{where}: precision is not the cause. The converted program already differs from the "
         "PyTorch model, so no FP32 op will help. Raise the budget, or change the model where the "

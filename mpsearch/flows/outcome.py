@@ -270,7 +270,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         pinned = {op.name for i, op in enumerate(prepared.ops) if i in problem.always}
         pinned -= {op.name for i, op in enumerate(prepared.ops) if i in problem.required}
         extras.kept = rows.kept_ops(prepared, search, precision, job.range, pinned)
-        extras.notes += messages.by_range(extras.kept, prepared.metric, search.limit)
+        extras.notes += messages.by_range(job, extras.kept)
         if problem.harmless is None:
             engine = search.evaluations.evaluator.engine
             harmless = {row.name for row in rows.absorbed(job.range, prepared.ops, precision)}

@@ -35,6 +35,7 @@ def run(
     ending: Ending,
     name: str | None = None,
     on_trial: Callable[[TrialRow], object] | None = None,
+    started: float | None = None,
 ) -> Result:
     """Do what a request asks.
 
@@ -44,6 +45,8 @@ def run(
         When to end; the caller listens for signals.
     name
         What to call the model in the files written; default: its path or class.
+    started
+        When the command began, in seconds of ``time.perf_counter``; default: now.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def run(
     VerificationError
         If the package computes an op in another precision than was asked for.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     with (
         closing(Progress(request.execution.progress)) as bar,
         threads(threads_of(request.execution)),

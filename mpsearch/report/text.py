@@ -13,12 +13,13 @@ from typing import Any
 from ..evaluation import coverage
 from ..explain.remedies import Remedy
 from ..files import printable
+from ..options import IN_DB
 from ..package.config import KeptOp
 from ..results.analysis import Analysis
 from ..results.check import CheckResult
 from ..results.data import ResultData, TrialRow
 from ..results.front import Front
-from ..results.plain import counted, error_of, share, size
+from ..results.plain import counted, error_of, in_metric, share, size
 from ..results.verified import OpOnDevice, Verified
 
 #: Text and what it means ("good", "bad", "quiet") -> text as the terminal takes it.
@@ -119,7 +120,9 @@ def _alone(result: ResultData, op: KeptOp) -> float:
     """What sorts the ops that do most harm alone to the front; their order where that is open."""
     if "alone" in result.not_measured:
         return 0.0
-    return -math.inf if op.sensitivity is None else -op.sensitivity
+    if op.sensitivity is None:
+        return -math.inf
+    return op.sensitivity if result.metric in IN_DB else -op.sensitivity
 
 
 def _bound(result: ResultData) -> str:
@@ -162,6 +165,10 @@ def passes(trials: Sequence[TrialRow]) -> str:
 def analysis(found: Analysis, top: int, by: str, paint: Paint, width: int = WIDTH) -> str:
     """What ``mpsearch analyze`` prints."""
     healthy = found.is_precision and not found.culprits
+
+    def alone(amplitude: float) -> str:
+        return value(in_metric(amplitude, found.alone_by))
+
     mood = "good" if healthy else "bad"
     lines = [paint(line, mood) for line in _paragraphs(found.explanation, width)]
     lines += [
@@ -174,7 +181,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint, width: int = WIDT
             (24, 7, 4, 12, 7, 14),
         )
         rows = [
-            (r.layer, str(r.harmful), str(r.ops), r.verdict, value(r.sensitivity), r.line or "-")
+            (r.layer, str(r.harmful), str(r.ops), r.verdict, alone(r.sensitivity), r.line or "-")
             for r in found.layers
             if r.harmful
         ]
@@ -186,7 +193,7 @@ def analysis(found: Analysis, top: int, by: str, paint: Paint, width: int = WIDT
                 op.type,
                 op.layer or op.line or "-",
                 op.verdict,
-                value(op.sensitivity),
+                alone(op.sensitivity),
                 "-" if op.range is None else value(op.range.largest),
             )
             for op in found.culprits
@@ -243,6 +250,8 @@ def check(report: CheckResult, paint: Paint, width: int = WIDTH) -> str:
             "another one. Run optimize.",
             width,
         )
+    elif report.unmatched and not report.same_model:
+        lines += _wrap("Ops of the config are not in the model: it may be another one.", width)
     lines += [printable(f"not in the model: {op}") for op in report.unmatched[:_ROWS]]
     lines += [printable(f"matched by its place: {op}") for op in report.moved]
     if not report.same_model:

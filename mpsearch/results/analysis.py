@@ -21,8 +21,8 @@ class OpAnalysis(msgspec.Struct, frozen=True, kw_only=True):
     verdict
         One of :data:`mpsearch.explain.diagnosis.VERDICTS`.
     sensitivity
-        The relative L2 error of the outputs, against all-FP32, when this op alone is FP16; null in
-        JSON where infinite.
+        The error of the outputs, against all-FP32, when this op alone is FP16, by the metric
+        ``alone_by``; of those in dB the amplitude, 10^(-dB / 20). Null in JSON where infinite.
     measured
         Whether that was measured; the first-order model predicts it for ops that do no harm.
     range
@@ -78,6 +78,8 @@ class Analysis(Answer, frozen=True, kw_only=True, dict=True):
         The errors of the all-FP32 and the all-FP16 program against the PyTorch model.
     is_precision
         Whether the all-FP32 program agrees with the PyTorch model, so that precision can help.
+    alone_by
+        The metric of the errors of ops alone: ``metric`` with a budget, ``rel_l2`` without one.
     parts_at
         Where precision is not the cause: the name of the first op whose FP32 result differs from
         what PyTorch computes there; None where that cannot be told.
@@ -95,6 +97,7 @@ class Analysis(Answer, frozen=True, kw_only=True, dict=True):
     error_fp16: float
     is_precision: bool
     explanation: str
+    alone_by: str = "rel_l2"
     parts_at: str | None = None
     notes: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()

@@ -39,3 +39,10 @@ def error_of(value: float | None, metric: str) -> str:
     if value is None:
         return "-inf" if metric in IN_DB else "inf"
     return f"{value:.3g}"
+
+
+def in_metric(amplitude: float, metric: str) -> float:
+    """An error in a metric's own terms: where it is in dB, of an amplitude."""
+    if metric not in IN_DB:
+        return amplitude
+    return -20 * math.log10(amplitude) if amplitude > 0 else math.inf

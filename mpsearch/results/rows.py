@@ -11,7 +11,7 @@ import msgspec
 
 from ..evaluation.metrics import Metric
 from ..explain import remedies as _remedies
-from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable
+from ..explain.diagnosis import HARMFUL, Diagnosis, diagnosable, judge
 from ..explain.remedies import Remedy
 from ..package.config import KeptOp
 from ..program.candidates import CandidateOp
@@ -37,6 +37,8 @@ _NEAR = 4.0
 #: The verdicts on ops that break nothing alone: they break a sample together with a few others, or
 #: are kept for what they add to the rounding of all.
 CONFLICT, ROUNDING = "conflict", "rounding"
+#: The verdict on ops that break a sample alone, for a cause that is not known: in loops, branches.
+ALONE = "alone"
 #: The verdicts on ops that the user keeps in FP32, and on those of a layer that is decided as a
 #: whole, and has another op that FP16 cannot hold.
 PINNED, LAYER = "pinned", "layer"
@@ -92,7 +94,7 @@ def kept_ops(
         if i in problem.required - refused:
             verdict, reason = LAYER, "its layer is decided as a whole, and has an op that overflows"
         if i in at and losses[i] > search.limit:
-            verdict = causes.get(i) or verdict
+            verdict = causes.get(i) or (ALONE if verdict in ("", CONFLICT) else verdict)
             reason = f"alone in FP16 it breaks {at[i]}"
         if not reason:
             verdict = ROUNDING
@@ -163,7 +165,7 @@ def _causes(
     nodes = diagnosable(engine)
     found = {}
     for sample in {at[i] for i in ops}:
-        diagnosis = Diagnosis(engine, harmful(prepared.metric, search.limit), [sample.index])
+        diagnosis = Diagnosis(engine, judge(prepared.metric, search.limit), [sample.index])
         for i in ops:
             if at[i] == sample and i in nodes:
                 found[i] = diagnosis.verdict(nodes[i])[0]

@@ -110,6 +110,15 @@ class Data:
         return f"({', '.join(said)}{',' if len(said) == 1 else ''})"
 
 
+def other_shapes(sample: Mapping[str, Any], declared: Shapes) -> list[str]:
+    """The shapes that a model's file declares where a sample has others, by input, in words."""
+    return [
+        f"{name} {shape}"
+        for name, (shape, _) in declared.items()
+        if getattr(sample.get(name), "shape", shape) != shape
+    ]
+
+
 def argument_names(model: Any) -> list[str] | None:
     """The names of a model's arguments in order, None where any are accepted."""
     if isinstance(model, torch.jit.ScriptModule):

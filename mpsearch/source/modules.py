@@ -23,7 +23,7 @@ from .._ct import quiet
 from ..errors import InputError
 from ..isolated import contained
 from ..usercode import guarded, reason
-from .data import Shapes, argument_names
+from .data import Shapes, argument_names, other_shapes
 from .flat import flatten
 from .nohalf import NoHalf
 
@@ -126,12 +126,10 @@ class TorchModel:
         shapes = [str(tuple(v.shape)) for v in given if isinstance(v, Tensor)]
         if shapes:
             return f"; exported with {', '.join(shapes)}"
-        others = [
-            f"{name} {shape}"
-            for name, (shape, _) in self._declared.items()
-            if getattr(sample.get(name), "shape", shape) != shape
-        ]
-        return f"; the model's file has {', '.join(others)}" if others else ""
+        if others := other_shapes(sample, self._declared):
+            return f"; the model's file has {', '.join(others)}"
+        two = [v for v in sample.values() if isinstance(v, Tensor) and v.shape[:2] == (1, 1)]
+        return "; a row of a file gets an axis of 1 in front" if two and not self._declared else ""
 
     def check(self, sample: Sample) -> None:
         """Make sure that the model agrees with itself, and leave out hooks that only look on.

@@ -31,7 +31,7 @@ from ..program.graph import Function
 from ..program.lowering import lower_candidates
 from ..spool import Spool
 from .conversion import convert
-from .data import Data, argument_names, collect, is_picture, read, redrawn
+from .data import Data, argument_names, collect, is_picture, other_shapes, read, redrawn
 from .declared import declared_inputs
 from .drawing import within_tables
 from .items import items
@@ -266,7 +266,7 @@ def _converted(
     half = torch_model.io_half and conversion.target != "iOS15"
     io = conversion.io_dtype or ("fp16" if half else "fp32")
     precast = convert(torch_model, data.samples, conversion.target, io)
-    notes += [*_added(precast.added), *_renamed(precast.renamed)]
+    notes += [*_other_shapes(data), *_added(precast.added), *_renamed(precast.renamed)]
     (function,) = precast.program.functions.values()
     data = within_tables(data, function, seed)
     return precast, data, torch_model, io, notes
@@ -290,6 +290,16 @@ def _moved(bind: Bind, sample: dict[str, Any], given: dict[str, Any]) -> Bound:
         return bind(sample)
     except MpsearchError:  # integers of two samples need not fit together
         return bind(given)
+
+
+def _other_shapes(data: Data) -> list[str]:
+    others = other_shapes(data.samples[0], data.declared)
+    if not others:
+        return []
+    return [
+        f"The samples have other shapes than the model's file ({', '.join(others)}); the package "
+        "takes those of the samples."
+    ]
 
 
 def _taken_apart(batches: Data, data: Data) -> list[str]:
