@@ -135,6 +135,15 @@ def test_metrics_by_hand(metric):
 
 
 @pytest.mark.parametrize("metric", options.METRICS)
+def test_outputs_that_are_infinite_throughout_are_the_same(metric):
+    from mpsearch.evaluation.metrics import resolve
+
+    measure, infinite = resolve(metric, False), {"y": torch.full((1, 4), math.inf)}
+    same = 0.0 if metric not in options.IN_DB else -math.inf
+    assert measure.whole([infinite], [infinite], []) == pytest.approx(same, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", options.METRICS)
 def test_what_a_metric_shows_is_worse_for_larger_differences(metric):
     from mpsearch.evaluation.metrics import resolve
 

@@ -92,6 +92,7 @@ def test_every_strategy_meets_the_budget(strategy):
     again = mpsearch.optimize(Planted(0), samples(0), budget(0), strategy=strategy, **given)
     if strategy != "greedy-optuna":  # which judges on few samples where it is known as such
         assert again.fp32_ops == result.fp32_ops
+        assert again.trials == result.trials
     assert again.met
 
 

@@ -103,6 +103,8 @@ def _worst(measure: Callable[[Tensor, Tensor], float]) -> Callable[..., tuple[fl
                 if not torch.equal(r[~known].nan_to_num(), o[~known].nan_to_num()):
                     return math.inf, 1.0
                 r, o = r[known], o[known]
+            if not r.numel():  # nothing is left that differs
+                r = o = torch.ones(1, dtype=torch.float64)
             value = measure(r, o)
             worst = max(worst, math.inf if math.isnan(value) else value)
         return worst, 1.0

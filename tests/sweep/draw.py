@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mpsearch import options as choices
+from mpsearch.options import IN_DB
 
 from .models import ARCHITECTURES
 
@@ -343,7 +344,7 @@ def _from_torch(run: Run) -> bool:
 
 
 def _in_db(run: Run) -> bool:
-    return run.get("metric") in ("psnr", "snr")
+    return run.get("metric") in IN_DB
 
 
 _SEARCHES = ("optimize", "pareto")

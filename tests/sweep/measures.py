@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 import mpsearch
+from mpsearch.options import IN_DB
 
 from . import models
 from .draw import Run
@@ -91,7 +92,7 @@ def budget(run: Run, references: Sequence[Outputs]) -> float:
     metric, relative = run.get("metric", "rel_l2"), run.budget
     if metric in ("max_abs", "mean_abs"):
         return relative * max(float(abs(x).max()) for r in references for x in r)
-    if metric in ("psnr", "snr"):
+    if metric in IN_DB:
         return -20 * math.log10(relative)
     if metric in ("cosine", "kl"):
         return relative**2
@@ -101,7 +102,7 @@ def budget(run: Run, references: Sequence[Outputs]) -> float:
 
 def limit(run: Run, budget: float) -> float:
     """The largest loss that a budget allows, with slack."""
-    limit = -budget if run.get("metric") in ("psnr", "snr") else budget
+    limit = -budget if run.get("metric") in IN_DB else budget
     return limit + SLACK * max(abs(limit), 1e-4)
 
 

@@ -23,6 +23,7 @@ import torch
 
 import mpsearch
 from mpsearch.cli import main
+from mpsearch.options import IN_DB
 
 from . import measures, models, sources
 from .draw import FUNCTIONS, Run, expected
@@ -460,7 +461,7 @@ def _package(stage: Stage, result: dict[str, Any], outcome: Outcome) -> None:
     if found > limit:
         outcome.fail(f"{result['status']}: the package's loss is {found:.6g}, allowed {limit:.6g}")
     told = math.inf if result["error"] is None else result["error"]
-    told = -told if run.get("metric") in ("psnr", "snr") else told
+    told = -told if run.get("metric") in IN_DB else told
     if abs(told - found) > 0.02 * max(abs(found), abs(told), 1e-7) + 1e-7:
         outcome.fail(f"the result tells of {told:.6g}, the package gives {found:.6g}")
     if run.seed % 2 == 0 and run.get("metric") not in FUNCTIONS:
@@ -513,7 +514,7 @@ def _infeasible(stage: Stage, said: str, outcome: Outcome) -> None:
 def _analyzed(stage: Stage, found: Any, outcome: Outcome) -> None:
     if not found.ops:
         outcome.fail("an analysis of no op")
-    if not math.isfinite(found.error_fp32) and found.metric not in ("psnr", "snr"):
+    if not math.isfinite(found.error_fp32) and found.metric not in IN_DB:
         outcome.fail(f"all FP32 gives {found.error_fp32}: {found.explanation}")
 
 
