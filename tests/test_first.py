@@ -180,6 +180,29 @@ def test_a_sample_of_another_shape_is_told_the_shape_that_the_file_has(tmp_path)
     assert f"({first} (1, 9), {second} (1, 8); the model's file has {first} (1, 8))" in said.stderr
 
 
+def test_samples_that_lack_an_axis_are_refused(tmp_path):
+    path = _traced(tmp_path / "m.pt", Picture(), torch.rand(1, 3, 16, 16))
+    np.savez(tmp_path / "x.npz", image=np.ones((3, 16, 16), "f"))
+    said = run("optimize", path, "--inputs", tmp_path / "x.npz", "--budget", "1e-2", expect=2)
+    assert "give an array of shape (samples, 3, 16, 16)" in said.stderr
+
+
+class Depth(nn.Module):
+    """(1, 8) -> one over values near 0.05, to which coremltools adds 1e-4."""
+
+    def forward(self, x):
+        return 1.0 / (0.05 + 0.01 * torch.sigmoid(x))
+
+
+def test_what_the_conversion_takes_of_the_budget_is_said():
+    draw = torch.Generator().manual_seed(0)
+    samples = [torch.randn(1, 8, generator=draw) for _ in range(6)]
+    found = mpsearch.optimize(Depth(), samples, 1e-2)
+    said = [note for note in found.notes if "converted program differs" in note]
+    assert found.met and len(said) == 1 and "torch.ones_like(x) / x" in said[0]
+    assert f"already {found.error_fp32:.3g}" in said[0]
+
+
 def test_nothing_of_the_record_of_traced_inputs_is_run(tmp_path):
     path = _traced(tmp_path / "m.pt", Picture(), torch.rand(1, 3, 16, 16))
 

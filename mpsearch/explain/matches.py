@@ -346,6 +346,12 @@ def mask(graph: Graph, node: Node) -> Found | None:
     if path is None or peak <= 1e4:
         return None
     call = f"# instead of {-peak:.3g}\nscores = scores + finite_mask(mask)"
+    if any(n.op_type == "mul" and constant_peak(n) > 1e4 for n in (node, *near)):
+        # The product overflows, and 0 times infinity is NaN: the factor is to be small.
+        call = (
+            f"# instead of a factor of {-peak:.3g}\nfactor = finite_mask(torch.tensor({-peak:.3g}))"
+            "\nscores = scores + (1 - keep) * factor"
+        )
     return [node, *near, *path], call
 
 

@@ -43,7 +43,10 @@ def parting(prepared: Prepared, engine: Incremental, limit: float) -> Node | Non
 def where_of(prepared: Prepared, node: Node) -> str:
     """An op in words, with the line of PyTorch code it comes from."""
     line = {op.name: op.line for op in prepared.ops}.get(node.name)
-    return f"{node}, {line}" if line else str(node)
+    where = f"{node}, {line}" if line else str(node)
+    if node.op_type == "inverse":
+        where += " (coremltools adds 1e-4 to x in 1 / x, and none in torch.ones_like(x) / x)"
+    return where
 
 
 def _counterparts(nodes: Sequence[Node], values: Mapping[str, Tensor]) -> dict[str, Tensor]:

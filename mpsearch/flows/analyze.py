@@ -152,15 +152,16 @@ def _explain(
     place: Node | None,
 ) -> str:
     worse = "below" if errors.name in IN_DB else "above"
+    culprits = ranked(ops)
     harm = f"{errors.name} {worse} {in_metric(errors.harmful, errors.name):.3g}"
     if not is_precision:
         where = "" if place is None else f" The two part at {where_of(prepared, place)}."
+        more = f" {len(culprits)} of {len(ops)} ops do harm in FP16 besides." if culprits else ""
         return (
             f"Not precision: with every op in FP32 the error is already {floor:.3g} ({harm}). "
-            "The converted program differs from the PyTorch model, so no FP32 op will help."
-            f"{where}"
+            "The converted program differs from the PyTorch model, so FP32 ops bring it no lower."
+            f"{where}{more}"
         )
-    culprits = ranked(ops)
     if not culprits:
         return f"No op alone does harm in FP16 ({harm})."
     kinds = Counter(op.verdict for op in culprits)

@@ -116,7 +116,7 @@ def check(
         outgrown=tuple(outgrown),
         fp32_holds=fp32_loss <= bound,
         broken_by=_broken_by(prepared, evaluator, precision, limit)
-        if over and fp32_loss <= bound
+        if over and fp32_loss <= bound and (found or not missing)
         else (),
         same_model=prepared.fingerprint == config.fingerprint,
     )

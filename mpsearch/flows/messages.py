@@ -22,6 +22,7 @@ from ..result import Result
 from ..results import rows
 from ..results.data import Absorption
 from ..results.plain import share
+from ..search.criterion import amplitude
 from ..search.samples import Kind
 from ..source.conversion import convert
 from ..source.modules import TorchModel
@@ -43,13 +44,15 @@ def absorbed_note(found: Sequence[Absorption]) -> list[str]:
     """What is left in FP16 although it overflows, and does no harm."""
     if not found:
         return []
-    by = sorted({name for row in found for name in row.absorbed_by})
+    by = sorted({name for row in found for name in row.absorbed_by if name != row.name})
     one, single = len(found) == 1, len(by) == 1
     limits = " that leaves something unmasked; where all is masked, FP16 gives NaN"
     masked = limits if any(row.masks for row in found) else ""
+    said = f"{_some([row.name for row in found])} overflow{'s' if one else ''} in FP16 without harm"
+    if not by:
+        return [f"{said}: what comes out is the same, for every input{masked}."]
     return [
-        f"{_some([row.name for row in found])} overflow{'s' if one else ''} in FP16 without harm: "
-        f"{_some(by)} read{'s' if single else ''} the result and "
+        f"{said}: {_some(by)} read{'s' if single else ''} the result and "
         f"compute{'s' if single else ''} the same from infinity, for every input{masked}."
     ]
 
@@ -162,6 +165,8 @@ _FEW_DB = 10.0
 _MOST = 0.5
 #: Relative budgets from which on next to nothing is asked.
 _LOOSE = 0.5
+#: The share of the budget from which on an error of all-FP32 is worth a note.
+_CONVERTED = 0.1
 #: An error from which on outputs are of no use, whatever is only rounded.
 _USELESS = 0.1
 
@@ -305,6 +310,24 @@ def left_out(other: Job, found: Result) -> tuple[str, ...]:
     stay = f"{len(found.kept)} of {found.candidate_ops} ops stay FP32"
     what = stay if found.met else "no set that was found meets the budget"
     return (f"{' and '.join(used)} is left out: with it {what}, which is no better than without.",)
+
+
+def converted_note(job: Job) -> list[str]:
+    """That the conversion, not FP16, takes a good part of the budget; and where it differs."""
+    metric, limit, loss = job.prepared.metric, job.search.problem.limit, job.fp32_loss
+    taken = amplitude(loss, limit) / amplitude(limit, limit)
+    if taken < _CONVERTED:
+        return []
+    place = parting(
+        job.prepared,
+        job.search.evaluations.evaluator.engine,
+        _CONVERTED * rows.harmful(metric, limit),
+    )
+    where = "" if place is None else f", at {where_of(job.prepared, place)}"
+    return [
+        f"With every op in FP32 the error is already {metric.loss_of(loss):.3g}, {share(taken)} of "
+        f"the budget: the converted program differs from the PyTorch model{where}."
+    ]
 
 
 def why_infeasible(job: Job, held: float | None, package: float | None) -> str:

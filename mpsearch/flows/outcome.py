@@ -291,6 +291,7 @@ def _extras(job: Job, found: Found, bar: Progress) -> _Extras:
         extras.hint = hint(job, {op.name for op in extras.kept})
 
     def remedies() -> None:
+        extras.notes += messages.converted_note(job)
         extras.remedies = rows.remedies(prepared, job.range, extras.kept)
 
     stages: dict[str, tuple[Callable[[], None], str]] = {

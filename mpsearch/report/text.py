@@ -77,7 +77,7 @@ def summary(result: ResultData, written: Path | None, paint: Paint, width: int =
     lines.append(f"  data   {printable(result.understood)}{held}")
     lines.append(
         f"  search {counted(result.evaluations, 'set')} tried, for "
-        f"{result.forward_equivalents:.1f} forwards of all samples; {result.seconds:.1f} s in all"
+        f"{_forwards(result)} forwards of all samples; {result.seconds:.1f} s in all"
     )
     lines = [*head, "", *_hang(lines, width)]
     if result.kept:
@@ -123,6 +123,11 @@ def _alone(result: ResultData, op: KeptOp) -> float:
     if op.sensitivity is None:
         return -math.inf
     return op.sensitivity if result.metric in IN_DB else -op.sensitivity
+
+
+def _forwards(result: ResultData) -> str:
+    count = result.forward_equivalents
+    return "under 0.1" if count < 0.1 else f"{count:.1f}"
 
 
 def _bound(result: ResultData) -> str:

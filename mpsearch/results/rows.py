@@ -37,7 +37,7 @@ _NEAR = 4.0
 #: The verdicts on ops that break nothing alone: they break a sample together with a few others, or
 #: are kept for what they add to the rounding of all.
 CONFLICT, ROUNDING = "conflict", "rounding"
-#: The verdict on ops that break a sample alone, for a cause that is not known: in loops, branches.
+#: The verdict on ops that break a sample alone, for a cause that was not found: in loops, branches.
 ALONE = "alone"
 #: The verdicts on ops that the user keeps in FP32, and on those of a layer that is decided as a
 #: whole, and has another op that FP16 cannot hold.
@@ -165,7 +165,10 @@ def _causes(
     nodes = diagnosable(engine)
     found = {}
     for sample in {at[i] for i in ops}:
-        diagnosis = Diagnosis(engine, judge(prepared.metric, search.limit), [sample.index])
+        # Half: what all-FP32 differs by from the reference is part of the errors that break.
+        by = judge(prepared.metric, search.limit)
+        by = replace(by, harmful=by.harmful / 2)
+        diagnosis = Diagnosis(engine, by, [sample.index])
         for i in ops:
             if at[i] == sample and i in nodes:
                 found[i] = diagnosis.verdict(nodes[i])[0]

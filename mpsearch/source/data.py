@@ -437,6 +437,14 @@ def _rows(
     if count > MOST_SAMPLES:
         raise InputError(f"{path} holds {count:,} samples; give at most {MOST_SAMPLES:,}")
     bare = {k for k, v in arrays.items() if k in shapes and len(shapes[k][0]) == v.dim() - 1}
+    for name, value in arrays.items():
+        wanted = shapes[name][0] if name in shapes else value.shape
+        if name not in bare and len(wanted) != value.dim():
+            rows = ", ".join(map(str, ["samples", *wanted[1:]]))
+            raise InputError(
+                f"{path}: {name!r} has the shape {tuple(value.shape)}, and the model takes "
+                f"{tuple(wanted)}; give an array of shape ({rows})"
+            )
     order = [k for k in names or arrays if k in arrays]
     return [
         {k: _argument(k, arrays[k][i] if k in bare else arrays[k][i : i + 1], i) for k in order}
